@@ -1,0 +1,75 @@
+# Every target sets up what it needs in .venv; nothing is installed anywhere else.
+# torch's CPU wheel exists for one Python per machine at most, so PYTHON may need to name it: make test PYTHON=python3.11
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+CORE := $(VENV)/core.stamp
+DEV := $(VENV)/dev.stamp
+SITE := build/site
+# What benchmarks are made of, as opposed to benchmarks.
+TOOLS := $(addprefix benchmarks/, harness.py command.py selfcheck.py _%)
+BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-pythons lint format check bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(CORE)  ## explain and run real cascades, and say what is seen
+	@$(PY) examples/demo.py
+
+test: $(DEV)  ## run the tests
+	$(PY) -m pytest -q -n 2 -m "not slow and not nightly and not timing"
+	$(PY) -m pytest -q -m "timing and not slow and not nightly"
+
+test-all: $(DEV)  ## run every test, the slow ones too
+	$(PY) -m pytest -q -n 2 -m "not timing"
+	$(PY) -m pytest -q -m timing
+
+test-pythons: $(DEV)  ## run the tests of ir and passes on every supported Python found
+	$(PY) tests/pythons.py
+
+lint: $(DEV) $(SITE)/castile  ## ruff, and mypy strict over the package
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	MYPYPATH=$(SITE) $(PY) -m mypy -p castile
+
+format: $(DEV)  ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+check:  ## lint, then test
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test
+
+bench: $(DEV)  ## run every benchmark; ARGS goes to each: make bench ARGS=--quick
+	@test -n "$(BENCHMARKS)" || echo "there is no benchmark yet; make bench runs each of benchmarks/*.py"
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file $(ARGS); done
+
+clean:  ## remove everything that these targets made, .venv too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# The build tools come first, at the pinned versions, so that nothing is fetched to build castile itself.
+$(CORE): pyproject.toml constraints.txt | $(PY)
+	@echo "setting up $(VENV): castile"
+	@$(PIP) setuptools wheel
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# ray is left out: no test needs it, and it is as large as the rest of the tools together.
+$(DEV): $(CORE)
+	@echo "setting up $(VENV): torch, triton, xgboost and the test tools (some 2.5 GB; a few minutes the first time)"
+	@$(PIP) --no-build-isolation -e '.[torch,triton,tune,dev]'
+	@touch $@
+
+# The repository is the package; type checks see it under its name through this link.
+$(SITE)/castile:
+	@mkdir -p $(SITE)
+	@ln -sfn ../.. $@

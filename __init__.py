@@ -1,0 +1,58 @@
+"""castile compiles tensor programs, written as cascades of Einsums, into tuned kernels.
+
+import castile
+
+c = castile.parse('''
+def softmax(X: f32[m, n]) -> Y:
+    M[m] = max[n](X[m, n])
+    E[m, n] = exp(X[m, n] - M[m])
+    Y[m, n] = E[m, n] / sum[n](E[m, n])
+''')
+print(castile.explain(c))                 # passes over each rank, and why
+y = castile.evaluate(c, {"X": x})["Y"]    # the float64 oracle: what the cascade means
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from castile.driver import explain as explain
+    from castile.ir.cascade import Cascade as Cascade
+    from castile.ir.cascade import Monoid as Monoid
+    from castile.ir.errors import CastileError as CastileError
+    from castile.ir.evaluate import evaluate as evaluate
+    from castile.ir.parse import cascade as cascade
+    from castile.ir.parse import load as load
+    from castile.ir.parse import monoid as monoid
+    from castile.ir.parse import parse as parse
+
+__version__ = "0.1.0"
+
+# Public name -> where it lives. Imported on first use, so `import castile` stays quick and loads no dependency.
+# The names are absolute because test and type tools meet this file under the name of the checkout's folder.
+_PUBLIC = {
+    "Cascade": "castile.ir.cascade:Cascade",
+    "CastileError": "castile.ir.errors:CastileError",
+    "Monoid": "castile.ir.cascade:Monoid",
+    "cascade": "castile.ir.parse:cascade",
+    "evaluate": "castile.ir.evaluate:evaluate",
+    "explain": "castile.driver:explain",
+    "load": "castile.ir.parse:load",
+    "monoid": "castile.ir.parse:monoid",
+    "parse": "castile.ir.parse:parse",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> object:
+    where = _PUBLIC.get(name)
+    if where is None:
+        raise AttributeError(f"module 'castile' has no attribute {name!r}")
+    module, attribute = where.split(":")
+    value: object = getattr(import_module(module), attribute)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

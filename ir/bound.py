@@ -1,0 +1,103 @@
+"""The error that a correct kernel may have: the one tolerance of tests and tuner.
+
+A kernel is right if every output lies within `error_bound` of the oracle. The bound follows the data, so cancellation is
+judged fairly and nothing hides behind a loose constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .cascade import Cascade
+from .dtypes import DTYPES
+from .evaluate import evaluate_values
+from .extents import resolve, shape_of
+from .scalar import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How one output compares with the oracle: ``worst`` is the greatest error as a multiple of its bound."""
+
+    output: str
+    ok: bool
+    worst: float
+    where: tuple[int, ...]
+    got: float
+    want: float
+    bound: float
+
+    def __str__(self) -> str:
+        place = f"{self.output}[{', '.join(map(str, self.where))}]"
+        verdict = "within" if self.ok else "outside"
+        return f"{place} = {self.got:.9g}, oracle {self.want:.9g}: {verdict} the bound {self.bound:.3g} ({self.worst:.2g} of it)"
+
+
+def error_bound(
+    c: Cascade, inputs: Mapping[str, Any], at: Any = None, *, numerics: str | None = None
+) -> dict[str, Array]:
+    """The absolute error, element by element, that a correct kernel may have on these inputs.
+
+    Arguments as `evaluate`; ``numerics`` overrides the cascade's own. 0 where the result must be exact, as for NaN and
+    infinities; infinite where the compute type overflows or a discontinuity lies within the error of its argument.
+    """
+    return {
+        name: value.slack() for name, value in evaluate_values(c, inputs, at, track=True, numerics=numerics).items()
+    }
+
+
+def judge(
+    c: Cascade, inputs: Mapping[str, Any], got: Mapping[str, Any], at: Any = None, *, numerics: str | None = None
+) -> tuple[Judgement, ...]:
+    """Compare results with the oracle, one `Judgement` for each output. NaN matches NaN, an infinity itself."""
+    wanted = evaluate_values(c, inputs, at, track=True, numerics=numerics)
+    return tuple(_judge(name, value.array, value.slack(), np.asarray(got[name])) for name, value in wanted.items())
+
+
+def _judge(name: str, want: Array, bound: Array, got: Array) -> Judgement:
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    if got.shape != want.shape:
+        return Judgement(name, False, float("inf"), (), float("nan"), float("nan"), 0.0)
+    if want.size == 0:
+        return Judgement(name, True, 0.0, (), 0.0, 0.0, 0.0)
+    bound = np.broadcast_to(bound, want.shape)
+    with np.errstate(all="ignore"):
+        off = np.abs(got - want)
+        same = (got == want) | (np.isnan(got) & np.isnan(want)) | np.isinf(bound)
+        ratio = np.where(same, 0.0, np.where(np.isnan(off), np.inf, off / bound))
+    where = np.unravel_index(int(np.argmax(ratio)), want.shape)
+    worst = float(ratio[where])
+    place = tuple(int(i) for i in where)
+    return Judgement(name, worst <= 1.0, worst, place, float(got[where]), float(want[where]), float(bound[where]))
+
+
+def relative_error(c: Cascade, extents: Mapping[str, int], *, seed: int = 0, samples: int = 32) -> dict[str, float]:
+    """The error that a correct kernel may have at these extents, relative to the largest output: for ordinary inputs.
+
+    Drawn from standard normal inputs (integers: uniform over 0 to 7) at a sample of outputs, so it is an estimate where
+    `error_bound` is the rule.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = resolve(c, extents)
+    inputs = {p.name: _draw(p.dtype, shape_of(c, p.name, sizes), rng) for p in c.params}
+    ranks = {r for name in c.outputs for e in c.einsums for o in e.outputs if o.name == name for r in o.ranks}
+    if any(sizes[r] == 0 for r in ranks):
+        return dict.fromkeys(c.outputs, 0.0)
+    at = {r: rng.integers(0, sizes[r], samples) for r in ranks}
+    found = evaluate_values(c, inputs, at, track=True)
+    result = {}
+    for name, value in found.items():
+        scale = float(np.max(np.abs(value.array), initial=0.0)) or 1.0
+        result[name] = float(np.max(value.slack(), initial=0.0)) / scale
+    return result
+
+
+def _draw(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    row = DTYPES[dtype]
+    if row.is_float:
+        return rng.standard_normal(shape)
+    return rng.integers(0, 2 if row.kind == "bool" else 8, shape)

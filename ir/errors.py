@@ -1,0 +1,144 @@
+"""Every error a user can meet, in one hierarchy.
+
+An error says where it happened (stage, Einsum, rank, line and column), what was expected, what came and what to do.
+``str(error)`` is the whole message; the fields are there for tools.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+E = TypeVar("E", bound="CastileError")
+
+
+@dataclass(frozen=True, slots=True)
+class Loc:
+    """A span of the source text: 1-based line, 1-based columns in characters, end exclusive."""
+
+    line: int
+    column: int
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text and the name under which errors show it; ``first_line`` is the line of the file on which it starts."""
+
+    text: str
+    filename: str = "<cascade>"
+    first_line: int = 1
+    indent: int = 0
+
+    def line(self, number: int) -> str:
+        lines = self.text.split("\n")
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+class CastileError(Exception):
+    """Base of all errors that castile raises on purpose.
+
+    Fields: ``message`` (one line), ``hint`` (what to do, or ""), ``stage``, ``einsum``, ``rank``, ``expected``, ``got``
+    (each "" where it does not apply), ``loc`` (a `Loc` or None) and ``source`` (a `Source` or None).
+    """
+
+    stage = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        einsum: str = "",
+        rank: str = "",
+        expected: str = "",
+        got: str = "",
+        loc: Loc | None = None,
+        source: Source | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.einsum = einsum
+        self.rank = rank
+        self.expected = expected
+        self.got = got
+        self.loc = loc
+        self.source = source
+
+    @property
+    def line(self) -> int | None:
+        """Line in the user's file, 1-based, or None where the error has no place in a text."""
+        if self.loc is None:
+            return None
+        return self.loc.line + (self.source.first_line - 1 if self.source else 0)
+
+    @property
+    def column(self) -> int | None:
+        """Column in the user's file, 1-based."""
+        if self.loc is None:
+            return None
+        return self.loc.column + (self.source.indent if self.source else 0)
+
+    def __str__(self) -> str:
+        lines = []
+        if self.loc is not None:
+            name = self.source.filename if self.source else "<cascade>"
+            lines.append(f"{name}:{self.line}:{self.column}: {self.message}")
+            if self.source is not None:
+                lines.extend(_excerpt(self.source.line(self.loc.line), self.loc))
+        else:
+            lines.append(f"in `{self.einsum}`: {self.message}" if self.einsum else self.message)
+        if self.expected and self.got:
+            lines.append(f"expected: {self.expected}; got: {self.got}")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+def _excerpt(line: str, loc: Loc, width: int = 140) -> list[str]:
+    """The source line and a caret under the span; long lines are cut around the caret, odd characters replaced."""
+    start = max(0, loc.column - 1)
+    end = max(start + 1, min(loc.end_column - 1, len(line)))
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line.replace("\t", " "))
+    left = max(0, start - width // 2) if len(shown) > width else 0
+    shown = shown[left : left + width]
+    carets = "^" * max(1, min(end, left + width) - start)
+    return ["  | " + shown, "  | " + " " * (start - left) + carets]
+
+
+class ParseError(CastileError):
+    """The text is no cascade: a syntax error, a word that the language does not have, or a text past its limits."""
+
+    stage = "parse"
+
+
+class VerifyError(CastileError):
+    """The cascade reads well but means nothing: an unbound rank, a type that does not fit, a cycle."""
+
+    stage = "verify"
+
+
+class InputError(CastileError):
+    """Arrays, scalars or extents that do not fit the cascade: missing, of another shape, out of range."""
+
+    stage = "input"
+
+
+class EvaluationError(CastileError):
+    """The cascade reads outside a tensor, divides an integer by zero or takes argmax of nothing."""
+
+    stage = "evaluate"
+
+
+class UsageError(CastileError):
+    """A wrong word on the command line or a wrong argument of a public function."""
+
+    stage = "usage"
+
+
+def attach(error: E, source: Source) -> E:
+    """The same error, told from which text it comes."""
+    if error.source is None:
+        error.source = source
+    return error

@@ -1,0 +1,95 @@
+"""Count passes: how many traversals of a whole fiber of a rank a cascade needs, whatever its mapping.
+
+The definition is FuseMax's (arXiv 2406.10491, section III): another pass begins where elements must be visited again after all
+of them were. With d(value) the number of traversals of k that must have ended before the value exists: a reduction over k
+has d = d(argument) + 1, anything else the d of what it reads; the count is the greatest d of a reduction, or d + 1 of an
+output that is indexed by k.
+
+Counted per bound instance: in ``O[k, f]``, where O was made by reducing over its own k, that inner k is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Reduce, children, free_ranks, tensors_read
+from ..ir.verify import reduced_ranks, scan_step
+
+# The ranks of a tensor through which the counted rank's coordinate comes in.
+Carrying = frozenset[str]
+Lookup = Callable[[str, Carrying], int]
+
+
+def count_passes(c: Cascade) -> dict[str, int]:
+    """The number of passes over each rank that is reduced or scanned, in order of first appearance.
+
+    Softmax as written has ``{"k": 3}``: a maximum, a sum, and the output along k.
+    """
+    live = needed(c)
+    einsums = tuple(e for e in c.einsums if any(o.name in live for o in e.outputs))
+    scanned = {s.rank for e in einsums if (s := scan_step(e)) is not None}
+    wanted = reduced_ranks(e.expr for e in einsums) | scanned
+    return {r: _count(c, einsums, r) for r in c.ranks if r in wanted}
+
+
+def needed(c: Cascade) -> frozenset[str]:
+    """The tensors that the outputs depend on, themselves included."""
+    live = set(c.outputs)
+    for e in reversed(c.einsums):
+        names = {o.name for o in e.outputs}
+        if names & live:
+            live |= names | set(tensors_read(e.expr))
+    return frozenset(live)
+
+
+def _count(c: Cascade, einsums: tuple[Einsum, ...], rank: str) -> int:
+    own = {o.name: frozenset({rank} & set(o.ranks)) for e in einsums for o in e.outputs}
+    asked: dict[str, set[Carrying]] = {name: {carrying} for name, carrying in own.items()}
+
+    def ask(tensor: str, carrying: Carrying) -> int:
+        if tensor in asked:
+            asked[tensor].add(carrying)
+        return 0
+
+    # Backwards, in which ways each tensor is read; then forwards, its depth in each of them.
+    for e in reversed(einsums):
+        for carrying in set().union(*(asked[o.name] for o in e.outputs)):
+            _depth(c, e, e.expr, rank, carrying, ask)
+    depths: dict[tuple[str, Carrying], int] = {}
+    for e in einsums:
+        for carrying in set().union(*(asked[o.name] for o in e.outputs)):
+            value = _depth(c, e, e.expr, rank, carrying, lambda t, s: depths.get((t, s), 0))
+            depths.update({(o.name, carrying): value for o in e.outputs})
+    results = [
+        depths[o.name, own[o.name]] + (rank in o.ranks and o.name in c.outputs) for e in einsums for o in e.outputs
+    ]
+    return max(results, default=0)
+
+
+def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, lookup: Lookup) -> int:
+    """Traversals of ``rank`` that must have ended before the expression has a value.
+
+    ``carrying`` holds the ranks in scope whose coordinate stems from the counted rank.
+    """
+    match expr:
+        case Reduce(ranks=ranks, args=args):
+            if rank not in ranks:
+                return max(_depth(c, e, a, rank, carrying - set(ranks), lookup) for a in args)
+            outside = carrying - {rank}
+            if any(free_ranks(a) & outside for a in args):
+                # The argument varies with the outer coordinate, so this is another instance of the rank.
+                return max(_depth(c, e, a, rank, outside, lookup) for a in args)
+            return 1 + max(_depth(c, e, a, rank, outside | {rank}, lookup) for a in args)
+        case Access(tensor=tensor, indices=indices):
+            inner = max((_depth(c, e, i, rank, carrying, lookup) for i in indices), default=0)
+            if tensor in c.param_of or tensor in (o.name for o in e.outputs):
+                return inner
+            source = c.einsum_of[tensor]
+            own = next(o.ranks for o in source.outputs if o.name == tensor)
+            reads = frozenset(r for r, i in zip(own, indices, strict=True) if free_ranks(i) & carrying)
+            scan = scan_step(source)
+            # The last entry of a scan, read from outside it, exists only when the scan has ended.
+            ended = int(scan is not None and scan.rank == rank and rank not in reads)
+            return max(inner, lookup(tensor, reads) + ended)
+        case _:
+            return max((_depth(c, e, k, rank, carrying, lookup) for k in children(expr)), default=0)
