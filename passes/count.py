@@ -1,9 +1,9 @@
 """Count passes: how many traversals of a whole fiber of a rank a cascade needs, whatever its mapping.
 
-The definition is FuseMax's (arXiv 2406.10491, section III): another pass begins where elements must be visited again after all
-of them were. With d(value) the number of traversals of k that must have ended before the value exists: a reduction over k
-has d = d(argument) + 1, anything else the d of what it reads; the count is the greatest d of a reduction, or d + 1 of an
-output that is indexed by k.
+The definition is FuseMax's (arXiv 2406.10491, section III): another pass begins where elements must be visited again
+after all of them were. With d(value) the number of traversals of k that must have ended before the value exists: a
+reduction over k has d = d(argument) + 1, anything else the d of what it reads; the count is the greatest d of a
+reduction, or d + 1 of an output that is indexed by k.
 
 Counted per bound instance: in ``O[k, f]``, where O was made by reducing over its own k, that inner k is another one.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Reduce, children, free_ranks, tensors_read
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Output, Reduce, children, free_ranks, tensors_read
 from ..ir.verify import reduced_ranks, scan_step
 
 # The ranks of a tensor through which the counted rank's coordinate comes in.
@@ -25,11 +25,23 @@ def count_passes(c: Cascade) -> dict[str, int]:
 
     Softmax as written has ``{"k": 3}``: a maximum, a sum, and the output along k.
     """
-    live = needed(c)
-    einsums = tuple(e for e in c.einsums if any(o.name in live for o in e.outputs))
-    scanned = {s.rank for e in einsums if (s := scan_step(e)) is not None}
-    wanted = reduced_ranks(e.expr for e in einsums) | scanned
-    return {r: _count(c, einsums, r) for r in c.ranks if r in wanted}
+    found = _depths(c)
+    return {
+        rank: max((d + (rank in o.ranks and o.name in c.outputs) for o, d in depths), default=0)
+        for rank, depths in found.items()
+    }
+
+
+def traversals(c: Cascade) -> dict[str, dict[str, int]]:
+    """For each rank that is reduced or scanned: the traversal of it in which each tensor that iterates it is made.
+
+    Softmax as written has ``{"k": {"M": 1, "P": 2, "L": 2, "Y": 3}}``. Tensors that no output needs are left out.
+    """
+    inside = {o.name: reduced_ranks((e.expr,)) for e in c.einsums for o in e.outputs}
+    return {
+        rank: {o.name: d + (rank in o.ranks) for o, d in depths if rank in o.ranks or rank in inside[o.name]}
+        for rank, depths in _depths(c).items()
+    }
 
 
 def needed(c: Cascade) -> frozenset[str]:
@@ -42,7 +54,16 @@ def needed(c: Cascade) -> frozenset[str]:
     return frozenset(live)
 
 
-def _count(c: Cascade, einsums: tuple[Einsum, ...], rank: str) -> int:
+def _depths(c: Cascade) -> dict[str, list[tuple[Output, int]]]:
+    """For each rank that is reduced or scanned, d of every tensor that the outputs need."""
+    live = needed(c)
+    einsums = tuple(e for e in c.einsums if any(o.name in live for o in e.outputs))
+    scanned = {s.rank for e in einsums if (s := scan_step(e)) is not None}
+    wanted = reduced_ranks(e.expr for e in einsums) | scanned
+    return {r: _depths_over(c, einsums, r) for r in c.ranks if r in wanted}
+
+
+def _depths_over(c: Cascade, einsums: tuple[Einsum, ...], rank: str) -> list[tuple[Output, int]]:
     own = {o.name: frozenset({rank} & set(o.ranks)) for e in einsums for o in e.outputs}
     asked: dict[str, set[Carrying]] = {name: {carrying} for name, carrying in own.items()}
 
@@ -60,10 +81,7 @@ def _count(c: Cascade, einsums: tuple[Einsum, ...], rank: str) -> int:
         for carrying in set().union(*(asked[o.name] for o in e.outputs)):
             value = _depth(c, e, e.expr, rank, carrying, lambda t, s: depths.get((t, s), 0))
             depths.update({(o.name, carrying): value for o in e.outputs})
-    results = [
-        depths[o.name, own[o.name]] + (rank in o.ranks and o.name in c.outputs) for e in einsums for o in e.outputs
-    ]
-    return max(results, default=0)
+    return [(o, depths[o.name, own[o.name]]) for e in einsums for o in e.outputs]
 
 
 def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, lookup: Lookup) -> int:
