@@ -1,7 +1,7 @@
 """The error that a correct kernel may have: the one tolerance of tests and tuner.
 
-A kernel is right if every output lies within `error_bound` of the oracle. The bound follows the data, so cancellation is
-judged fairly and nothing hides behind a loose constant.
+A kernel is right if every output lies within `error_bound` of the oracle. The bound follows the data, so cancellation
+is judged fairly and nothing hides behind a loose constant.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Judgement:
     def __str__(self) -> str:
         place = f"{self.output}[{', '.join(map(str, self.where))}]"
         verdict = "within" if self.ok else "outside"
-        return f"{place} = {self.got:.9g}, oracle {self.want:.9g}: {verdict} the bound {self.bound:.3g} ({self.worst:.2g} of it)"
+        values = f"{place} = {self.got:.9g}, oracle {self.want:.9g}"
+        return f"{values}: {verdict} the bound {self.bound:.3g} ({self.worst:.2g} of it)"
 
 
 def error_bound(

@@ -15,12 +15,12 @@ from .errors import Loc
 
 
 def _loc() -> Loc | None:
-    return field(default=None, compare=False, repr=False)  # type: ignore[no-any-return]
+    return field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A literal. Numbers are non-negative, as in Python's grammar (`-1` is `neg` of 1); ``kind`` keeps 1, 1.0 and True apart."""
+    """A literal, never negative, as in Python's grammar (`-1` is `neg` of 1); ``kind`` keeps 1, 1.0 and True apart."""
 
     value: int | float | bool
     loc: Loc | None = _loc()
@@ -75,7 +75,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """``op[k, j](args)``: a reduction over ranks that it binds. ``op`` is built in (one arg) or a monoid of the cascade."""
+    """``op[k, j](args)``: a reduction over ranks that it binds. ``op`` is built in (one arg) or a monoid."""
 
     op: str
     ranks: tuple[str, ...]
@@ -160,7 +160,10 @@ class Monoid:
 
 @dataclass(frozen=True)
 class Cascade:
-    """A program: parameters, Einsums in order of dependence, outputs by name. ``str`` gives the text that parses back to it."""
+    """A program: parameters, Einsums in order of dependence, outputs by name.
+
+    ``str(c)`` is the text form, which parses back to an equal cascade.
+    """
 
     name: str
     params: tuple[Param, ...]

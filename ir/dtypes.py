@@ -91,7 +91,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name in ("bf16", "f8e4m3", "f8e5m2"):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, spelled))
+        spelled = getattr(ml_dtypes, spelled)
     return np.dtype(spelled)
 
 
@@ -117,7 +117,7 @@ def wrap(x: Array, name: str) -> Array:
     """Reduce int64 values modulo 2^bits into an integer type, as two's complement arithmetic does."""
     row = DTYPES[name]
     if row.kind == "bool":
-        return x != 0
+        return np.asarray(x != 0)
     if row.bits == 64:
         return x
     low = x & ((1 << row.bits) - 1)

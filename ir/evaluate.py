@@ -69,10 +69,10 @@ class Scope:
 def evaluate(c: Cascade, inputs: Mapping[str, Any], at: Any = None) -> dict[str, Array]:
     """Compute the outputs of a cascade in float64.
 
-    ``inputs`` maps each parameter's name to a NumPy array, a torch tensor or a number; values are rounded to the declared
-    type where that is narrower than f32. ``at`` chooses a sample of output coordinates: a mapping from rank to N integers
-    (or one), or an integer array ``[N, ranks]`` in the order of the outputs' ranks; the results then have shape ``[N]``,
-    in memory bounded by some hundred MB.
+    ``inputs`` maps each parameter's name to a NumPy array, a torch tensor or a number; values are rounded to the
+    declared type where that is narrower than f32. ``at`` chooses a sample of output coordinates: a mapping from rank to
+    N integers (or one), or an integer array ``[N, ranks]`` in the order of the outputs' ranks; the results then have
+    shape ``[N]``, in memory bounded by some hundred MB.
 
     Returns ``{output: array}`` in the order of the signature: float64, int64 for integer and bool for boolean outputs.
     Raises `InputError` for inputs that do not fit, `EvaluationError` for a read outside a tensor.
@@ -281,7 +281,7 @@ class Oracle(Scalars):
         spans = dict(zip(e.ranks, box, strict=True))
         scope = Scope.over(e.ranks, box)
         state = self._fold(e.expr, scope, None)
-        result = {}
+        result: dict[str, Value] = {}
         for o, value in zip(e.outputs, state, strict=True):
             # The verifier has seen that a component does not vary along ranks that its output lacks.
             first = tuple(slice(None) if r in o.ranks else slice(0, 1) for r in e.ranks)
@@ -299,7 +299,7 @@ class Oracle(Scalars):
         return result
 
     def _scan(self, e: Einsum, box: Box) -> Value:
-        """Step along the scanned rank from its beginning; every entry is kept, so a step may reach back any distance."""
+        """Step along the scanned rank from its beginning; entries are kept, so a step may reach back any distance."""
         scan = scan_step(e)
         assert scan is not None
         full: Box = tuple((0, self.extents[r]) for r in e.output.ranks)
@@ -438,7 +438,7 @@ class Oracle(Scalars):
         return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
 
     def _reduced_flags(self, e: Reduce, value: Value, array: Array, axes: tuple[int, ...]) -> Array | None:
-        """What a mask left out is nothing: a sum of it alone, or of nothing, is the flagged 0, a maximum the flagged -inf."""
+        """What a mask left out is nothing: a sum of nothing is the flagged 0, a maximum of nothing the flagged -inf."""
         if e.op in ("argmax", "any", "all") or (value.masked is None and math.prod(array.shape[a] for a in axes)):
             return None
         flags = np.broadcast_to(value.flag(), array.shape)

@@ -1,7 +1,7 @@
 """Extents: how each rank gets its size, and which interval an index spans.
 
-A bare rank in a parameter binds its extent. A rank that occurs only in other indices takes the largest extent with which all
-of them stay in bounds; accesses under a `where` are guarded and count only where a rank has no other.
+A bare rank in a parameter binds its extent. A rank that occurs only in other indices takes the largest extent with
+which all of them stay in bounds; accesses under a `where` are guarded and count only where a rank has no other.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def resolve(
 ) -> dict[str, int]:
     """The extent of every rank, from extents given by name and, if given, the parameters' shapes.
 
-    Raises `InputError` naming the rank, what was expected and what came: an extent that is missing or negative, two axes
-    of one rank that differ, a shape of the wrong length, an axis that a derived extent contradicts.
+    Raises `InputError` naming the rank, what was expected and what came: an extent that is missing or negative, two
+    axes of one rank that differ, a shape of the wrong length, an axis that a derived extent contradicts.
     """
     shapes = shapes or {}
     extents: dict[str, int] = {}
@@ -227,7 +227,7 @@ def _checked(rank: str, value: object) -> int:
 
 
 def _bind_axes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: dict[str, int]) -> None:
-    origin: dict[str, str] = {r: "the extent given" for r in extents}
+    origin: dict[str, str] = dict.fromkeys(extents, "the extent given")
     for p in c.params:
         if p.name not in shapes:
             continue
@@ -245,8 +245,9 @@ def _bind_axes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: dict[
                 continue
             here = f"axis {axis} of `{p.name}`"
             if extents.setdefault(index.name, int(size)) != size:
+                known = f"{extents[index.name]} by {origin[index.name]}"
                 raise InputError(
-                    f"rank `{index.name}` has two extents: {extents[index.name]} by {origin[index.name]}, {size} by {here}",
+                    f"rank `{index.name}` has two extents: {known}, {size} by {here}",
                     rank=index.name,
                     hint="axes that share a rank's name have one size",
                 )

@@ -62,7 +62,7 @@ def _anonymous(m: Monoid) -> Monoid:
 
 
 def canonical(c: Cascade) -> Cascade:
-    """The cascade with every name replaced by its place: tensors t0…, ranks r0…, monoids m0…, inferred dtypes written out."""
+    """The cascade with names replaced by places (t0… tensors, r0… ranks, m0… monoids) and inferred dtypes written."""
     types = tensor_types(c)
     names = [p.name for p in c.params] + [o.name for e in c.einsums for o in e.outputs]
     renamed = rename(

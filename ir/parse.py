@@ -26,8 +26,8 @@ from .verify import verify
 NUMERICS = ("standard", "strict", "fast")
 
 _BINARY: dict[type[ast.operator], str] = {
-    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod", ast.Pow: "pow",
-    ast.BitAnd: "and", ast.BitOr: "or", ast.LShift: "lshift", ast.RShift: "rshift",
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
+    ast.Pow: "pow", ast.BitAnd: "and", ast.BitOr: "or", ast.LShift: "lshift", ast.RShift: "rshift",
 }  # fmt: skip
 _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne",
@@ -98,7 +98,7 @@ def cascade(function: Callable[..., Any] | None = None, /, *, numerics: str | No
 
 
 def monoid(*, identity: Any) -> Callable[[Callable[..., Any]], Monoid]:
-    """Decorator: the user's reduction that a Python function spells. ``identity`` is repeated in the source and read there."""
+    """Decorator: the reduction that a Python function spells; ``identity`` is read from the source, like the rest."""
 
     def read(function: Callable[..., Any]) -> Monoid:
         source = _source_of(function)
@@ -319,7 +319,7 @@ class _Reader:
         if len(params) != 2 * len(identity) or len(set(params)) != len(params):
             self.fail(
                 node,
-                f"a monoid with {len(identity)} component(s) takes {2 * len(identity)} parameters; `{node.name}` has {len(params)}",
+                f"a state of {len(identity)} takes {2 * len(identity)} parameters; `{node.name}` has {len(params)}",
                 "first the accumulated state, then the new element, each with one name a component",
             )
         self.name(node, node.name, "a monoid")

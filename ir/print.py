@@ -27,18 +27,18 @@ def _expr(e: Expr) -> tuple[str, int]:
         case Reduce(op=op, ranks=ranks, args=args):
             return f"{op}[{', '.join(ranks)}]({_list(args)})", ATOM
         case Call(op=name, args=args):
-            op = OPS[name]
-            if not op.symbol:
+            row = OPS[name]
+            if not row.symbol:
                 return f"{name}({_list(args)})", ATOM
-            if op.arity == 1:
-                return op.symbol + print_expr(args[0], UNARY), UNARY
+            if row.arity == 1:
+                return row.symbol + print_expr(args[0], UNARY), UNARY
             # Python's operators associate to the left, all but `**`; comparisons do not chain.
-            left, right = op.binds, op.binds + 1
-            if op.binds == COMPARE:
+            left, right = row.binds, row.binds + 1
+            if row.binds == COMPARE:
                 left = right
-            if op.binds == POWER:
+            if row.binds == POWER:
                 left, right = ATOM, UNARY
-            return f"{print_expr(args[0], left)} {op.symbol} {print_expr(args[1], right)}", op.binds
+            return f"{print_expr(args[0], left)} {row.symbol} {print_expr(args[1], right)}", row.binds
 
 
 def _list(exprs: tuple[Expr, ...]) -> str:

@@ -1,9 +1,9 @@
 """How rounding errors pass through each operation: the rules behind `bound.error_bound`.
 
-Running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.3): beside a value goes a bound on the
-absolute error that a correct kernel may have made on the way to it. A reduction of n terms in any order errs by at most
-about min(n, 8 sqrt(n)) roundings of the sum of magnitudes; the square root is the probabilistic bound of Higham and Mary
-(2019) with room for 8 standard deviations.
+Running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.3): beside a value goes a
+bound on the absolute error that a correct kernel may have made on the way to it. A reduction of n terms in any order
+errs by at most about min(n, 8 sqrt(n)) roundings of the sum of magnitudes; the square root is the probabilistic bound
+of Higham and Mary (2019) with room for 8 standard deviations.
 """
 
 from __future__ import annotations
@@ -116,8 +116,10 @@ def cast_error(x: Array, error: Array, y: Array, dtype: str) -> Array:
 
 
 def sum_error(magnitude: Array, inherited: Array, terms: int, dtype: str, narrow: float = 0.0) -> Array:
-    """A sum: what its terms carry, plus the roundings of adding them. ``narrow`` is the unit roundoff to which one operand
-    of the products may be rounded (design, section 2, *Numerics*)."""
+    """A sum: what its terms carry, plus the roundings of adding them.
+
+    ``narrow`` is the unit roundoff to which one operand of the products may be rounded (design, section 2, *Numerics*).
+    """
     u = unit(dtype)
     return np.asarray(inherited + (u * (growth(terms) + 2) + narrow) * magnitude + (TINY if u else 0.0))
 

@@ -1,8 +1,8 @@
 """Scalar expressions over NumPy arrays: values, their *masked* flags and, on request, their error bounds.
 
-The masked flag follows section 2 of the design: a literal ``-inf`` branch of ``where`` sets it. A flagged -inf stays what it is
-under anything added; ``exp`` turns it into a flagged 0; a flagged 0 annihilates in a product, even with infinity; and a
-flagged 0 divided by a flagged 0 is 0.
+The masked flag follows section 2 of the design: a literal ``-inf`` branch of ``where`` sets it. A flagged -inf stays
+what it is under anything added; ``exp`` turns it into a flagged 0; a flagged 0 annihilates in a product, even with
+infinity; and a flagged 0 divided by a flagged 0 is 0.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Array = npt.NDArray[Any]
 class Value:
     """An array over the axes of the scope (size 1 where it does not vary).
 
-    ``masked`` says where it stands for what a mask left out, None for nowhere. ``error`` bounds the absolute error that a
-    correct kernel may have made, None where that is not asked for.
+    ``masked`` says where it stands for what a mask left out, None for nowhere. ``error`` bounds the absolute error that
+    a correct kernel may have made, None where that is not asked for.
     """
 
     array: Array
@@ -52,13 +52,13 @@ class Value:
 
 
 def convert(x: Array, dtype: str) -> Array:
-    """A cast as the language defines it: to floats by rounding, to integers by truncation with saturation (NaN gives 0)."""
+    """A cast as the language defines it: to floats by rounding, to integers by saturating truncation (NaN gives 0)."""
     row = DTYPES[dtype]
     if row.is_float:
         x = x.astype(np.float64)
         return round_to(x, dtype) if rounds(dtype) else x
     if row.kind == "bool":
-        return x != 0
+        return np.asarray(x != 0)
     if x.dtype.kind != "f":
         return wrap(x.astype(np.int64), dtype)
     whole = np.where(np.isnan(x), 0.0, np.trunc(x))
@@ -171,7 +171,7 @@ class Scalars:
         return Value(result.array, result.masked, rounding.settle(result.array, error, dtype, result.masked))
 
     def _operands(self, e: Call, arrays: list[Array], guard: Array | None) -> list[Array]:
-        """The arguments in the types in which NumPy computes what the language means; checked where it has no meaning."""
+        """The arguments in the types in which NumPy computes what the language means; refused where it has none."""
         op = OPS[e.op]
         if op.rule in ("divide", "real"):
             return [a.astype(np.float64) for a in arrays]

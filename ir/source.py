@@ -1,7 +1,7 @@
 """The gate before `ast.parse`: limits on a stranger's text.
 
-CPython's parser recurses on the C stack and converts integers in quadratic time, so depth, length and digits are bounded
-before it sees the text. The limits lie far above any cascade that a person or a pass writes.
+CPython's parser recurses on the C stack and converts integers in quadratic time, so depth, length and digits are
+bounded before it sees the text. The limits lie far above any cascade that a person or a pass writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_DEPTH = 180
 MAX_NAME = 120
 
 _token = re.compile(r"[A-Za-z_0-9.\u0080-\U0010ffff]+|[^\sA-Za-z_0-9.]")
-_digits = re.compile(r"[0-9a-fA-FxXoO_]{%d,}" % (MAX_DIGITS + 1))
+_digits = re.compile(rf"[0-9a-fA-FxXoO_]{{{MAX_DIGITS + 1},}}")
 
 
 def _fail(source: Source, message: str, hint: str, line: int, column: int, width: int = 1) -> ParseError:

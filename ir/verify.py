@@ -27,7 +27,7 @@ from .cascade import (
     walk,
 )
 from .dtypes import DTYPES
-from .errors import CastileError, VerifyError
+from .errors import CastileError, Loc, VerifyError
 from .extents import bindings, is_affine
 from .ops import OPS, REDUCTIONS
 from .types import TypeChecker, tensor_types
@@ -67,32 +67,32 @@ def verify(c: Cascade) -> None:
     tensor_types(c)
 
 
-def _fresh(name: str, known: Mapping[str, int], loc: object) -> None:
+def _fresh(name: str, known: Mapping[str, int], loc: Loc | None) -> None:
     if name in known:
         raise VerifyError(
             f"`{name}` is written twice",
             hint="each tensor is written once; give the second its own name",
-            loc=loc,  # type: ignore[arg-type]
+            loc=loc,
         )
 
 
-def _first_use(c: Cascade, name: str) -> object:
+def _first_use(c: Cascade, name: str) -> Loc | None:
     for p in c.params:
         if any(name in ranks_named(i) for i in p.indices):
             return p.loc
     return next((e.loc for e in c.einsums if name in e.ranks or name in ranks_named(e.expr)), None)
 
 
-def _param(c: Cascade, name: str, dtype: str, indices: tuple[Expr, ...], loc: object) -> None:
+def _param(c: Cascade, name: str, dtype: str, indices: tuple[Expr, ...], loc: Loc | None) -> None:
     if dtype not in DTYPES:
-        raise VerifyError(f"`{dtype}` is no dtype", loc=loc)  # type: ignore[arg-type]
+        raise VerifyError(f"`{dtype}` is no dtype", loc=loc)
     seen: set[str] = set()
     for index in indices:
         if not is_affine(index) or (isinstance(index, Const) and index.kind != "int"):
             raise VerifyError(
                 f"an extent of `{name}` is no rank, integer or expression of ranks",
                 hint="write `X: f32[m, 64]` or `W: u32[k // 8, n]`",
-                loc=index.loc or loc,  # type: ignore[arg-type]
+                loc=index.loc or loc,
             )
         if isinstance(index, Rank):
             if index.name in seen:
@@ -208,13 +208,13 @@ def _bound(expr: Expr, bound: set[str], e: Einsum) -> None:
         raise VerifyError(f"a tensor of more than {MAX_RANKS} ranks", loc=e.loc)
 
 
-def _loose(rank: str, loc: object, e: Einsum) -> VerifyError:
+def _loose(rank: str, loc: Loc | None, e: Einsum) -> VerifyError:
     left = ", ".join([*e.output.ranks, rank])
     return VerifyError(
         f"rank `{rank}` is neither on the left nor reduced",
         rank=rank,
         hint=f"reduce it, as in sum[{rank}](…), or write {e.name}[{left}] on the left; a scalar is a parameter",
-        loc=loc,  # type: ignore[arg-type]
+        loc=loc,
     )
 
 
@@ -229,7 +229,7 @@ def _state(c: Cascade, e: Einsum) -> None:
     reduce, m = e.expr, c.monoid_of[e.expr.op]
     if len(e.outputs) != m.width or len(reduce.args) != m.width:
         raise VerifyError(
-            f"the monoid `{m.name}` has {m.width} components; {len(e.outputs)} names and {len(reduce.args)} values came",
+            f"the monoid `{m.name}` has {m.width} components, not {len(e.outputs)} names and {len(reduce.args)} values",
             loc=e.loc,
         )
     depends = component_dependence(m)

@@ -1,7 +1,7 @@
 """The pipeline: passes as a flat list of named functions, each run recorded.
 
-A pass is a pure function from a cascade to a cascade. The verifier runs after each; with ``CASTILE_DUMP=dir`` the text after
-each is written to ``dir``, and a pass that did nothing says "(unchanged)".
+A pass is a pure function from a cascade to a cascade. The verifier runs after each; with ``CASTILE_DUMP=dir`` the text
+after each is written to ``dir``, and a pass that did nothing says "(unchanged)".
 """
 
 from __future__ import annotations
