@@ -1,0 +1,515 @@
+"""Derive: a cascade read into normal forms, separated, stabilised, and written back as a cascade.
+
+The result is a cascade like any other: streamed reductions are Einsums over monoids with tuple state. What fired, what blocks
+and what streams is recorded for `castile explain`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Monoid, Output, Param, Rank, Reduce, transform
+from ..ir.extents import bindings
+from ..ir.verify import verify
+from .count import count_passes
+from .lower import Lowering, show
+from .normal import Atom, Form, Value, add, exp, function, lift, mul, rewrite, sub
+from .read import Reader
+from .separate import Reductions, parts_of
+from .stabilise import Component, Gauge, Plan, Stream, StreamWriter
+
+T = TypeVar("T")
+
+LEVELS = ("none", "defer", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rewrite that fired, as text: before, after, and why it is allowed."""
+
+    name: str
+    before: str
+    after: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One barrier that stands, as text: the ranks that wait, the expression that blocks, and why."""
+
+    ranks: tuple[str, ...]
+    expression: str
+    integrand: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """A derived cascade, with what was done to it.
+
+    ``form`` names it among the alternatives: "as written", "deferred", "running maximum" or "extended exponent".
+    ``passes`` counts each rank of the original in the derived cascade.
+    """
+
+    form: str
+    cascade: Cascade
+    passes: dict[str, int]
+    steps: tuple[Step, ...]
+    barriers: tuple[Block, ...]
+    streams: tuple[Stream, ...]
+
+
+def derive(c: Cascade, level: str = "full", gauge: str = "maximum") -> Derivation:
+    """Derive one form of a cascade.
+
+    ``level`` is "none" (passes as written, masks made explicit), "defer" (factors leave sums) or "full"; ``gauge`` is "maximum" or
+    "exponent". A form never has more passes over a rank than the original: where it would, the original is kept.
+    """
+    return _with_room(lambda: _Deriver(c, level, gauge).run(), len(c.einsums))
+
+
+def alternatives(c: Cascade) -> tuple[Derivation, ...]:
+    """The forms of one cascade that compute the same, fewest passes first; equal cascades appear once."""
+    found: dict[Cascade, Derivation] = {}
+    for level, gauge in (("full", "maximum"), ("full", "exponent"), ("defer", "maximum"), ("none", "maximum")):
+        d = derive(c, level, gauge)
+        found.setdefault(d.cascade, d)
+    return tuple(found.values())
+
+
+def form_name(level: str, gauge: str, streamed: bool) -> str:
+    if level == "none":
+        return "as written"
+    if level == "defer":
+        return "deferred"
+    return "extended exponent" if gauge == "exponent" and streamed else "running maximum" if streamed else "separated"
+
+
+class _Deriver:
+    def __init__(self, c: Cascade, level: str, gauge: str) -> None:
+        self.c = c
+        self.level = level
+        self.kind = gauge
+        self.reductions = Reductions(level, c.numerics)
+        self.reader = Reader(c, self.reductions)
+        self.plan = Plan(self.reductions, gauge)
+        self.taken: set[str] = {p.name for p in c.params} | set(c.ranks) | {m.name for m in c.monoids}
+        self.einsums: list[Einsum] = []
+        self.monoids: list[Monoid] = list(c.monoids)
+        self.streams: list[Stream] = []
+        self.named: dict[bytes, tuple[str, tuple[str, ...]]] = {}
+        self.component: dict[bytes, Component] = {}
+        self.done: set[bytes] = set()
+        self.guarded: set[str] = set()
+        self.group_of: dict[bytes, int] = {}
+        self.groups: list[list[Atom]] = []
+
+    def run(self) -> Derivation:
+        c = self.c
+        before = count_passes(c)
+        self.reader.read()
+        roots = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
+        live = self._live(roots, [o for o in c.outputs if o not in self.reader.forms])
+        for atom in live:
+            if atom.digest in self.reductions.centred or self.plan.gauge(atom) is not None:
+                if not self.plan.include(atom):
+                    self._demote(atom)
+        self.groups = self.plan.groups()
+        self.group_of = {a.digest: i for i, g in enumerate(self.groups) for a in g}
+        self.taken |= {o.name for e in c.einsums for o in e.outputs}
+        self._name_components()
+        order = {name: i for i, name in enumerate(o.name for e in c.einsums for o in e.outputs)}
+        for name in sorted(c.outputs, key=lambda n: order[n]):
+            self._output(name)
+        derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
+        verify(derived)
+        after = count_passes(derived)
+        passes = {r: after.get(r, 0) for r in before}
+        if any(passes[r] > n for r, n in before.items()):
+            return Derivation("as written", c, before, (), (), ())
+        form = form_name(self.level, self.kind, bool(self.streams))
+        return Derivation(form, derived, passes, self._steps(), self._blocks(), tuple(self.streams))
+
+    # What is there
+
+    def _live(self, roots: list[Value], tensors: list[str]) -> list[Atom]:
+        """Every reduction that the outputs need, innermost first; the tensors that stay are gone into."""
+        found: dict[bytes, Atom] = {}
+        seen: set[bytes] = set()
+        stack: list[Value] = list(roots)
+        opened: set[str] = set()
+        waiting = list(tensors)
+        while stack or waiting:
+            while waiting:
+                name = waiting.pop()
+                if name not in opened and name in self.reader.opaque:
+                    opened.add(name)
+                    stack.extend(self.reader.opaque[name])
+            if not stack:
+                break
+            v = stack.pop()
+            if v.digest in seen:
+                continue
+            seen.add(v.digest)
+            if isinstance(v, Atom):
+                if v.kind == "red":
+                    found[v.digest] = v
+                name = v.name.removeprefix("access:")
+                if v.kind in ("access", "pred") and name in self.reader.opaque:
+                    waiting.append(name)
+                stack.extend(v.args)
+            else:
+                for m in v.terms:
+                    stack.extend(parts_of(m))
+        return list(reversed(found.values()))
+
+    def _demote(self, atom: Atom) -> None:
+        """A reduction that was to be carried centred, but whose reference cannot be: it waits after all."""
+        from .separate import Barrier
+
+        self.reductions.centred.pop(atom.digest, None)
+        body = atom.args[0]
+        assert isinstance(body, Form)
+        key = (atom.digest, atom.ranks)
+        reason = "its reference is reduced over other ranks than it, so no state holds both"
+        self.reductions.barriers.setdefault(key, Barrier(atom.ranks, body, body, reason))
+
+    # Names
+
+    def _fresh(self, base: str) -> str:
+        number = 1
+        while f"{base}{number}" in self.taken:
+            number += 1
+        self.taken.add(f"{base}{number}")
+        return f"{base}{number}"
+
+    def _ranks(self, v: Value) -> tuple[str, ...]:
+        """Free ranks in the order of the cascade; instances after their base."""
+        order = {r: i for i, r in enumerate(self.c.ranks)}
+        base = self.reader.instances
+        return tuple(sorted(v.free, key=lambda r: (order.get(base.get(r, r), len(order)), r)))
+
+    def _name_components(self) -> None:
+        """Components take the names of the user's tensors that equal them; others get fresh ones."""
+        for group in self.groups:
+            for atom in group:
+                name = self._fresh({"max": "top", "min": "bottom"}.get(atom.name, "part"))
+                gauge = self.plan.gauge(atom)
+                self.component[atom.digest] = Component(atom, name, self._ranks(atom), atom.name, gauge)
+        claimed: set[str] = set()
+        for name, value in self.reader.forms.items():
+            if not isinstance(value, Form):
+                continue
+            atom = self._finished(value).atom
+            output = self.c.einsum_of[name].output
+            for digest, component in self.component.items():
+                fits = atom is not None and atom.kind == "access" and atom.name == component.name
+                if fits and name not in claimed and set(output.ranks) == set(component.ranks):
+                    claimed.add(name)
+                    self.component[digest] = replace(component, name=name, ranks=output.ranks)
+                    break
+        for component in self.component.values():
+            if component.atom.name == "sum" and component.gauge is not None:
+                self.guarded.add(component.name)
+
+    # Values
+
+    def _finished(self, v: Form) -> Form:
+        """A form over the tensors that hold the streams' results: mantissas times exponentials of their gauges."""
+        memo: dict[bytes, Value] = {}
+
+        def visit(a: Atom) -> Form | Atom | None:
+            component = self.component.get(a.digest)
+            if component is not None:
+                return self._worth(component)
+            if a.kind == "red":
+                return a
+            if a.kind == "poly":
+                inner = rewrite(a.args[0], visit, memo)
+                assert isinstance(inner, Form)
+                return self._aligned(inner)
+            return None
+
+        result = rewrite(v, visit, memo)
+        assert isinstance(result, Form)
+        return result
+
+    def _tensor(self, component: Component) -> Form:
+        indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
+        positive = component.atom.name == "sum" and all(isinstance(x, Form) and _positive(x) for x in component.atom.args)
+        return lift(Atom("access", component.name, indices, nonnegative=positive))
+
+    def _worth(self, component: Component) -> Form:
+        value = self._tensor(component)
+        if component.gauge is None:
+            return value
+        return mul(value, exp(self._scale(component.gauge)))
+
+    def _scale(self, gauge: Gauge) -> Form:
+        if self.kind == "exponent":
+            from .normal import LN2, const
+
+            return mul(const(LN2), self._tensor(self.component[gauge.extremes[0].digest]))
+        return self._finished(gauge.value)
+
+    def _aligned(self, f: Form) -> Form:
+        """A sum of scaled values: brought to the greatest of their scales, which comes out as a factor."""
+        scales = {m.exponent.digest: m.exponent for m in f.terms if m.exponent is not None}
+        gauges = {c.name for c in self.component.values() if c.atom.name in ("max", "min")}
+        scaled = [e for e in scales.values() if _mentions(e, gauges)]
+        if not scaled or len(f.terms) < 2:
+            return f
+        every = list(scales.values()) + ([Form({})] if any(m.exponent is None for m in f.terms) else [])
+        every.sort(key=lambda e: e.digest)
+        top = every[0]
+        for e in every[1:]:
+            top = function("maximum", (top, e))
+        terms = [mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top))) for m, q in f.terms.items()]
+        return mul(exp(top), add(*terms))
+
+    # Writing
+
+    def _lowering(self) -> Lowering:
+        return Lowering(self._hook, self.guarded, self._exponents())
+
+    def _exponents(self) -> frozenset[str]:
+        if self.kind != "exponent":
+            return frozenset()
+        return frozenset(c.name for c in self.component.values() if c.atom.name == "max")
+
+    def _hook(self, a: Atom) -> Expr | None:
+        if a.kind == "red" and not a.name.startswith("red:"):
+            return self._access(a)
+        return None
+
+    def _access(self, a: Atom) -> Expr:
+        name, ranks = self.named[self._ensure(a)]
+        return Access(name, tuple(Rank(r) for r in ranks))
+
+    def _ensure(self, a: Atom) -> bytes:
+        """The Einsum of a reduction is written before what reads it; returns the key of its name."""
+        if a.digest in self.done:
+            return a.digest
+        if a.digest in self.group_of:
+            self._write_group(self.groups[self.group_of[a.digest]])
+            return a.digest
+        self.done.add(a.digest)
+        args = [self._body(x) for x in a.args]
+        lowering = self._lowering()
+        body = tuple(lowering.body(a, x) for x in args)
+        name, ranks = self._user_name(lift(a)) or (self._fresh("T"), self._ranks(a))
+        self.named[a.digest] = (name, ranks)
+        self.einsums.append(Einsum((Output(name, ranks),), Reduce(a.name, a.ranks, body)))
+        return a.digest
+
+    def _body(self, x: Value) -> Value:
+        """An argument of a reduction, over the streams' results, whose Einsums are written first."""
+        if isinstance(x, Atom):
+            return x
+        finished = self._finished(x)
+        self._write_needed(x)
+        return finished
+
+    def _write_needed(self, v: Value) -> None:
+        """Write the groups whose components a value uses."""
+        seen: set[bytes] = set()
+        stack: list[Value] = [v]
+        while stack:
+            x = stack.pop()
+            if x.digest in seen:
+                continue
+            seen.add(x.digest)
+            if isinstance(x, Atom):
+                if x.digest in self.group_of:
+                    self._write_group(self.groups[self.group_of[x.digest]])
+                    continue
+                if x.kind == "red":
+                    continue
+                name = x.name.removeprefix("access:")
+                if x.kind in ("access", "pred") and name in self.reader.opaque:
+                    self._opaque(name)
+                stack.extend(x.args)
+            else:
+                for m in x.terms:
+                    stack.extend(parts_of(m))
+
+    def _user_name(self, v: Form) -> tuple[str, tuple[str, ...]] | None:
+        """The user's own name for a value, if a statement computes just it and no output claims the name otherwise."""
+        for name, value in self.reader.forms.items():
+            output = self.c.einsum_of[name].output
+            if value.digest == v.digest and set(output.ranks) == set(v.free) and output.dtype is None:
+                if not any(o.name == name for e in self.einsums for o in e.outputs):
+                    return name, output.ranks
+        return None
+
+    def _write_group(self, group: list[Atom]) -> None:
+        if group[0].digest in self.done:
+            return
+        for a in group:
+            self.done.add(a.digest)
+        components = tuple(self.component[a.digest] for a in group)
+        mine = {a.digest for a in group}
+        for a in group:
+            for x in a.args:
+                self._write_outside(x, mine)
+        for c in components:
+            self.named[c.atom.digest] = (c.name, c.ranks)
+        if len(components) == 1 and components[0].gauge is None:
+            only = components[0]
+            body = self._lowering().body(only.atom, only.atom.args[0])
+            self.einsums.append(Einsum((Output(only.name, only.ranks),), Reduce(only.atom.name, only.atom.ranks, (body,))))
+            return
+        name = self._fresh("stream")
+        writer = StreamWriter(self.plan, components, self.kind)
+        monoid, einsum = writer.write(name, self._lowering())
+        self.monoids.append(monoid)
+        self.einsums.append(einsum)
+        self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum))
+
+    def _write_outside(self, v: Value, mine: set[bytes]) -> None:
+        """Before a stream: whatever its elements read that is not part of it."""
+        seen: set[bytes] = set()
+        stack: list[Value] = [v]
+        while stack:
+            x = stack.pop()
+            if x.digest in seen:
+                continue
+            seen.add(x.digest)
+            if isinstance(x, Atom):
+                if x.kind == "red" and x.digest not in mine:
+                    self._ensure(x)
+                    continue
+                name = x.name.removeprefix("access:")
+                if x.kind in ("access", "pred") and name in self.reader.opaque:
+                    self._opaque(name)
+                stack.extend(x.args)
+            else:
+                for m in x.terms:
+                    stack.extend(parts_of(m))
+
+    def _opaque(self, name: str) -> None:
+        """A scan or a monoid of the user's: written with its own expression, its arguments from their forms."""
+        e = self.c.einsum_of[name]
+        if any(o.name == name for w in self.einsums for o in w.outputs):
+            return
+        if e.name in self.done_tensors:
+            return
+        self.done_tensors.add(e.name)
+        values = self.reader.opaque[name]
+        for v in values:
+            self._write_needed(v)
+        lowering = self._lowering()
+        if isinstance(e.expr, Reduce) and e.expr.op in self.c.monoid_of:
+            args = []
+            for v, original in zip(values, e.expr.args, strict=True):
+                dtype = self.reader._dtype(original)
+                final = self._finished(v) if isinstance(v, Form) else v
+                args.append(lowering.float(final) if isinstance(final, Form) and dtype in ("f32", "f64") else lowering.value(final))
+            self.einsums.append(replace(e, expr=replace(e.expr, args=tuple(args))))
+            return
+        final = self._finished(values[0]) if isinstance(values[0], Form) else values[0]
+        self.einsums.append(replace(e, expr=self._typed(final, self.reader.types[e.name])))
+
+    @property
+    def done_tensors(self) -> set[str]:
+        if not hasattr(self, "_done_tensors"):
+            self._done_tensors: set[str] = set()
+        return self._done_tensors
+
+    def _typed(self, v: Value, dtype: str) -> Expr:
+        lowering = self._lowering()
+        if isinstance(v, Form) and dtype[0] in "fb" and dtype != "bool":
+            return lowering.float(v)
+        return lowering.value(v)
+
+    def _output(self, name: str) -> None:
+        if any(o.name == name for e in self.einsums for o in e.outputs):
+            return
+        if name in self.reader.opaque:
+            self._opaque(name)
+            return
+        value = self.reader.forms[name]
+        self._write_needed(value)
+        if any(o.name == name for e in self.einsums for o in e.outputs):
+            return
+        e = self.c.einsum_of[name]
+        final = self._finished(value) if isinstance(value, Form) else value
+        dtype = self.reader.types[name]
+        # The declared type rounds by itself: a cast to it outermost is not written twice.
+        if isinstance(final, Form) and e.output.dtype is not None:
+            atom = final.atom
+            if atom is not None and atom.kind in ("cast", "int") and atom.name in (e.output.dtype, f"cast:{e.output.dtype}"):
+                inner = atom.args[0]
+                assert isinstance(inner, Form)
+                final = inner
+        expr = self._typed(final, dtype)
+        if any(o.name == name for w in self.einsums for o in w.outputs):
+            # A reduction below took the name, as it is the output itself.
+            return
+        self.einsums.append(Einsum((replace(e.output, dtype=e.output.dtype),), expr))
+
+    def _used_monoids(self) -> tuple[Monoid, ...]:
+        used = {n.op for e in self.einsums for n in e.reductions}
+        return tuple(m for m in self.monoids if m.name in used)
+
+    def _steps(self) -> tuple[Step, ...]:
+        return tuple(Step(r.name, show(r.before), show(r.after), r.reason) for r in self.reductions.rewrites.values())
+
+    def _blocks(self) -> tuple[Block, ...]:
+        return tuple(Block(b.ranks, show(b.blocking), show(b.integrand), b.reason) for b in self.reductions.barriers.values())
+
+
+def _positive(f: Form) -> bool:
+    from .normal import nonnegative
+
+    return nonnegative(f)
+
+
+def _mentions(v: Value, tensors: set[str]) -> bool:
+    stack: list[Value] = [v]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, Atom):
+            if x.kind == "access" and x.name in tensors:
+                return True
+            stack.extend(x.args)
+        else:
+            for m in x.terms:
+                stack.extend(parts_of(m))
+    return False
+
+
+def _with_room(f: Callable[[], T], size: int) -> T:
+    """Run a recursion as deep as the cascade is long: on a thread with a larger stack, where it may be needed."""
+    if size < 24:
+        return f()
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, 20_000 + 200 * size))
+        try:
+            result.append(f())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            sys.setrecursionlimit(limit)
+
+    old = threading.stack_size(min(1 << 30, (64 << 20) + size * (1 << 20)))
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+    finally:
+        threading.stack_size(old)
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+__all__ = ["Derivation", "Iterator", "Param", "Rank", "alternatives", "bindings", "derive", "transform"]

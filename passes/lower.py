@@ -1,0 +1,334 @@
+"""Normal forms back to expressions: readable text, types intact, brackets as selects.
+
+What each reduction becomes is the caller's choice: an access to a tensor that holds it, or the reduction in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import inf
+
+from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
+from ..ir.print import print_expr
+from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, negate
+
+# What an atom becomes, where the caller decides; None leaves it to `Lowering`.
+Hook = Callable[[Atom], Expr | None]
+
+# ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
+LN2_PARTS = (0.6875, 0.005615234375, LN2 - 0.6875 - 0.005615234375)
+
+MINUS_INF: Expr = Call("neg", (Const(inf),))
+
+
+def show(v: Value) -> str:
+    """A value as people read it, reductions in place."""
+    return print_expr(Lowering().value(v))
+
+
+def call(op: str, *args: Expr) -> Expr:
+    return Call(op, args)
+
+
+class Lowering:
+    """Turns values into expressions. ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came"."""
+
+    def __init__(
+        self,
+        hook: Hook | None = None,
+        guarded: frozenset[str] | set[str] = frozenset(),
+        exponents: frozenset[str] = frozenset(),
+    ) -> None:
+        self.hook = hook
+        self.guarded = guarded
+        self.exponents = exponents
+
+    def value(self, v: Value) -> Expr:
+        return self.form(v) if isinstance(v, Form) else self.atom(v)
+
+    def float(self, f: Form) -> Expr:
+        """A form as a float: a literal with its point, integers converted."""
+        c = f.constant
+        if c is not None:
+            return literal(c, whole=False)
+        e = self.form(f)
+        return Cast("f32", e) if is_integral(f) else e
+
+    # Sums
+
+    def form(self, f: Form) -> Expr:
+        if not f.terms:
+            return Const(0)
+        whole = is_integral(f)
+        masks = [a for m, _ in f.terms.items() if (a := _mask(m)) is not None]
+        terms = [(m, q) for m, q in f.terms.items() if _mask(m) is None]
+        e = self._sum(terms, whole) if terms else Const(0.0)
+        if masks:
+            condition = self._all([p for a in masks for p in a.args if isinstance(p, Atom)])
+            e = call("where", condition, e, MINUS_INF)
+        return e
+
+    def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
+        paired = self._pairs(terms, whole)
+        parts = [(e, positive) for e, positive in paired]
+        parts += [self._term(m, q, whole) for m, q in terms if not self._is_paired(m, terms)]
+        parts.sort(key=lambda p: (not p[1], isinstance(p[0], Const), print_expr(p[0])))
+        total: Expr | None = None
+        for e, positive in parts:
+            if total is None:
+                total = e if positive else call("neg", e)
+            else:
+                total = call("add" if positive else "sub", total, e)
+        assert total is not None
+        return total
+
+    def _is_paired(self, m: Monomial, terms: list[tuple[Monomial, Fraction]]) -> bool:
+        return self._pair_key(m, terms) is not None
+
+    def _pair_key(self, m: Monomial, terms: list[tuple[Monomial, Fraction]]) -> tuple[frozenset[Atom], Atom] | None:
+        """A bracket whose negation stands, with the same others, in another term: the two make one ``where``."""
+        sets = [frozenset(t.brackets) for t, _ in terms]
+        mine = frozenset(m.brackets)
+        for p in m.brackets:
+            rest = mine - {p}
+            if rest | {negate(p)} in sets:
+                first = min(p, negate(p), key=lambda a: (a.name == "not", a.digest))
+                return rest, first
+        return None
+
+    def _pairs(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> list[tuple[Expr, bool]]:
+        groups: dict[tuple[frozenset[Atom], Atom], tuple[list[tuple[Monomial, Fraction]], list[tuple[Monomial, Fraction]]]] = {}
+        for m, q in terms:
+            key = self._pair_key(m, terms)
+            if key is None:
+                continue
+            rest, p = key
+            yes, no = groups.setdefault(key, ([], []))
+            (yes if p in m.brackets else no).append((Monomial(m.factors, m.exponent, set(m.brackets) - {p, negate(p)} - rest), q))
+        result = []
+        for (rest, p), (yes, no) in groups.items():
+            e = call("where", self.atom(p), self._sum(yes, whole), self._sum(no, whole))
+            if rest:
+                e = call("where", self._all(sorted(rest, key=lambda a: a.digest)), e, Const(0) if whole else Const(0.0))
+            result.append((e, True))
+        return result
+
+    # Products
+
+    def _term(self, m: Monomial, q: Fraction, whole: bool) -> tuple[Expr, bool]:
+        """One term as (expression, whether it is added)."""
+        e = self._product(m, abs(q), whole)
+        if m.brackets:
+            e = call("where", self._all(m.brackets), e, Const(0) if whole else Const(0.0))
+        return e, q > 0
+
+    def _product(self, m: Monomial, q: Fraction, whole: bool) -> Expr:
+        over: list[Expr] = []
+        under: list[Expr] = []
+        ln2 = 0
+        for a, p in sorted(m.factors, key=lambda f: _order(f[0])):
+            if a.kind == "ln2":
+                ln2 = p
+                continue
+            root = a.kind == "fn" and a.name == "sqrt" and p < 0
+            if root:
+                base: Expr = call("rsqrt", self.form(_form(a.args[0])))
+                over.append(_power(base, -p))
+            elif p > 0:
+                over.append(_power(self.atom(a), p))
+            else:
+                under.append(_power(self.atom(a), -p))
+        if ln2:
+            over.insert(0, Const(LN2**ln2))
+        if m.exponent is not None:
+            over.append(self._exponential(m.exponent))
+        numerator, denominator = _ratio(q, whole)
+        if numerator != 1 or not over:
+            over.insert(0, literal(numerator, whole or numerator.denominator == 1))
+        e = over[0]
+        for x in over[1:]:
+            e = call("mul", e, x)
+        if denominator != 1:
+            under.append(literal(denominator, True))
+        if under:
+            d = under[0]
+            for x in under[1:]:
+                d = call("mul", d, x)
+            e = call("div", e, d)
+        return self._guard(m, e)
+
+    def _guard(self, m: Monomial, e: Expr) -> Expr:
+        """A quotient of sums into which nothing came, 0 / 0, is 0."""
+        below = [a for a, p in m.factors if p < 0 and a.kind == "access" and a.name in self.guarded]
+        above = [a for a, p in m.factors if p > 0 and a.kind == "access" and a.name in self.guarded]
+        if not below or not (above or m.brackets or m.exponent is not None):
+            return e
+        empty = call("eq", self.atom(below[0]), Const(0.0))
+        for a in below[1:]:
+            empty = call("or", empty, call("eq", self.atom(a), Const(0.0)))
+        return call("where", empty, Const(0.0), e)
+
+    def _exponential(self, f: Form) -> Expr:
+        """exp of a form, or exp2 where every term carries a factor ln 2."""
+        stripped: dict[Monomial, Fraction] = {}
+        for m, q in f.terms.items():
+            powers = {a.kind: (a, p) for a, p in m.factors}
+            if powers.get("ln2", (None, 0))[1] != 1:
+                return call("exp", self._reduced(f))
+            stripped[Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"], m.exponent, m.brackets)] = q
+        return call("exp2", self.form(Form(stripped)))
+
+    def _reduced(self, f: Form) -> Expr:
+        """An exponent minus a multiple of ln 2, subtracted in parts so that nothing is lost (Cody and Waite)."""
+        whole = {m: q for m, q in f.terms.items() if self._is_multiple(m) and q == -1}
+        if len(whole) != 1 or len(f.terms) == 1:
+            return self.form(f)
+        (m, _) = next(iter(whole.items()))
+        n = self.form(Form({Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"]): ONE_FRACTION}))
+        e = self.form(Form({t: q for t, q in f.terms.items() if t not in whole}))
+        for part in LN2_PARTS:
+            e = call("sub", e, call("mul", n, Const(part)))
+        return e
+
+    def _is_multiple(self, m: Monomial) -> bool:
+        kinds = sorted((a.kind, p) for a, p in m.factors)
+        named = any(a.kind == "access" and a.name in self.exponents for a, _ in m.factors)
+        return kinds == [("access", 1), ("ln2", 1)] and named and m.exponent is None and not m.brackets
+
+    # Atoms
+
+    def atom(self, a: Atom) -> Expr:
+        if self.hook is not None and (found := self.hook(a)) is not None:
+            return found
+        match a.kind:
+            case "access":
+                return Access(a.name, tuple(self.form(_form(i)) for i in a.args))
+            case "rank":
+                return Rank(a.name)
+            case "extent":
+                return Extent(a.name)
+            case "ln2":
+                return Const(LN2)
+            case "inf":
+                return Const(inf)
+            case "poly":
+                return self.form(_form(a.args[0]))
+            case "cast":
+                return Cast(a.name, self.form(_form(a.args[0])))
+            case "lbr":
+                inner = a.args[0]
+                assert isinstance(inner, Atom)
+                return call("where", self.atom(inner), Const(0.0), MINUS_INF)
+            case "int":
+                return self._integer(a)
+            case "red":
+                return Reduce(a.name, a.ranks, tuple(self.body(a, x) for x in a.args))
+            case "pred":
+                return self._predicate(a)
+            case _:
+                return Call(a.name, tuple(self.value(x) for x in a.args))
+
+    def body(self, a: Atom, x: Value) -> Expr:
+        """The argument of a reduction: a float where the reduction is one."""
+        if isinstance(x, Atom):
+            return self.atom(x)
+        return self.float(x) if a.dtype in ("f32", "f64") else self.form(x)
+
+    def _integer(self, a: Atom) -> Expr:
+        args = [self.value(x) for x in a.args]
+        if a.name.startswith("cast:"):
+            return Cast(a.name[5:], args[0])
+        return Call(a.name, tuple(args))
+
+    def _predicate(self, a: Atom) -> Expr:
+        if a.name in ("true", "false"):
+            return Const(a.name == "true")
+        if a.name in ("ge0", "eq0"):
+            return self._comparison(_form(a.args[0]), "ge" if a.name == "ge0" else "eq")
+        if a.name == "not":
+            inner = a.args[0]
+            assert isinstance(inner, Atom)
+            if inner.name == "eq0":
+                return self._comparison(_form(inner.args[0]), "ne")
+            if inner.name == "eq":
+                return Call("ne", tuple(self.value(x) for x in inner.args))
+            return call("not", self.atom(inner))
+        if a.name in ("and", "or"):
+            return self._all(a.args, a.name)
+        if a.name.startswith("access:"):
+            return Access(a.name[7:], tuple(self.form(_form(i)) for i in a.args))
+        if a.name.startswith("red:"):
+            return Reduce(a.name[4:], a.ranks, tuple(self.value(x) for x in a.args))
+        return Call(a.name, tuple(self.value(x) for x in a.args))
+
+    def _all(self, parts: object, op: str = "and") -> Expr:
+        found = sorted((self.atom(p) for p in parts if isinstance(p, Atom)), key=print_expr)  # type: ignore[attr-defined]
+        e = found[0]
+        for p in found[1:]:
+            e = call(op, e, p)
+        return e
+
+    def _comparison(self, f: Form, op: str) -> Expr:
+        """``f >= 0`` with its negative terms on the other side: q - k >= 0 is q >= k, k - q - 1 >= 0 is k > q."""
+        left = {m: q for m, q in f.terms.items() if q > 0}
+        right = {m: -q for m, q in f.terms.items() if q < 0}
+        one = next(iter(UNIT.terms))
+        if op == "ge" and right.get(one) == ONE_FRACTION and len(right) > 1:
+            del right[one]
+            op = "gt"
+        return call(op, self.form(Form(left)), self.form(Form(right)))
+
+
+def _form(v: Value) -> Form:
+    assert isinstance(v, Form)
+    return v
+
+
+def _mask(m: Monomial) -> Atom | None:
+    """The lbr of a term that is nothing but a multiple of it."""
+    if m.exponent is not None or m.brackets:
+        return None
+    return next((a for a, _ in m.factors if a.kind == "lbr"), None)
+
+
+def _power(e: Expr, n: int) -> Expr:
+    return e if n == 1 else call("pow", e, Const(n))
+
+
+def _order(a: Atom) -> tuple[int, str]:
+    """Scalars first, then tensors, then functions and sums."""
+    rank = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}.get(a.kind, 4)
+    return rank, a.name if a.kind in ("access", "extent") else a.digest.hex()
+
+
+def _ratio(q: Fraction, whole: bool) -> tuple[Fraction, Fraction]:
+    """A coefficient as literals above and below: a float where it is one exactly, else a quotient."""
+    if q.denominator == 1 or whole:
+        return q, ONE_FRACTION
+    if Fraction(float(q)) == q and (q.denominator > 1 << 20 or q.numerator > 1 << 20 or q.denominator in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)):
+        return q, ONE_FRACTION
+    if q.numerator == 1 or q.denominator < 1 << 16:
+        return Fraction(q.numerator), Fraction(q.denominator)
+    return Fraction(float(q)), ONE_FRACTION
+
+
+def literal(q: Fraction, whole: bool) -> Expr:
+    """A number of either sign as a literal."""
+    size = abs(q)
+    e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 53 else Const(float(size))
+    return call("neg", e) if q < 0 else e
+
+
+def is_integral(f: Form) -> bool:
+    """Whether every part of the form is an integer, so that its expression has an integer type."""
+    return bool(f.terms) and all(
+        q.denominator == 1 and m.exponent is None and not m.brackets and all(p > 0 and _integral_atom(a) for a, p in m.factors)
+        for m, q in f.terms.items()
+    )
+
+
+def _integral_atom(a: Atom) -> bool:
+    if a.kind == "poly":
+        return is_integral(_form(a.args[0]))
+    return a.kind in ("rank", "extent", "int") or (a.kind in ("access", "red") and a.dtype[0] in "iu")

@@ -1,0 +1,329 @@
+"""Cascade to normal forms: every map Einsum is inlined, every reduction becomes an atom.
+
+Accesses substitute ranks; where a substitution would be captured by a reduction inside, the inner rank is renamed: it is
+another instance of the rank. Scans and monoids with tuple state stay tensors; what they read is read like all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
+from ..ir.dtypes import DTYPES, rounds
+from ..ir.types import TypeChecker, is_float, settle, tensor_types
+from ..ir.verify import scan_step
+from .normal import (
+    Atom,
+    Form,
+    Value,
+    add,
+    bracket,
+    bracketed,
+    compare,
+    conjunction,
+    const,
+    disjunction,
+    div,
+    function,
+    lift,
+    mul,
+    neg,
+    negate,
+    pred,
+    rewrite,
+    select,
+    sub,
+)
+from .normal import power as raise_to
+from .separate import Reductions, cast
+
+
+@dataclass
+class Reader:
+    """Reads the Einsums of one cascade, in order, into forms over their output ranks."""
+
+    c: Cascade
+    reductions: Reductions
+    forms: dict[str, Value] = field(default_factory=dict)
+    opaque: dict[str, tuple[Value, ...]] = field(default_factory=dict)
+    instances: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.types = tensor_types(self.c)
+        self.checker = TypeChecker(self.types, self.c.monoid_of)
+        self.known: dict[str, frozenset[str]] = {}
+
+    def read(self) -> None:
+        for e in self.c.einsums:
+            if len(e.outputs) > 1 or scan_step(e) is not None or self._is_monoid(e):
+                self._tensor(e)
+            else:
+                value = self.value(e.expr)
+                self.forms[e.name] = self._rounded(e, value)
+
+    def _is_monoid(self, e: Einsum) -> bool:
+        return isinstance(e.expr, Reduce) and e.expr.op in self.c.monoid_of
+
+    def _tensor(self, e: Einsum) -> None:
+        """A scan or a monoid: an opaque tensor, which knows what was reduced on the way to it."""
+        args = e.expr.args if self._is_monoid(e) and isinstance(e.expr, Reduce) else (e.expr,)
+        values = []
+        for o in e.outputs:
+            self.known[o.name] = frozenset()
+        for a in args:
+            values.append(self.value(a))
+        reduced = frozenset().union(*(v.reduced for v in values))
+        if isinstance(e.expr, Reduce) and self._is_monoid(e):
+            reduced |= set(e.expr.ranks)
+        for o in e.outputs:
+            self.known[o.name] = reduced
+            self.opaque[o.name] = tuple(values)
+
+    def _rounded(self, e: Einsum, value: Value) -> Value:
+        """The conversion that a declared type makes."""
+        dtype = e.output.dtype
+        if dtype is None or isinstance(value, Atom):
+            return value
+        inferred = self._dtype(e.expr)
+        return value if dtype == inferred else self.convert(value, inferred, dtype)
+
+    def _dtype(self, e: Expr) -> str:
+        return settle(self.checker.infer(e))
+
+    def form(self, e: Expr) -> Form:
+        """The numeric value of an expression; a bool counts as 0 or 1."""
+        v = self.value(e)
+        return bracket(v) if isinstance(v, Atom) else v
+
+    def predicate(self, e: Expr) -> Atom:
+        v = self.value(e)
+        assert isinstance(v, Atom), "the verifier lets only bools be conditions"
+        return v
+
+    def value(self, e: Expr) -> Value:
+        """A form, or for a bool a predicate atom."""
+        match e:
+            case Const(value=bool() as truth):
+                return pred("true") if truth else pred("false")
+            case Const(value=number):
+                return const(number)
+            case Rank(name=name):
+                return lift(Atom("rank", name, dtype="i64"))
+            case Extent(rank=rank):
+                return lift(Atom("extent", rank, dtype="i64", nonnegative=True))
+            case Cast(dtype=dtype, arg=arg):
+                inner = self.value(arg)
+                return self.convert(inner, self._dtype(arg), dtype)
+            case Access():
+                return self._access(e)
+            case Reduce():
+                return self._reduce(e)
+            case Call():
+                return self._call(e)
+
+    def convert(self, v: Value, source: str, target: str) -> Value:
+        """A cast: to a wider float nothing, to a narrower one a rounding, to and from integers an opaque operation."""
+        if isinstance(v, Atom):
+            if target == "bool":
+                return v
+            v = bracket(v)
+            source = "i32"
+        if target == "bool":
+            return negate(compare("eq", v, const(0), integer=not DTYPES[source].is_float))
+        if DTYPES[target].is_float:
+            return cast(target, v) if rounds(target) else v
+        if source == target and not DTYPES[source].is_float:
+            return v
+        c = v.constant
+        if c is not None and c.denominator == 1 and DTYPES[target].lowest <= c <= DTYPES[target].highest:
+            return v
+        return lift(Atom("int", f"cast:{target}", (v,), dtype=target))
+
+    def _access(self, e: Access) -> Value:
+        indices = tuple(self.form(i) for i in e.indices)
+        dtype = self.types[e.tensor]
+        if e.tensor in self.forms:
+            own = self.c.einsum_of[e.tensor].output.ranks
+            return self._substitute(self.forms[e.tensor], dict(zip(own, indices, strict=True)))
+        reduced = self._carried(e, indices)
+        if dtype == "bool":
+            return pred(f"access:{e.tensor}", *indices, reduced=reduced)
+        nonneg = DTYPES[dtype].kind == "uint"
+        return lift(Atom("access", e.tensor, indices, dtype=dtype, reduced=reduced, nonnegative=nonneg))
+
+    def _carried(self, e: Access, indices: tuple[Form, ...]) -> frozenset[str]:
+        """What was reduced on the way to an opaque tensor; a scan read at a fixed place has ended."""
+        if e.tensor not in self.c.einsum_of:
+            return frozenset()
+        reduced = self.known.get(e.tensor, frozenset())
+        source = self.c.einsum_of[e.tensor]
+        scan = scan_step(source)
+        if scan is not None and scan.rank not in indices[scan.axis].free:
+            reduced |= {scan.rank}
+        return reduced
+
+    def _substitute(self, value: Value, ranks: Mapping[str, Form]) -> Value:
+        """Replace ranks by index forms; reductions that would capture a rank of an index get another instance of theirs."""
+        changed = {r: f for r, f in ranks.items() if f.atom is None or f.atom.kind != "rank" or f.atom.name != r}
+        changed = {r: f for r, f in changed.items() if r in value.free}
+        if not changed:
+            return value
+        coming = frozenset().union(*(f.free for f in changed.values()))
+        memo: dict[bytes, Value] = {}
+
+        def visit(a: Atom) -> Form | Atom | None:
+            if not a.free & set(changed):
+                return a
+            if a.kind == "rank":
+                return changed[a.name]
+            if a.kind != "red":
+                return None
+            body = a.args[0]
+            assert isinstance(body, Form)
+            ranks_now = a.ranks
+            captured = [r for r in ranks_now if r in coming]
+            if captured:
+                fresh = {r: self._instance(r, body.free | coming | set(ranks_now)) for r in captured}
+                renamed = rewrite(body, _renamer(fresh), {})
+                assert isinstance(renamed, Form)
+                body, ranks_now = renamed, tuple(fresh.get(r, r) for r in ranks_now)
+            inner = rewrite(body, visit, memo)
+            assert isinstance(inner, Form)
+            return self.reductions.reduce(a.name, ranks_now, inner, a.dtype)
+
+        return rewrite(value, visit, memo)
+
+    def _instance(self, rank: str, taken: frozenset[str] | set[str]) -> str:
+        base = self.instances.get(rank, rank)
+        number = 2
+        while f"{base}_{number}" in taken or f"{base}_{number}" in self.c.ranks or f"{base}_{number}" in self.types:
+            number += 1
+        name = f"{base}_{number}"
+        self.instances[name] = base
+        return name
+
+    def _reduce(self, e: Reduce) -> Value:
+        ranks = tuple(e.ranks)
+        if e.op in ("any", "all"):
+            return pred(f"red:{e.op}", self.predicate(e.arg), ranks=ranks)
+        if e.op in self.c.monoid_of:
+            args = tuple(self.form(a) for a in e.args)
+            return lift(Atom("red", e.op, args, ranks, self._dtype(e)))
+        body = self.form(e.arg)
+        dtype = self._dtype(e)
+        if not is_float(dtype) and e.op != "argmax":
+            # Integers wrap, so nothing leaves their sums.
+            return lift(Atom("red", e.op, (body,), ranks, dtype))
+        return self.reductions.reduce(e.op, ranks, body, dtype)
+
+    def _call(self, e: Call) -> Value:
+        if e.op == "where":
+            condition = self.predicate(e.args[0])
+            a, b = self.value(e.args[1]), self.value(e.args[2])
+            if isinstance(a, Atom) and isinstance(b, Atom):
+                return disjunction([conjunction([condition, a]), conjunction([negate(condition), b])])
+            return select(condition, _number(a), _number(b))
+        args = [self.value(a) for a in e.args]
+        dtype = self.checker.infer(e)
+        if e.op in ("lt", "le", "gt", "ge", "eq", "ne"):
+            integer = not any(is_float(self.checker.infer(a)) for a in e.args)
+            return compare(e.op, _number(args[0]), _number(args[1]), integer)
+        if dtype == "bool":
+            parts = [a for a in args if isinstance(a, Atom)]
+            return negate(parts[0]) if e.op == "not" else conjunction(parts) if e.op == "and" else disjunction(parts)
+        forms = tuple(_number(a) for a in args)
+        if not is_float(dtype):
+            return self._integer(e.op, forms, settle(dtype))
+        return self._float(e.op, forms)
+
+    def _integer(self, op: str, args: tuple[Form, ...], dtype: str) -> Form:
+        """Integer arithmetic: sums and multiples of ranks, extents and constants are exact; all else may wrap."""
+        exact = dtype == "i64" and all(_is_exact(a) for a in args)
+        match op:
+            case "add" if exact:
+                return add(*args)
+            case "sub" if exact:
+                return sub(*args)
+            case "neg" if exact:
+                return neg(args[0])
+            case "mul" if exact and any(a.constant is not None for a in args):
+                return mul(*args)
+            case _:
+                values = [a.constant for a in args]
+                if all(v is not None and v.denominator == 1 for v in values):
+                    folded = _fold(op, [int(v) for v in values if v is not None])
+                    if folded is not None:
+                        return const(folded)
+                return lift(Atom("int", op, args, dtype=dtype, nonnegative=_int_nonnegative(op, args)))
+
+    def _float(self, op: str, args: tuple[Form, ...]) -> Form:
+        match op:
+            case "add":
+                return add(*args)
+            case "sub":
+                return sub(*args)
+            case "neg":
+                return neg(args[0])
+            case "mul":
+                return mul(*args)
+            case "div":
+                return div(*args)
+            case "pow":
+                exponent = args[1].constant
+                assert exponent is not None
+                return raise_to(args[0], int(exponent))
+            case _:
+                return function(op, args)
+
+
+def _number(v: Value) -> Form:
+    return bracket(v) if isinstance(v, Atom) else v
+
+
+def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
+    def visit(a: Atom) -> Form | Atom | None:
+        if a.kind == "rank" and a.name in names:
+            return lift(Atom("rank", names[a.name], dtype="i64"))
+        if a.kind == "red" and set(a.ranks) & set(names):
+            # The name is bound again inside: that is an instance of its own.
+            return a
+        return None
+
+    return visit
+
+
+def _is_exact(f: Form) -> bool:
+    """Whether a form is made of ranks, extents and integers only, so that i64 arithmetic on it does not wrap."""
+    return all(
+        q.denominator == 1
+        and all(a.kind in ("rank", "extent") or a.dtype == "i64" or a.dtype == "i32" for a, _ in m.factors)
+        for m, q in f.terms.items()
+    )
+
+
+def _int_nonnegative(op: str, args: tuple[Form, ...]) -> bool:
+    from .normal import nonnegative
+
+    return op in ("floordiv", "mod", "and", "rshift", "abs") and all(nonnegative(a) for a in args)
+
+
+def _fold(op: str, values: list[int]) -> int | None:
+    match op, values:
+        case "add", [a, b]:
+            return a + b
+        case "sub", [a, b]:
+            return a - b
+        case "mul", [a, b]:
+            return a * b
+        case "neg", [a]:
+            return -a
+        case "floordiv", [a, b] if b:
+            return a // b
+        case "mod", [a, b] if b:
+            return a % b
+        case _:
+            return None
+
+
+__all__ = ["Reader", "bracketed"]

@@ -1,0 +1,601 @@
+"""Streams: the reductions that separation left bare or centred, as monoids with tuple state.
+
+Exact algebra leaves ``Σ exp(a_k) w_k``, which overflows, and ``Σ (a_k - r)^p w_k``, whose separated sums cancel. Both are carried in
+a representation that moves with what has been seen:
+
+- *scaled*: mantissa and scale. The scale is a gauge, a running maximum of the exponents (FlashAttention), or of their rounded
+  multiples of ln 2 (the extended exponent of Two-Pass Softmax, arXiv 2001.04438); taking in a new scale multiplies the mantissa by
+  ``exp(g_old - g_new)``. Reductions that share an exponent share its gauge.
+- *centred*: the sums of ``(a - r)^p w`` about the value that r has so far. When r moves to r', the binomial theorem gives them
+  about r': T(r -> r'). Welford's and Chan's updates are the polynomial case; so is FlashAttention's dQ without a saved sum.
+
+Every such state is an associative monoid: what streams a rank also splits it over programs, threads or machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import comb, inf
+
+from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Reduce
+from .lower import LN2_PARTS, Lowering, call
+from .normal import (
+    LN2,
+    TRUE,
+    UNIT,
+    ZERO,
+    Atom,
+    Form,
+    Monomial,
+    Value,
+    add,
+    atom_nonnegative,
+    compare,
+    conjunction,
+    const,
+    exp,
+    function,
+    lbr,
+    lift,
+    mul,
+    rewrite,
+    select,
+    sub,
+)
+from .normal import power as raise_to
+from .separate import Reductions, centred_factors, common_exponent, parts_of, split_core, waits
+
+GAUGES = ("maximum", "exponent")
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """The scale of an exponential: ``value`` is the form that bounds the exponent, made of the extremes in it."""
+
+    exponent: Form
+    brackets: tuple[Atom, ...]
+    value: Form
+    extremes: tuple[Atom, ...]
+
+    @property
+    def key(self) -> bytes:
+        return self.exponent.digest + b"".join(b.digest for b in self.brackets)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a stream's state: the reduction that it ends as, its tensor, and how it moves."""
+
+    atom: Atom
+    name: str
+    ranks: tuple[str, ...]
+    kind: str
+    gauge: Gauge | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Reductions over the same ranks that are carried together; written as one Einsum over a monoid."""
+
+    ranks: tuple[str, ...]
+    components: tuple[Component, ...]
+    monoid: Monoid | None
+    einsum: Einsum | None
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """A factor ``(a - r)^p`` of an integrand: the poly atom, p, and r with its sign, so that the factor is ``a + reference``."""
+
+    poly: Atom
+    power: int
+    varying: Form
+    reference: Form
+
+
+def count_of(ranks: tuple[str, ...]) -> Atom:
+    """How many elements a piece has: the sum of 1."""
+    return Atom("red", "sum", (UNIT,), ranks, nonnegative=True)
+
+
+def centres(atom: Atom) -> list[Centre]:
+    """The centred factors of a reduction's integrand."""
+    over = frozenset(atom.ranks)
+    body = atom.args[0]
+    assert isinstance(body, Form)
+    if body.single is None:
+        return []
+    found = []
+    for a, p in centred_factors(body.single[0], over):
+        inner = a.args[0]
+        assert isinstance(inner, Form)
+        core, _ = split_core(inner, over)
+        reference = Form({m: q for m, q in core.terms.items() if not m.free & over})
+        varying = Form({m: q for m, q in core.terms.items() if m.free & over})
+        found.append(Centre(a, p, varying, reference))
+    return found
+
+
+def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
+    """The basis of a centred reduction: the same sum with each lower power of its centred factors, itself last."""
+    body = atom.args[0]
+    assert isinstance(body, Form) and body.single is not None
+    m, q = body.single
+    inside = centres(atom)
+    polys = [c.poly for c in inside]
+    basis = []
+    for powers in product(*(range(c.power + 1) for c in inside)):
+        kept = [(a, p) for a, p in m.factors if a not in polys]
+        kept += [(a, p) for a, p in zip(polys, powers, strict=True) if p]
+        term = Form({Monomial(kept, m.exponent, m.brackets): q})
+        basis.append((powers, count_of(atom.ranks) if term == UNIT else Atom("red", "sum", (term,), atom.ranks)))
+    return basis
+
+
+def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
+    """The outermost reductions over exactly these ranks inside a value."""
+    found: dict[bytes, Atom] = {}
+    seen: set[bytes] = set()
+    stack: list[Value] = [v]
+    while stack:
+        x = stack.pop()
+        if x.digest in seen:
+            continue
+        seen.add(x.digest)
+        if isinstance(x, Atom):
+            if x.kind == "red" and x.ranks == ranks:
+                found[x.digest] = x
+                continue
+            stack.extend(x.args)
+        else:
+            for m in x.terms:
+                stack.extend(parts_of(m))
+    return list(found.values())
+
+
+class Plan:
+    """Which reductions stream together, and what each carries."""
+
+    def __init__(self, reductions: Reductions, kind: str = "maximum") -> None:
+        self.reductions = reductions
+        self.kind = kind
+        self.gauges: dict[bytes, Gauge] = {}
+        self.parent: dict[bytes, bytes] = {}
+        self.atoms: dict[bytes, Atom] = {}
+        self.members: dict[bytes, None] = {}
+
+    def gauge(self, atom: Atom) -> Gauge | None:
+        """The gauge of a sum whose exponential is bare."""
+        if atom.kind != "red" or atom.name != "sum" or not self.reductions.is_bare(atom):
+            return None
+        body = atom.args[0]
+        assert isinstance(body, Form)
+        exponent = common_exponent(body)
+        assert exponent is not None
+        over = frozenset(atom.ranks)
+        shared = frozenset.intersection(*(frozenset(m.brackets) for m in body.terms))
+        brackets = tuple(sorted((b for b in shared if b.free & over), key=lambda b: b.digest))
+        bounded = add(exponent, *(lift(lbr(b)) for b in brackets))
+        value = self.reductions.extreme("max", atom.ranks, bounded)
+        extremes = tuple(reductions_over(value, atom.ranks))
+        gauge = Gauge(exponent, brackets, value, extremes)
+        if self.kind == "exponent":
+            gauge = Gauge(exponent, brackets, value, (extended(gauge, atom.ranks),))
+        return self.gauges.setdefault(gauge.key + "".join(atom.ranks).encode(), gauge)
+
+    def include(self, atom: Atom) -> bool:
+        """Put a reduction and all that it needs while streaming into one group; False where that cannot be."""
+        trail: list[Atom] = []
+        if not self._include(atom, trail, 0):
+            return False
+        for a in trail:
+            self.atoms[a.digest] = a
+            self._join(atom, a)
+        return True
+
+    def _include(self, atom: Atom, trail: list[Atom], depth: int) -> bool:
+        if atom in trail:
+            return True
+        if depth > 40 or atom.kind != "red" or atom.name not in ("sum", "max", "min"):
+            return False
+        trail.append(atom)
+        over = frozenset(atom.ranks)
+        body = atom.args[0]
+        if not isinstance(body, Form):
+            return False
+        gauge = self.gauge(atom)
+        if gauge is not None:
+            if not all(self._include(e, trail, depth + 1) for e in gauge.extremes):
+                return False
+            if waits(gauge.exponent, over):
+                return True
+        if atom.digest not in self.reductions.centred:
+            return not waits(body, over) or gauge is not None
+        for _, lower in lower_powers(atom):
+            if lower != atom:
+                if centres(lower):
+                    self.reductions.centred.setdefault(lower.digest, lower)
+                if not self._include(lower, trail, depth + 1):
+                    return False
+        for centre in centres(atom):
+            needed = reductions_over(centre.reference, atom.ranks)
+            if not needed or any(waits_other(centre.reference, n, over) for n in needed[:1]):
+                return False
+            if mentions_extent(centre.reference, over):
+                trail.append(count_of(atom.ranks))
+            if not all(self._include(n, trail, depth + 1) for n in needed):
+                return False
+        return True
+
+    def _join(self, a: Atom, b: Atom) -> None:
+        x, y = self._root(a.digest), self._root(b.digest)
+        self.members.setdefault(a.digest)
+        self.members.setdefault(b.digest)
+        if x != y:
+            self.parent[y] = x
+
+    def _root(self, d: bytes) -> bytes:
+        while self.parent.get(d, d) != d:
+            d = self.parent[d]
+        return d
+
+    def groups(self) -> list[list[Atom]]:
+        """The groups, each in an order in which a component comes after those that it needs."""
+        found: dict[bytes, list[Atom]] = {}
+        for d in self.members:
+            found.setdefault(self._root(d), []).append(self.atoms[d])
+        return [_ordered(g, self) for g in found.values()]
+
+
+def waits_other(reference: Form, _needed: Atom, over: frozenset[str]) -> bool:
+    """Whether a reference also uses something reduced over only some of the ranks, or over more."""
+    seen: set[bytes] = set()
+    stack: list[Value] = [reference]
+    while stack:
+        x = stack.pop()
+        if x.digest in seen:
+            continue
+        seen.add(x.digest)
+        if isinstance(x, Atom):
+            if x.kind == "red" and set(x.ranks) & over:
+                if frozenset(x.ranks) != over:
+                    return True
+                continue
+            stack.extend(x.args)
+        else:
+            for m in x.terms:
+                stack.extend(parts_of(m))
+    return False
+
+
+def mentions_extent(v: Value, over: frozenset[str]) -> bool:
+    seen: set[bytes] = set()
+    stack: list[Value] = [v]
+    while stack:
+        x = stack.pop()
+        if x.digest in seen:
+            continue
+        seen.add(x.digest)
+        if isinstance(x, Atom):
+            if x.kind == "extent" and x.name in over:
+                return True
+            if x.kind != "red" or not set(x.ranks) & over:
+                stack.extend(x.args)
+        else:
+            for m in x.terms:
+                stack.extend(parts_of(m))
+    return False
+
+
+def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
+    """Extremes, then plain and scaled sums, then centred ones after what they refer to."""
+    done: dict[bytes, Atom] = {}
+
+    def place(a: Atom) -> None:
+        if a.digest in done:
+            return
+        for centre in centres(a) if a.digest in plan.reductions.centred else []:
+            for n in reductions_over(centre.reference, a.ranks):
+                place(n)
+        if a.digest in plan.reductions.centred:
+            for _, lower in lower_powers(a):
+                if lower != a:
+                    place(lower)
+        done[a.digest] = a
+
+    rank = {"max": 0, "min": 0}
+    for a in sorted(group, key=lambda a: (rank.get(a.name, 1), a.digest in plan.reductions.centred, len(a.free), a.digest)):
+        place(a)
+    return [a for a in done.values() if any(a == g for g in group)]
+
+
+class StreamWriter:
+    """Writes one group as a monoid and the Einsum that uses it."""
+
+    def __init__(self, plan: Plan, components: Sequence[Component], gauge: str) -> None:
+        self.plan = plan
+        self.components = components
+        self.kind = gauge
+        self.by_atom = {c.atom.digest: c for c in components}
+        self.ranks = components[0].atom.ranks
+        self.over = frozenset(self.ranks)
+        self.guarded: set[str] = set()
+        self.body: list[tuple[str, Expr]] = []
+
+    # Values in terms of the state
+
+    def on_state(self, v: Form, prefix: str) -> Form:
+        """A form with this stream's reductions replaced by the state's scalars."""
+
+        def visit(a: Atom) -> Form | Atom | None:
+            component = self.by_atom.get(a.digest)
+            if component is not None:
+                return self.ending(component, lift(self.scalar(component, prefix)), prefix)
+            return None
+
+        result = rewrite(self.counted(v), visit, {})
+        assert isinstance(result, Form)
+        return result
+
+    def ending(self, component: Component, mantissa: Form, prefix: str) -> Form:
+        """What a component is worth: its mantissa times the exponential of its gauge."""
+        if component.gauge is None:
+            return mantissa
+        return mul(mantissa, exp(self.gauge_value(component.gauge, prefix)))
+
+    def gauge_value(self, gauge: Gauge, prefix: str) -> Form:
+        if self.kind == "exponent":
+            return mul(const(LN2), lift(self.scalar(self.extreme_of(gauge), prefix)))
+
+        def visit(a: Atom) -> Form | Atom | None:
+            component = self.by_atom.get(a.digest)
+            return lift(self.scalar(component, prefix)) if component is not None else None
+
+        result = rewrite(gauge.value, visit, {})
+        assert isinstance(result, Form)
+        return result
+
+    def extreme_of(self, gauge: Gauge) -> Component:
+        return self.by_atom[extended(gauge, self.ranks).digest]
+
+    def scalar(self, component: Component, prefix: str) -> Atom:
+        return Atom("access", prefix + component.name, nonnegative=component.atom.name == "sum" and atom_nonnegative(component.atom))
+
+    def counted(self, v: Form) -> Form:
+        """Extents of the streamed ranks, all of them together, replaced by the count so far."""
+        count = count_of(self.ranks)
+        if count.digest not in self.by_atom:
+            return v
+
+        def visit(a: Atom) -> Form | Atom | None:
+            if a.digest in self.by_atom:
+                return a
+            if a.kind == "extent" and a.name in self.over:
+                return lift(count) if a.name == self.ranks[0] else UNIT
+            return None
+
+        result = rewrite(v, visit, {})
+        assert isinstance(result, Form)
+        return result
+
+    # The element
+
+    def leaf(self, component: Component) -> Expr:
+        """What one element contributes to a component."""
+        atom = component.atom
+        body = atom.args[0]
+        assert isinstance(body, Form)
+        lowering = self.element_lowering
+        if atom.name != "sum":
+            return lowering.float(body)
+        gauge = component.gauge
+        value = self.leaf_value(atom, with_exponent=gauge is None)
+        if gauge is None:
+            return lowering.float(value)
+        if self.kind == "exponent":
+            return self._exponent_leaf(gauge, value)
+        rest = sub(gauge.exponent, self.leaf_form(gauge.value))
+        return lowering.float(mul(value, exp(rest)))
+
+    def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
+        lowering = self.element_lowering
+        x = lowering.float(gauge.exponent)
+        n = call("round", call("mul", x, Const(1 / LN2)))
+        for part in LN2_PARTS:
+            x = call("sub", x, call("mul", n, Const(part)))
+        # exp(-inf) is 0, but -inf has no mantissa.
+        small = call("where", call("eq", n, call("neg", Const(inf))), Const(0.0), call("exp", x))
+        masks = {b for m in value.terms for b in m.brackets if b.free & self.over}
+        bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
+        e = small if bare == UNIT else call("mul", small, lowering.float(bare))
+        condition = conjunction(masks)
+        return e if condition == TRUE else call("where", lowering.atom(condition), e, Const(0.0))
+
+    def leaf_value(self, atom: Atom, *, with_exponent: bool) -> Form:
+        """The integrand of a sum at one element, its centred factors about the element's own reference."""
+        body = atom.args[0]
+        assert isinstance(body, Form)
+        inside = centres(atom) if atom.digest in self.plan.reductions.centred else []
+        polys = [c.poly for c in inside]
+        terms = []
+        for m, q in body.terms.items():
+            rest = [(a, p) for a, p in m.factors if a not in polys]
+            terms.append(Form({Monomial(rest, m.exponent if with_exponent else None, m.brackets): q}))
+        value = add(*terms)
+        for c in inside:
+            z = add(c.varying, self.element_reference(c.reference))
+            value = mul(value, raise_to(z, c.power))
+        return value
+
+    def element_reference(self, reference: Form) -> Form:
+        """The reference that a state of one element has; 0 where `total` makes it 0 for an element that does not count."""
+        live = self.leaf_form(reference)
+        weights = [self._weight(a) for a in self._denominators(reference)]
+        for w in weights:
+            c = w.constant
+            if c is not None and c != 0:
+                continue
+            brackets = {b for m in w.terms for b in m.brackets}
+            bare = Form({Monomial(m.factors, None, set(m.brackets) - brackets): q for m, q in w.terms.items()})
+            if bare.constant is not None and bare.constant != 0:
+                condition = conjunction(brackets)
+            else:
+                condition = compare("ne", w, ZERO, integer=False)
+            live = select(condition, live, ZERO)
+        return live
+
+    def _denominators(self, reference: Form) -> list[Atom]:
+        return [a for a in vanishing(self.counted(reference)) if a.digest in self.by_atom]
+
+    def _weight(self, atom: Atom) -> Form:
+        """The mantissa of one element."""
+        component = self.by_atom[atom.digest]
+        return self.leaf_value(atom, with_exponent=component.gauge is None)
+
+    def leaf_form(self, v: Form) -> Form:
+        """A form with this stream's reductions replaced by what one element makes of them; masks count as passed."""
+
+        def visit(a: Atom) -> Form | Atom | None:
+            component = self.by_atom.get(a.digest)
+            if component is None:
+                return None
+            body = a.args[0]
+            assert isinstance(body, Form)
+            if a.name != "sum":
+                return Form({m: q for m, q in body.terms.items() if not any(x.kind == "lbr" for x, _ in m.factors)})
+            value = self.leaf_value(a, with_exponent=True)
+            return add(*(Form({Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over]): q}) for m, q in value.terms.items()))
+
+        result = rewrite(self.counted(v), visit, {})
+        assert isinstance(result, Form)
+        return result
+
+    # The monoid
+
+    def write(self, name: str, lowering: Lowering) -> tuple[Monoid, Einsum]:
+        self.element_lowering = lowering
+        for c in self.components:
+            if c.atom.name != "sum":
+                self._assign(c.name, call("maximum" if c.atom.name == "max" else "minimum", _name("a_", c), _name("b_", c)))
+        corrections: dict[bytes, tuple[Expr, Expr]] = {}
+        for c in self.components:
+            if c.gauge is not None and c.gauge.key not in corrections:
+                corrections[c.gauge.key] = self._corrections(c.gauge, len(corrections))
+        shifts: dict[bytes, tuple[Expr, Expr]] = {}
+        for c in self.components:
+            if c.atom.name != "sum":
+                continue
+            sides = []
+            for side, prefix in enumerate(("a_", "b_")):
+                factor = corrections[c.gauge.key][side] if c.gauge is not None else None
+                sides.append(self._moved(c, prefix, side, factor, shifts))
+            self._assign(c.name, call("add", *sides))
+        identity = tuple(self._identity(c) for c in self.components)
+        params = tuple(f"a_{c.name}" for c in self.components) + tuple(f"b_{c.name}" for c in self.components)
+        monoid = Monoid(name, identity, params, tuple(c.name for c in self.components), tuple(self.body))
+        outputs = tuple(Output(c.name, c.ranks) for c in self.components)
+        return monoid, Einsum(outputs, Reduce(name, self.ranks, tuple(self.leaf(c) for c in self.components)))
+
+    def _assign(self, name: str, value: Expr) -> Expr:
+        self.body.append((name, value))
+        return Access(name)
+
+    def _identity(self, c: Component) -> Expr:
+        if c.atom.name == "sum":
+            return Const(0.0)
+        return call("neg", Const(inf)) if c.atom.name == "max" else Const(inf)
+
+    def _corrections(self, gauge: Gauge, number: int) -> tuple[Expr, Expr]:
+        suffix = str(number or "")
+        new = self.gauge_value(gauge, "")
+        found = []
+        for prefix in ("a_", "b_"):
+            e = Lowering().form(exp(sub(self.gauge_value(gauge, prefix), new)))
+            found.append(self._assign(f"c{prefix}{suffix}".rstrip("_") + "_scale", e))
+        return found[0], found[1]
+
+    def _moved(self, c: Component, prefix: str, side: int, factor: Expr | None, shifts: dict[bytes, tuple[Expr, Expr]]) -> Expr:
+        """A component of one operand, brought to the merged state's gauge and reference."""
+        value: Expr = _name(prefix, c)
+        inside = centres(c.atom) if c.atom.digest in self.plan.reductions.centred else []
+        if inside:
+            value = self._shifted(c, inside, prefix, side, shifts)
+        if factor is None:
+            return value
+        if inside:
+            value = self._assign(f"{prefix}{c.name}_moved", value)
+        # A state into which nothing came has no scale, and needs no correction.
+        return call("where", call("eq", value, Const(0.0)), Const(0.0), call("mul", value, factor))
+
+    def _shifted(self, c: Component, inside: list[Centre], prefix: str, side: int, shifts: dict[bytes, tuple[Expr, Expr]]) -> Expr:
+        top = tuple(x.power for x in inside)
+        deltas = [self._shift(x, shifts)[side] for x in inside]
+        total: Expr | None = None
+        for powers, lower in reversed(lower_powers(c.atom)):
+            e: Expr = _name(prefix, self.by_atom[lower.digest])
+            factor = 1
+            for have, want, delta in zip(powers, top, deltas, strict=True):
+                factor *= comb(want, have)
+                if want > have:
+                    e = call("mul", e, delta if want - have == 1 else call("pow", delta, Const(want - have)))
+            if factor != 1:
+                e = call("mul", Const(factor), e)
+            total = e if total is None else call("add", total, e)
+        assert total is not None
+        return total
+
+    def _shift(self, centre: Centre, shifts: dict[bytes, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+        """How far the reference moves from each operand's to the merged one."""
+        key = centre.poly.digest
+        if key not in shifts:
+            number = str(len(shifts) or "")
+            merged = self._assign(f"r{number}", self.total(centre.reference, ""))
+            found = []
+            for prefix in ("a_", "b_"):
+                old = self._assign(f"{prefix}r{number}", self.total(centre.reference, prefix))
+                found.append(self._assign(f"{prefix}d{number}", call("sub", merged, old)))
+            shifts[key] = (found[0], found[1])
+        return shifts[key]
+
+    def total(self, reference: Form, prefix: str) -> Expr:
+        """A reference in terms of a state, 0 where nothing came in that it divides by or takes a logarithm of."""
+        e = Lowering().float(self.on_state(reference, prefix))
+        for a in self._denominators(reference):
+            e = call("where", call("eq", _name(prefix, self.by_atom[a.digest]), Const(0.0)), Const(0.0), e)
+        return e
+
+
+def _name(prefix: str, c: Component) -> Expr:
+    return Access(prefix + c.name)
+
+
+def extended(gauge: Gauge, ranks: tuple[str, ...]) -> Atom:
+    """The extreme that an extended exponent streams: the greatest rounded multiple of ln 2 among the exponents."""
+    n = function("round", (mul(gauge.exponent, raise_to(const(LN2), -1)),))
+    return Atom("red", "max", (add(n, *(lift(lbr(b)) for b in gauge.brackets)),), ranks)
+
+
+def vanishing(v: Form) -> list[Atom]:
+    """The reductions that a value divides by or takes the logarithm of: where they are 0, it is not defined."""
+    found: dict[bytes, Atom] = {}
+
+    def visit(x: Value, risky: bool) -> None:
+        if isinstance(x, Atom):
+            if x.kind == "red":
+                if risky:
+                    found[x.digest] = x
+                return
+            for a in x.args:
+                visit(a, risky or (x.kind == "fn" and x.name in ("log", "div")))
+            return
+        for m in x.terms:
+            for a, p in m.factors:
+                visit(a, risky or p < 0)
+            if m.exponent is not None:
+                visit(m.exponent, risky)
+
+    visit(v, False)
+    return list(found.values())
+
