@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Monoid, Output, Param, Rank, Reduce, transform
-from ..ir.extents import bindings
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Monoid, Output, Rank, Reduce
+from ..ir.print import print_expr
 from ..ir.verify import verify
 from .count import count_passes
-from .lower import Lowering, show
+from .lower import Lowering
 from .normal import Atom, Form, Value, add, exp, function, lift, mul, rewrite, sub
 from .read import Reader
 from .separate import Reductions, parts_of
@@ -105,6 +105,10 @@ class _Deriver:
         self.component: dict[bytes, Component] = {}
         self.done: set[bytes] = set()
         self.guarded: set[str] = set()
+        self.inner: set[bytes] = set()
+        self.written: set[str] = set()
+        self.writing: set[str] = set()
+        self.maps: dict[bytes, str] = {}
         self.group_of: dict[bytes, int] = {}
         self.groups: list[list[Atom]] = []
 
@@ -114,7 +118,12 @@ class _Deriver:
         self.reader.read()
         roots = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
         live = self._live(roots, [o for o in c.outputs if o not in self.reader.forms])
+        for name, values in self.reader.opaque.items():
+            self.inner |= {a.digest for v in values for a in _reading(v, name)}
+        self.inner |= {a.digest for a in live if _reads_beyond(a)}
         for atom in live:
+            if atom.digest in self.inner:
+                continue
             if atom.digest in self.reductions.centred or self.plan.gauge(atom) is not None:
                 if not self.plan.include(atom):
                     self._demote(atom)
@@ -122,6 +131,7 @@ class _Deriver:
         self.group_of = {a.digest: i for i, g in enumerate(self.groups) for a in g}
         self.taken |= {o.name for e in c.einsums for o in e.outputs}
         self._name_components()
+        self.maps = self._user_maps()
         order = {name: i for i, name in enumerate(o.name for e in c.einsums for o in e.outputs)}
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
@@ -240,7 +250,9 @@ class _Deriver:
 
     def _tensor(self, component: Component) -> Form:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
-        positive = component.atom.name == "sum" and all(isinstance(x, Form) and _positive(x) for x in component.atom.args)
+        positive = component.atom.name == "sum" and all(
+            isinstance(x, Form) and _positive(x) for x in component.atom.args
+        )
         return lift(Atom("access", component.name, indices, nonnegative=positive))
 
     def _worth(self, component: Component) -> Form:
@@ -268,21 +280,57 @@ class _Deriver:
         top = every[0]
         for e in every[1:]:
             top = function("maximum", (top, e))
-        terms = [mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top))) for m, q in f.terms.items()]
+        terms = [
+            mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top)))
+            for m, q in f.terms.items()
+        ]
         return mul(exp(top), add(*terms))
 
     # Writing
 
     def _lowering(self) -> Lowering:
-        return Lowering(self._hook, self.guarded, self._exponents())
+        return Lowering(self._hook, self.guarded, self._exponents(), self._named)
 
     def _exponents(self) -> frozenset[str]:
         if self.kind != "exponent":
             return frozenset()
         return frozenset(c.name for c in self.component.values() if c.atom.name == "max")
 
+    def _named(self, f: Form) -> Expr | None:
+        """A value that a statement of the user's computes is read from that statement's tensor."""
+        name = self.maps.get(f.digest)
+        if name is None or name in self.writing:
+            return None
+        output = self.c.einsum_of[name].output
+        if name not in self.written:
+            self.written.add(name)
+            self.writing.add(name)
+            expr = self._typed(f, self.reader.types[name])
+            self.writing.discard(name)
+            self.einsums.append(Einsum((output,), expr))
+        return Access(name, tuple(Rank(r) for r in output.ranks))
+
+    def _user_maps(self) -> dict[bytes, str]:
+        """The user's map Einsums that are worth a tensor: more than one operation, and no value of a stream inside."""
+        found: dict[bytes, str] = {}
+        for name, value in self.reader.forms.items():
+            if (
+                not isinstance(value, Form)
+                or value.atom is not None
+                or value.constant is not None
+                or name in self.c.outputs
+            ):
+                continue
+            e = self.c.einsum_of[name]
+            claimed = any(c.name == name for c in self.component.values())
+            if claimed or e.output.dtype is not None or set(e.output.ranks) != set(value.free):
+                continue
+            if self._finished(value) == value:
+                found.setdefault(value.digest, name)
+        return found
+
     def _hook(self, a: Atom) -> Expr | None:
-        if a.kind == "red" and not a.name.startswith("red:"):
+        if a.kind == "red" and a.digest not in self.inner:
             return self._access(a)
         return None
 
@@ -303,6 +351,10 @@ class _Deriver:
         body = tuple(lowering.body(a, x) for x in args)
         name, ranks = self._user_name(lift(a)) or (self._fresh("T"), self._ranks(a))
         self.named[a.digest] = (name, ranks)
+        if a.name == "sum" and all(
+            isinstance(x, Form) and x.terms and all(m.exponent is not None for m in x.terms) for x in a.args
+        ):
+            self.guarded.add(name)
         self.einsums.append(Einsum((Output(name, ranks),), Reduce(a.name, a.ranks, body)))
         return a.digest
 
@@ -342,7 +394,7 @@ class _Deriver:
         for name, value in self.reader.forms.items():
             output = self.c.einsum_of[name].output
             if value.digest == v.digest and set(output.ranks) == set(v.free) and output.dtype is None:
-                if not any(o.name == name for e in self.einsums for o in e.outputs):
+                if name not in self.written and not any(o.name == name for e in self.einsums for o in e.outputs):
                     return name, output.ranks
         return None
 
@@ -360,11 +412,13 @@ class _Deriver:
             self.named[c.atom.digest] = (c.name, c.ranks)
         if len(components) == 1 and components[0].gauge is None:
             only = components[0]
-            body = self._lowering().body(only.atom, only.atom.args[0])
-            self.einsums.append(Einsum((Output(only.name, only.ranks),), Reduce(only.atom.name, only.atom.ranks, (body,))))
+            body = self._lowering().body(only.atom, self._body(only.atom.args[0]))
+            self.einsums.append(
+                Einsum((Output(only.name, only.ranks),), Reduce(only.atom.name, only.atom.ranks, (body,)))
+            )
             return
         name = self._fresh("stream")
-        writer = StreamWriter(self.plan, components, self.kind)
+        writer = StreamWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)
         self.einsums.append(einsum)
@@ -394,11 +448,9 @@ class _Deriver:
     def _opaque(self, name: str) -> None:
         """A scan or a monoid of the user's: written with its own expression, its arguments from their forms."""
         e = self.c.einsum_of[name]
-        if any(o.name == name for w in self.einsums for o in w.outputs):
+        if e.name in self.written:
             return
-        if e.name in self.done_tensors:
-            return
-        self.done_tensors.add(e.name)
+        self.written.add(e.name)
         values = self.reader.opaque[name]
         for v in values:
             self._write_needed(v)
@@ -408,17 +460,15 @@ class _Deriver:
             for v, original in zip(values, e.expr.args, strict=True):
                 dtype = self.reader._dtype(original)
                 final = self._finished(v) if isinstance(v, Form) else v
-                args.append(lowering.float(final) if isinstance(final, Form) and dtype in ("f32", "f64") else lowering.value(final))
+                args.append(
+                    lowering.float(final)
+                    if isinstance(final, Form) and dtype in ("f32", "f64")
+                    else lowering.value(final)
+                )
             self.einsums.append(replace(e, expr=replace(e.expr, args=tuple(args))))
             return
         final = self._finished(values[0]) if isinstance(values[0], Form) else values[0]
         self.einsums.append(replace(e, expr=self._typed(final, self.reader.types[e.name])))
-
-    @property
-    def done_tensors(self) -> set[str]:
-        if not hasattr(self, "_done_tensors"):
-            self._done_tensors: set[str] = set()
-        return self._done_tensors
 
     def _typed(self, v: Value, dtype: str) -> Expr:
         lowering = self._lowering()
@@ -437,12 +487,17 @@ class _Deriver:
         if any(o.name == name for e in self.einsums for o in e.outputs):
             return
         e = self.c.einsum_of[name]
+        self.written.add(name)
         final = self._finished(value) if isinstance(value, Form) else value
         dtype = self.reader.types[name]
         # The declared type rounds by itself: a cast to it outermost is not written twice.
         if isinstance(final, Form) and e.output.dtype is not None:
             atom = final.atom
-            if atom is not None and atom.kind in ("cast", "int") and atom.name in (e.output.dtype, f"cast:{e.output.dtype}"):
+            if (
+                atom is not None
+                and atom.kind in ("cast", "int")
+                and atom.name in (e.output.dtype, f"cast:{e.output.dtype}")
+            ):
                 inner = atom.args[0]
                 assert isinstance(inner, Form)
                 final = inner
@@ -456,11 +511,72 @@ class _Deriver:
         used = {n.op for e in self.einsums for n in e.reductions}
         return tuple(m for m in self.monoids if m.name in used)
 
+    def _show(self, v: Value) -> str:
+        """A value in the user's own names, as far as statements compute parts of it."""
+        names = {
+            f.digest: n for n, f in self.reader.forms.items() if isinstance(f, Form) and f.constant is None and f != v
+        }
+
+        def named(f: Form) -> Expr | None:
+            name = names.get(f.digest)
+            return None if name is None else Access(name, tuple(Rank(r) for r in self.c.einsum_of[name].output.ranks))
+
+        def hook(a: Atom) -> Expr | None:
+            return named(lift(a)) if a.kind == "red" else None
+
+        return print_expr(Lowering(hook, named=named).value(v))
+
     def _steps(self) -> tuple[Step, ...]:
-        return tuple(Step(r.name, show(r.before), show(r.after), r.reason) for r in self.reductions.rewrites.values())
+        return tuple(
+            Step(r.name, self._show(r.before), self._show(r.after), r.reason) for r in self.reductions.rewrites.values()
+        )
 
     def _blocks(self) -> tuple[Block, ...]:
-        return tuple(Block(b.ranks, show(b.blocking), show(b.integrand), b.reason) for b in self.reductions.barriers.values())
+        found = self.reductions.barriers.values()
+        return tuple(Block(b.ranks, self._show(b.blocking), self._show(b.integrand), b.reason) for b in found)
+
+
+def _reading(v: Value, tensor: str) -> list[Atom]:
+    """The reductions inside a value that read the tensor."""
+    found: list[Atom] = []
+    memo: dict[bytes, bool] = {}
+
+    def reads(x: Value) -> bool:
+        if x.digest not in memo:
+            parts = x.args if isinstance(x, Atom) else tuple(p for m in x.terms for p in parts_of(m))
+            inside = [reads(p) for p in parts]
+            memo[x.digest] = any(inside) or (
+                isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") == tensor
+            )
+            if memo[x.digest] and isinstance(x, Atom) and x.kind == "red":
+                found.append(x)
+        return memo[x.digest]
+
+    reads(v)
+    return found
+
+
+def _reads_beyond(v: Atom) -> bool:
+    """Whether a reduction reads a tensor at a shifted place that its own brackets do not guard.
+
+    Such a read is in bounds only under the condition where it stands, so the reduction stays there.
+    """
+    stack: list[Value] = [v]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, Atom):
+            if x.kind == "access" and any(isinstance(i, Form) and _shifted(i) for i in x.args):
+                return True
+            stack.extend(x.args)
+        else:
+            for m in x.terms:
+                if not m.brackets:
+                    stack.extend(parts_of(m))
+    return False
+
+
+def _shifted(index: Form) -> bool:
+    return index.single is None and any(m.is_one for m in index.terms)
 
 
 def _positive(f: Form) -> bool:
@@ -510,6 +626,3 @@ def _with_room(f: Callable[[], T], size: int) -> T:
     if failure:
         raise failure[0]
     return result[0]
-
-
-__all__ = ["Derivation", "Iterator", "Param", "Rank", "alternatives", "bindings", "derive", "transform"]

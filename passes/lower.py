@@ -39,8 +39,10 @@ class Lowering:
         hook: Hook | None = None,
         guarded: frozenset[str] | set[str] = frozenset(),
         exponents: frozenset[str] = frozenset(),
+        named: Callable[[Form], Expr | None] | None = None,
     ) -> None:
         self.hook = hook
+        self.named = named
         self.guarded = guarded
         self.exponents = exponents
 
@@ -60,6 +62,8 @@ class Lowering:
     def form(self, f: Form) -> Expr:
         if not f.terms:
             return Const(0)
+        if self.named is not None and (found := self.named(f)) is not None:
+            return found
         whole = is_integral(f)
         masks = [a for m, _ in f.terms.items() if (a := _mask(m)) is not None]
         terms = [(m, q) for m, q in f.terms.items() if _mask(m) is None]
@@ -70,9 +74,7 @@ class Lowering:
         return e
 
     def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
-        paired = self._pairs(terms, whole)
-        parts = [(e, positive) for e, positive in paired]
-        parts += [self._term(m, q, whole) for m, q in terms if not self._is_paired(m, terms)]
+        parts = self._selected(terms, whole)
         parts.sort(key=lambda p: (not p[1], isinstance(p[0], Const), print_expr(p[0])))
         total: Expr | None = None
         for e, positive in parts:
@@ -80,44 +82,46 @@ class Lowering:
                 total = e if positive else call("neg", e)
             else:
                 total = call("add" if positive else "sub", total, e)
-        assert total is not None
-        return total
+        return total if total is not None else Const(0) if whole else Const(0.0)
 
-    def _is_paired(self, m: Monomial, terms: list[tuple[Monomial, Fraction]]) -> bool:
-        return self._pair_key(m, terms) is not None
-
-    def _pair_key(self, m: Monomial, terms: list[tuple[Monomial, Fraction]]) -> tuple[frozenset[Atom], Atom] | None:
-        """A bracket whose negation stands, with the same others, in another term: the two make one ``where``."""
-        sets = [frozenset(t.brackets) for t, _ in terms]
-        mine = frozenset(m.brackets)
-        for p in m.brackets:
-            rest = mine - {p}
-            if rest | {negate(p)} in sets:
-                first = min(p, negate(p), key=lambda a: (a.name == "not", a.digest))
-                return rest, first
-        return None
-
-    def _pairs(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> list[tuple[Expr, bool]]:
-        groups: dict[tuple[frozenset[Atom], Atom], tuple[list[tuple[Monomial, Fraction]], list[tuple[Monomial, Fraction]]]] = {}
+    def _selected(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> list[tuple[Expr, bool]]:
+        """The terms as (expression, whether it is added): ``[p] a + [not p] b`` becomes one ``where``."""
+        groups: dict[frozenset[Atom], list[tuple[Monomial, Fraction]]] = {}
         for m, q in terms:
-            key = self._pair_key(m, terms)
-            if key is None:
+            groups.setdefault(frozenset(m.brackets), []).append((Monomial(m.factors, m.exponent), q))
+        parts: list[tuple[Expr, bool]] = []
+        for brackets in list(groups):
+            if brackets not in groups:
                 continue
-            rest, p = key
-            yes, no = groups.setdefault(key, ([], []))
-            (yes if p in m.brackets else no).append((Monomial(m.factors, m.exponent, set(m.brackets) - {p, negate(p)} - rest), q))
-        result = []
-        for (rest, p), (yes, no) in groups.items():
-            e = call("where", self.atom(p), self._sum(yes, whole), self._sum(no, whole))
-            if rest:
-                e = call("where", self._all(sorted(rest, key=lambda a: a.digest)), e, Const(0) if whole else Const(0.0))
-            result.append((e, True))
-        return result
+            other = next(
+                (
+                    (p, o)
+                    for p in sorted(brackets, key=lambda a: a.digest)
+                    if (o := brackets - {p} | {negate(p)}) in groups
+                ),
+                None,
+            )
+            mine = groups.pop(brackets)
+            if other is None:
+                parts += [self._term(Monomial(m.factors, m.exponent, brackets), q, whole) for m, q in mine]
+                continue
+            p, complement = other
+            theirs = groups.pop(complement)
+            if p.name == "not":
+                p, mine, theirs = negate(p), theirs, mine
+            e = call("where", self.atom(p), self._sum(mine, whole), self._sum(theirs, whole))
+            rest = brackets & complement
+            parts.append((call("where", self._all(rest), e, Const(0) if whole else Const(0.0)) if rest else e, True))
+        return parts
 
     # Products
 
     def _term(self, m: Monomial, q: Fraction, whole: bool) -> tuple[Expr, bool]:
         """One term as (expression, whether it is added)."""
+        if self.named is not None:
+            for sign in (1, -1):
+                if (found := self.named(Form({m: sign * q}))) is not None:
+                    return found, sign > 0
         e = self._product(m, abs(q), whole)
         if m.brackets:
             e = call("where", self._all(m.brackets), e, Const(0) if whole else Const(0.0))
@@ -298,7 +302,9 @@ def _power(e: Expr, n: int) -> Expr:
 
 def _order(a: Atom) -> tuple[int, str]:
     """Scalars first, then tensors, then functions and sums."""
-    rank = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}.get(a.kind, 4)
+    rank = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}.get(
+        a.kind, 4
+    )
     return rank, a.name if a.kind in ("access", "extent") else a.digest.hex()
 
 
@@ -306,7 +312,9 @@ def _ratio(q: Fraction, whole: bool) -> tuple[Fraction, Fraction]:
     """A coefficient as literals above and below: a float where it is one exactly, else a quotient."""
     if q.denominator == 1 or whole:
         return q, ONE_FRACTION
-    if Fraction(float(q)) == q and (q.denominator > 1 << 20 or q.numerator > 1 << 20 or q.denominator in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)):
+    if Fraction(float(q)) == q and (
+        q.denominator > 1 << 20 or q.numerator > 1 << 20 or q.denominator in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    ):
         return q, ONE_FRACTION
     if q.numerator == 1 or q.denominator < 1 << 16:
         return Fraction(q.numerator), Fraction(q.denominator)
@@ -323,7 +331,10 @@ def literal(q: Fraction, whole: bool) -> Expr:
 def is_integral(f: Form) -> bool:
     """Whether every part of the form is an integer, so that its expression has an integer type."""
     return bool(f.terms) and all(
-        q.denominator == 1 and m.exponent is None and not m.brackets and all(p > 0 and _integral_atom(a) for a, p in m.factors)
+        q.denominator == 1
+        and m.exponent is None
+        and not m.brackets
+        and all(p > 0 and _integral_atom(a) for a, p in m.factors)
         for m, q in f.terms.items()
     )
 

@@ -19,7 +19,6 @@ from .normal import (
     Value,
     add,
     bracket,
-    bracketed,
     compare,
     conjunction,
     const,
@@ -71,8 +70,13 @@ class Reader:
         values = []
         for o in e.outputs:
             self.known[o.name] = frozenset()
+        level = self.reductions.level
+        if not self._is_monoid(e):
+            # What is reduced inside a step of a scan reads the scan itself: it stays as it is written.
+            self.reductions.level = "none"
         for a in args:
             values.append(self.value(a))
+        self.reductions.level = level
         reduced = frozenset().union(*(v.reduced for v in values))
         if isinstance(e.expr, Reduce) and self._is_monoid(e):
             reduced |= set(e.expr.ranks)
@@ -324,6 +328,3 @@ def _fold(op: str, values: list[int]) -> int | None:
             return a % b
         case _:
             return None
-
-
-__all__ = ["Reader", "bracketed"]

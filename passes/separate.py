@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import comb
 
 from .normal import (
-    ONE,
     ONE_FRACTION,
     UNIT,
     ZERO,
@@ -36,7 +34,6 @@ from .normal import (
     lift,
     mul,
     nonnegative,
-    power,
     scale,
     times,
 )
@@ -583,18 +580,3 @@ def cast(dtype: str, f: Form) -> Form:
             product = mul(bracket(b), product)
         return product
     return lift(Atom("cast", dtype, (f,), dtype=dtype, nonnegative=nonnegative(f)))
-
-
-__all__ = [
-    "MAX_TERMS",
-    "ONE",
-    "Barrier",
-    "Reductions",
-    "Rewrite",
-    "basis_size",
-    "cast",
-    "centred_factors",
-    "comb",
-    "power",
-    "waits",
-]

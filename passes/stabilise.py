@@ -14,7 +14,7 @@ Every such state is an associative monoid: what streams a rank also splits it ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import comb, inf
@@ -179,6 +179,9 @@ class Plan:
         brackets = tuple(sorted((b for b in shared if b.free & over), key=lambda b: b.digest))
         bounded = add(exponent, *(lift(lbr(b)) for b in brackets))
         value = self.reductions.extreme("max", atom.ranks, bounded)
+        if waits(exponent, over) or outside_of(value, atom.ranks):
+            # The state must hold all that its correction needs: then the maximum of the whole exponent is carried.
+            value = lift(Atom("red", "max", (bounded,), atom.ranks))
         extremes = tuple(reductions_over(value, atom.ranks))
         gauge = Gauge(exponent, brackets, value, extremes)
         if self.kind == "exponent":
@@ -227,6 +230,7 @@ class Plan:
                 trail.append(count_of(atom.ranks))
             if not all(self._include(n, trail, depth + 1) for n in needed):
                 return False
+            trail.extend(carried(a, atom.ranks) for a in outside_of(centre.reference, atom.ranks))
         return True
 
     def _join(self, a: Atom, b: Atom) -> None:
@@ -247,6 +251,36 @@ class Plan:
         for d in self.members:
             found.setdefault(self._root(d), []).append(self.atoms[d])
         return [_ordered(g, self) for g in found.values()]
+
+
+def outside_of(v: Form, ranks: tuple[str, ...]) -> list[Atom]:
+    """What a value over a state needs that the state does not hold: tensors, other reductions, coordinates."""
+    found: dict[bytes, Atom] = {}
+    seen: set[bytes] = set()
+    stack: list[Value] = [v]
+    while stack:
+        x = stack.pop()
+        if x.digest in seen:
+            continue
+        seen.add(x.digest)
+        if isinstance(x, Atom):
+            if x.kind == "red" and x.ranks == ranks:
+                continue
+            if x.kind in ("access", "rank", "red", "lbr", "pred", "int") or (
+                x.kind == "extent" and x.name not in ranks
+            ):
+                found[x.digest] = x
+                continue
+            stack.extend(x.args)
+        else:
+            for m in x.terms:
+                stack.extend(parts_of(m))
+    return list(found.values())
+
+
+def carried(atom: Atom, ranks: tuple[str, ...]) -> Atom:
+    """A value that does not vary over the ranks, carried in the state as the maximum of itself."""
+    return Atom("red", "max", (lift(atom),), ranks)
 
 
 def waits_other(reference: Form, _needed: Atom, over: frozenset[str]) -> bool:
@@ -306,7 +340,9 @@ def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
         done[a.digest] = a
 
     rank = {"max": 0, "min": 0}
-    for a in sorted(group, key=lambda a: (rank.get(a.name, 1), a.digest in plan.reductions.centred, len(a.free), a.digest)):
+    for a in sorted(
+        group, key=lambda a: (rank.get(a.name, 1), a.digest in plan.reductions.centred, len(a.free), a.digest)
+    ):
         place(a)
     return [a for a in done.values() if any(a == g for g in group)]
 
@@ -314,8 +350,9 @@ def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
 class StreamWriter:
     """Writes one group as a monoid and the Einsum that uses it."""
 
-    def __init__(self, plan: Plan, components: Sequence[Component], gauge: str) -> None:
+    def __init__(self, plan: Plan, components: Sequence[Component], gauge: str, finish: Callable[[Form], Form]) -> None:
         self.plan = plan
+        self.finish = finish
         self.components = components
         self.kind = gauge
         self.by_atom = {c.atom.digest: c for c in components}
@@ -333,7 +370,8 @@ class StreamWriter:
             component = self.by_atom.get(a.digest)
             if component is not None:
                 return self.ending(component, lift(self.scalar(component, prefix)), prefix)
-            return None
+            held = self.by_atom.get(carried(a, self.ranks).digest)
+            return lift(self.scalar(held, prefix)) if held is not None else None
 
         result = rewrite(self.counted(v), visit, {})
         assert isinstance(result, Form)
@@ -361,7 +399,11 @@ class StreamWriter:
         return self.by_atom[extended(gauge, self.ranks).digest]
 
     def scalar(self, component: Component, prefix: str) -> Atom:
-        return Atom("access", prefix + component.name, nonnegative=component.atom.name == "sum" and atom_nonnegative(component.atom))
+        return Atom(
+            "access",
+            prefix + component.name,
+            nonnegative=component.atom.name == "sum" and atom_nonnegative(component.atom),
+        )
 
     def counted(self, v: Form) -> Form:
         """Extents of the streamed ranks, all of them together, replaced by the count so far."""
@@ -389,19 +431,19 @@ class StreamWriter:
         assert isinstance(body, Form)
         lowering = self.element_lowering
         if atom.name != "sum":
-            return lowering.float(body)
+            return lowering.float(self.finish(body))
         gauge = component.gauge
         value = self.leaf_value(atom, with_exponent=gauge is None)
         if gauge is None:
-            return lowering.float(value)
+            return lowering.float(self.finish(value))
         if self.kind == "exponent":
             return self._exponent_leaf(gauge, value)
         rest = sub(gauge.exponent, self.leaf_form(gauge.value))
-        return lowering.float(mul(value, exp(rest)))
+        return lowering.float(self.finish(mul(value, exp(rest))))
 
     def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
         lowering = self.element_lowering
-        x = lowering.float(gauge.exponent)
+        x = lowering.float(self.finish(gauge.exponent))
         n = call("round", call("mul", x, Const(1 / LN2)))
         for part in LN2_PARTS:
             x = call("sub", x, call("mul", n, Const(part)))
@@ -409,7 +451,7 @@ class StreamWriter:
         small = call("where", call("eq", n, call("neg", Const(inf))), Const(0.0), call("exp", x))
         masks = {b for m in value.terms for b in m.brackets if b.free & self.over}
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
-        e = small if bare == UNIT else call("mul", small, lowering.float(bare))
+        e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))
         condition = conjunction(masks)
         return e if condition == TRUE else call("where", lowering.atom(condition), e, Const(0.0))
 
@@ -466,7 +508,12 @@ class StreamWriter:
             if a.name != "sum":
                 return Form({m: q for m, q in body.terms.items() if not any(x.kind == "lbr" for x, _ in m.factors)})
             value = self.leaf_value(a, with_exponent=True)
-            return add(*(Form({Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over]): q}) for m, q in value.terms.items()))
+            return add(
+                *(
+                    Form({Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over]): q})
+                    for m, q in value.terms.items()
+                )
+            )
 
         result = rewrite(self.counted(v), visit, {})
         assert isinstance(result, Form)
@@ -478,7 +525,9 @@ class StreamWriter:
         self.element_lowering = lowering
         for c in self.components:
             if c.atom.name != "sum":
-                self._assign(c.name, call("maximum" if c.atom.name == "max" else "minimum", _name("a_", c), _name("b_", c)))
+                self._assign(
+                    c.name, call("maximum" if c.atom.name == "max" else "minimum", _name("a_", c), _name("b_", c))
+                )
         corrections: dict[bytes, tuple[Expr, Expr]] = {}
         for c in self.components:
             if c.gauge is not None and c.gauge.key not in corrections:
@@ -516,7 +565,9 @@ class StreamWriter:
             found.append(self._assign(f"c{prefix}{suffix}".rstrip("_") + "_scale", e))
         return found[0], found[1]
 
-    def _moved(self, c: Component, prefix: str, side: int, factor: Expr | None, shifts: dict[bytes, tuple[Expr, Expr]]) -> Expr:
+    def _moved(
+        self, c: Component, prefix: str, side: int, factor: Expr | None, shifts: dict[bytes, tuple[Expr, Expr]]
+    ) -> Expr:
         """A component of one operand, brought to the merged state's gauge and reference."""
         value: Expr = _name(prefix, c)
         inside = centres(c.atom) if c.atom.digest in self.plan.reductions.centred else []
@@ -529,7 +580,9 @@ class StreamWriter:
         # A state into which nothing came has no scale, and needs no correction.
         return call("where", call("eq", value, Const(0.0)), Const(0.0), call("mul", value, factor))
 
-    def _shifted(self, c: Component, inside: list[Centre], prefix: str, side: int, shifts: dict[bytes, tuple[Expr, Expr]]) -> Expr:
+    def _shifted(
+        self, c: Component, inside: list[Centre], prefix: str, side: int, shifts: dict[bytes, tuple[Expr, Expr]]
+    ) -> Expr:
         top = tuple(x.power for x in inside)
         deltas = [self._shift(x, shifts)[side] for x in inside]
         total: Expr | None = None
@@ -598,4 +651,3 @@ def vanishing(v: Form) -> list[Atom]:
 
     visit(v, False)
     return list(found.values())
-
