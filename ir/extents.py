@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, Reduce, children, free_ranks, ranks_named
+from .cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, Reduce, children, free_ranks, ranks_named, walk
 from .errors import InputError, VerifyError
 
 Interval = tuple[int, int]
@@ -143,10 +143,13 @@ def bindings(c: Cascade) -> tuple[Binding, ...]:
     by_rank: dict[str, list[Use]] = {r: [] for r in waiting}
     for use in every:
         for r in free_ranks(use.index):
-            if r in by_rank:
+            # T[p], where p is T's own axis, says nothing of p.
+            if r in by_rank and not (use.index == Rank(r) and use.index == c.indices_of(use.tensor)[use.axis]):
                 by_rank[r].append(use)
     for r, found in by_rank.items():
-        by_rank[r] = [u for u in found if not u.guarded] or found
+        # A guarded index may run out of bounds by design, so a plain one under the same guard says more than a shifted one.
+        plain = [u for u in found if isinstance(u.index, Rank)]
+        by_rank[r] = [u for u in found if not u.guarded] or plain or found
     while waiting:
         ready = {r: [u for u in by_rank[r] if _ready(c, u, r, bound)] for r in waiting}
         rank = next((r for r in waiting if ready[r] and len(ready[r]) == len(by_rank[r])), None)
@@ -289,6 +292,8 @@ def _largest_within(index: Expr, rank: str, size: int, extents: Mapping[str, int
     first = interval(index, {**box, rank: (0, 0)}, extents)
     if first is None:
         return None
+    if not box and sum(isinstance(n, Rank) for n in walk(index)) > 1:
+        return _counted_within(index, rank, size, extents)
 
     def fits(extent: int) -> bool:
         span = interval(index, {**box, rank: (0, extent - 1)}, extents)
@@ -305,6 +310,18 @@ def _largest_within(index: Expr, rank: str, size: int, extents: Mapping[str, int
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _counted_within(index: Expr, rank: str, size: int, extents: Mapping[str, int]) -> int | None:
+    """As `_largest_within`, where the index mentions its only rank more than once, as in ``d + 1 - 2 * (d % 2)``.
+
+    Intervals of its parts enclose more than the index takes, so its values are counted one by one.
+    """
+    for at in range(4 * size + 1024):
+        span = interval(index, {rank: (at, at)}, extents)
+        if span is None or not 0 <= span[0] < size:
+            return at
+    return None
 
 
 def _check_derived(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: Mapping[str, int]) -> None:

@@ -193,6 +193,8 @@ class Plan:
         trail: list[Atom] = []
         if not self._include(atom, trail, 0):
             return False
+        if not self._consistent(trail):
+            return False
         for a in trail:
             self.atoms[a.digest] = a
             self._join(atom, a)
@@ -210,10 +212,7 @@ class Plan:
             return False
         gauge = self.gauge(atom)
         if gauge is not None:
-            if not all(self._include(e, trail, depth + 1) for e in gauge.extremes):
-                return False
-            if waits(gauge.exponent, over):
-                return True
+            trail.extend(e for e in gauge.extremes if e not in trail)
         if atom.digest not in self.reductions.centred:
             return not waits(body, over) or gauge is not None
         for _, lower in lower_powers(atom):
@@ -231,6 +230,18 @@ class Plan:
             if not all(self._include(n, trail, depth + 1) for n in needed):
                 return False
             trail.extend(carried(a, atom.ranks) for a in outside_of(centre.reference, atom.ranks))
+        return True
+
+    def _consistent(self, trail: list[Atom]) -> bool:
+        """Whether no element of the group needs the group's own results, other than as references."""
+        mine = {a.digest for a in trail}
+        for a in trail:
+            allowed: set[bytes] = set()
+            if a.digest in self.reductions.centred:
+                allowed = {n.digest for c in centres(a) for n in reductions_over(c.reference, a.ranks)}
+            inside = {n.digest for x in a.args for n in reductions_over(x, a.ranks)}
+            if (inside - allowed) & mine:
+                return False
         return True
 
     def _join(self, a: Atom, b: Atom) -> None:
