@@ -87,6 +87,11 @@ class Reduce:
         return self.args[0]
 
 
+NUMERICS = ("standard", "strict", "fast")
+
+# Levels of an expression, so that recursion over one is safe; the text and the verifier keep to it alike.
+MAX_DEPTH = 100
+
 Expr = Const | Rank | Extent | Access | Call | Cast | Reduce
 
 
@@ -212,10 +217,12 @@ class Cascade:
 
     def indices_of(self, tensor: str) -> tuple[Expr, ...]:
         """The declared indices of a parameter, or the ranks of an Einsum's output."""
-        if tensor in self.param_of:
-            return self.param_of[tensor].indices
-        output = next(o for o in self.einsum_of[tensor].outputs if o.name == tensor)
-        return tuple(Rank(r) for r in output.ranks)
+        return self._indices[tensor]
+
+    @cached_property
+    def _indices(self) -> Mapping[str, tuple[Expr, ...]]:
+        written = {o.name: tuple(map(Rank, o.ranks)) for e in self.einsums for o in e.outputs}
+        return {**written, **{p.name: p.indices for p in self.params}}
 
 
 def children(e: Expr) -> tuple[Expr, ...]:
@@ -275,6 +282,27 @@ def ranks_named(e: Expr) -> tuple[str, ...]:
             case Reduce(ranks=ranks):
                 seen.update(dict.fromkeys(ranks))
     return tuple(seen)
+
+
+def first_mention(c: Cascade, rank: str) -> Loc | None:
+    """Where the text first names a rank; None for a cascade that did not come from a text."""
+    for p in c.params:
+        for index in p.indices:
+            if rank in ranks_named(index):
+                return index.loc or p.loc
+    for e in c.einsums:
+        for o in e.outputs:
+            if rank in o.ranks:
+                return o.loc or e.loc
+        for node in walk(e.expr):
+            match node:
+                case Rank(name=name) | Extent(rank=name) if name == rank:
+                    return node.loc or e.loc
+                case Reduce(ranks=ranks) if rank in ranks:
+                    return node.loc or e.loc
+                case _:
+                    pass
+    return None
 
 
 def free_ranks(e: Expr) -> frozenset[str]:

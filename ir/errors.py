@@ -6,7 +6,10 @@ An error says where it happened (stage, Einsum, rank, line and column), what was
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 E = TypeVar("E", bound="CastileError")
@@ -21,18 +24,24 @@ class Loc:
     end_column: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
-    """A text and the name under which errors show it; ``first_line`` is the line of the file on which it starts."""
+    """A text and the name under which errors show it.
+
+    ``first_line`` is the line of the file on which it starts; ``indented`` says that it was cut out of a block.
+    """
 
     text: str
     filename: str = "<cascade>"
     first_line: int = 1
-    indent: int = 0
+    indented: bool = False
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
 
     def line(self, number: int) -> str:
-        lines = self.text.split("\n")
-        return lines[number - 1] if 0 < number <= len(lines) else ""
+        return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
 
 
 class CastileError(Exception):
@@ -75,10 +84,8 @@ class CastileError(Exception):
 
     @property
     def column(self) -> int | None:
-        """Column in the user's file, 1-based."""
-        if self.loc is None:
-            return None
-        return self.loc.column + (self.source.indent if self.source else 0)
+        """Column in the user's file, 1-based, or None."""
+        return None if self.loc is None else self.loc.column
 
     def __str__(self) -> str:
         lines = []
@@ -100,9 +107,9 @@ def _excerpt(line: str, loc: Loc, width: int = 140) -> list[str]:
     """The source line and a caret under the span; long lines are cut around the caret, odd characters replaced."""
     start = max(0, loc.column - 1)
     end = max(start + 1, min(loc.end_column - 1, len(line)))
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line.replace("\t", " "))
-    left = max(0, start - width // 2) if len(shown) > width else 0
-    shown = shown[left : left + width]
+    left = max(0, start - width // 2) if len(line) > width else 0
+    cut = line[left : left + width].replace("\t", " ")
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
     carets = "^" * max(1, min(end, left + width) - start)
     return ["  | " + shown, "  | " + " " * (start - left) + carets]
 
@@ -142,3 +149,9 @@ def attach(error: E, source: Source) -> E:
     if error.source is None:
         error.source = source
     return error
+
+
+def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The hint that names the closest of the known words, or "" where none is close."""
+    close = difflib.get_close_matches(name[:40], list(known), n=1, cutoff=likeness)
+    return f"did you mean `{close[0]}`?" if close else ""

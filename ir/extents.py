@@ -1,75 +1,25 @@
-"""Extents: how each rank gets its size, and which interval an index spans.
+"""Extents: how each rank gets its size.
 
-A bare rank in a parameter binds its extent. A rank that occurs only in other indices takes the largest extent with
-which all of them stay in bounds; accesses under a `where` are guarded and count only where a rank has no other.
+A bare rank in a parameter binds its extent. Any other rank takes the largest extent with which the indices that mention
+it stay in bounds: those that every point of the iteration space reads, if there are any; else those under a ``where``
+that are the bare rank; else all under a ``where``.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, Reduce, children, free_ranks, ranks_named, walk
-from .errors import InputError, VerifyError
+from .cascade import Access, Call, Cascade, Const, Expr, Rank, children, first_mention, free_ranks, ranks_named
+from .errors import InputError, VerifyError, did_you_mean
+from .interval import Interval as Interval
+from .interval import exact_interval
+from .interval import interval as interval
+from .interval import is_affine as is_affine
+from .print import print_expr, print_param
 
-Interval = tuple[int, int]
 LARGEST_EXTENT = 1 << 40
-
-
-def interval(e: Expr, ranks: Mapping[str, Interval], extents: Mapping[str, int] | None = None) -> Interval | None:
-    """The least and greatest value of an integer expression over a box of ranks; None where data decide.
-
-    Exact for sums of distinct ranks times constants and for `//` and `%` of those by constants; an enclosure otherwise.
-    """
-    sizes = extents or {}
-    match e:
-        case Const(value=int() as value, kind="int"):
-            return (value, value)
-        case Rank(name=name):
-            return ranks.get(name)
-        case Extent(rank=rank):
-            return (sizes[rank], sizes[rank]) if rank in sizes else None
-        case Call(op=op, args=args):
-            spans = [interval(a, ranks, sizes) for a in args]
-            known = [s for s in spans if s is not None]
-            return _combine(op, known) if len(known) == len(spans) else None
-        case _:
-            return None
-
-
-def _combine(op: str, spans: list[Interval]) -> Interval | None:
-    match op, spans:
-        case "neg", [(a, b)]:
-            return (-b, -a)
-        case "add", [(a, b), (c, d)]:
-            return (a + c, b + d)
-        case "sub", [(a, b), (c, d)]:
-            return (a - d, b - c)
-        case "mul", [(a, b), (c, d)]:
-            corners = (a * c, a * d, b * c, b * d)
-            return (min(corners), max(corners))
-        case "floordiv", [(a, b), (c, d)] if c > 0:
-            corners = (a // c, a // d, b // c, b // d)
-            return (min(corners), max(corners))
-        case "mod", [(a, b), (c, d)] if c == d > 0:
-            return (a % c, b % c) if a // c == b // c else (0, c - 1)
-        case "minimum", [(a, b), (c, d)]:
-            return (min(a, c), min(b, d))
-        case "maximum", [(a, b), (c, d)]:
-            return (max(a, c), max(b, d))
-        case "abs", [(a, b)]:
-            return (0 if a <= 0 <= b else min(abs(a), abs(b)), max(abs(a), abs(b)))
-        case "lshift", [(a, b), (c, d)] if c == d and 0 <= c < 63:
-            return (a << c, b << c)
-        case "rshift", [(a, b), (c, d)] if c == d and 0 <= c < 63:
-            return (a >> c, b >> c)
-        case _:
-            return None
-
-
-def is_affine(e: Expr) -> bool:
-    """Whether the index depends on ranks and extents alone, not on data."""
-    return not isinstance(e, Access | Reduce) and all(is_affine(k) for k in children(e))
 
 
 def extent_of(index: Expr, extents: Mapping[str, int]) -> int | None:
@@ -79,7 +29,7 @@ def extent_of(index: Expr, extents: Mapping[str, int]) -> int | None:
         return None
     if any(extents[r] == 0 for r in ranks):
         return 0
-    span = interval(index, {r: (0, extents[r] - 1) for r in ranks}, extents)
+    span = exact_interval(index, {r: (0, extents[r] - 1) for r in ranks}, extents)
     return None if span is None else max(0, span[1] + 1)
 
 
@@ -94,7 +44,7 @@ class Use:
 
 
 def uses(c: Cascade) -> Iterator[Use]:
-    """Every index of every access of the cascade that depends on ranks alone."""
+    """Every index of every access of the cascade that depends on ranks alone; a scan's reads of itself do not count."""
     for p in c.params:
         for axis, index in enumerate(p.indices):
             if not isinstance(index, Rank | Const):
@@ -138,52 +88,76 @@ def bindings(c: Cascade) -> tuple[Binding, ...]:
         for axis, index in enumerate(p.indices):
             if isinstance(index, Rank) and index.name not in bound:
                 bound[index.name] = Binding(index.name, (p.name, axis))
-    waiting = [r for r in c.ranks if r not in bound]
-    every = list(uses(c)) if waiting else []
-    by_rank: dict[str, list[Use]] = {r: [] for r in waiting}
-    for use in every:
-        for r in free_ranks(use.index):
-            # T[p], where p is T's own axis, says nothing of p.
-            if r in by_rank and not (use.index == Rank(r) and use.index == c.indices_of(use.tensor)[use.axis]):
-                by_rank[r].append(use)
-    for r, found in by_rank.items():
-        # A guarded index may run out of bounds by design, so a plain one under the same guard says more than a shifted one.
-        plain = [u for u in found if isinstance(u.index, Rank)]
-        by_rank[r] = [u for u in found if not u.guarded] or plain or found
-    while waiting:
-        ready = {r: [u for u in by_rank[r] if _ready(c, u, r, bound)] for r in waiting}
-        rank = next((r for r in waiting if ready[r] and len(ready[r]) == len(by_rank[r])), None)
-        rank = rank or next((r for r in waiting if ready[r]), None)
-        if rank is None:
-            raise _unbounded(c, waiting[0])
-        bound[rank] = Binding(rank, None, tuple(ready[rank]))
-        waiting.remove(rank)
+    waiting = {r: i for i, r in enumerate(c.ranks) if r not in bound}
+    if not waiting:
+        return tuple(bound.values())
+    found = _informative(c, waiting)
+    needs = {(r, i): _needs(c, use, r) & waiting.keys() for r in waiting for i, use in enumerate(found[r])}
+    needed_by: dict[str, list[tuple[str, int]]] = {r: [] for r in waiting}
+    for key, others in needs.items():
+        for r in others:
+            needed_by[r].append(key)
+    open_uses = {r: len(found[r]) for r in waiting}
+    # Ranks of which every use is ready, and of which some is; each in order of first appearance.
+    whole: list[tuple[int, str]] = []
+    partly: list[tuple[int, str]] = []
+
+    def ready(rank: str) -> None:
+        open_uses[rank] -= 1
+        heapq.heappush(partly, (waiting[rank], rank))
+        if not open_uses[rank]:
+            heapq.heappush(whole, (waiting[rank], rank))
+
+    for (rank, _), others in needs.items():
+        if not others:
+            ready(rank)
+    while len(bound) < len(c.ranks):
+        queue = whole or partly
+        if not queue:
+            raise _unbounded(c, next(r for r in c.ranks if r not in bound))
+        _, rank = heapq.heappop(queue)
+        if rank in bound:
+            continue
+        within = tuple(use for i, use in enumerate(found[rank]) if not needs[rank, i])
+        bound[rank] = Binding(rank, None, within)
+        for key in needed_by[rank]:
+            needs[key].discard(rank)
+            if not needs[key] and key[0] not in bound:
+                ready(key[0])
     return tuple(bound.values())
 
 
-def _ready(c: Cascade, use: Use, rank: str, bound: Mapping[str, Binding]) -> bool:
-    axis = c.indices_of(use.tensor)[use.axis] if use.axis < len(c.indices_of(use.tensor)) else None
-    if axis is None:
-        return False
-    if use.tensor in c.param_of and axis == use.index:
-        # A parameter's own derived axis, W[k // 8]: its size is known from the array.
-        return all(r in bound or r == rank for r in ranks_named(use.index)) and rank in free_ranks(use.index)
-    own_axis = use.tensor not in c.param_of
-    return all(r in bound or r == rank for r in ranks_named(use.index)) and (
-        not own_axis or all(r in bound for r in ranks_named(axis))
-    )
+def _informative(c: Cascade, waiting: Mapping[str, int]) -> dict[str, list[Use]]:
+    """For each rank the uses that set its extent."""
+    every: dict[str, list[Use]] = {r: [] for r in waiting}
+    for use in uses(c):
+        axis = c.indices_of(use.tensor)[use.axis]
+        for r in free_ranks(use.index):
+            if r in every and (use.tensor in c.param_of or r not in ranks_named(axis)):
+                every[r].append(use)
+    for r, found in every.items():
+        unguarded = [u for u in found if not u.guarded]
+        bare = [u for u in found if isinstance(u.index, Rank)]
+        every[r] = unguarded or bare or found
+    return every
+
+
+def _needs(c: Cascade, use: Use, rank: str) -> set[str]:
+    """The other ranks whose extents must be known before the use bounds ``rank``; a parameter's axes always are."""
+    others = set(ranks_named(use.index))
+    if use.tensor not in c.param_of:
+        others.update(ranks_named(c.indices_of(use.tensor)[use.axis]))
+    return others - {rank}
 
 
 def _unbounded(c: Cascade, rank: str) -> VerifyError:
-    loc = next((e.loc for e in c.einsums if rank in ranks_named(e.expr) or rank in e.ranks), None)
-    known = (
-        [p.name for p in c.params] + [o.name for e in c.einsums for o in e.outputs] + [r for r in c.ranks if r != rank]
+    known = [*c.param_of, *c.einsum_of, *(r for r in c.ranks if r != rank)]
+    return VerifyError(
+        f"nothing gives rank `{rank}` an extent",
+        rank=rank,
+        hint=did_you_mean(rank, known, 0.7) or f"let a parameter have the axis `{rank}`, as in `X: f32[{rank}]`",
+        loc=first_mention(c, rank),
     )
-    import difflib
-
-    close = difflib.get_close_matches(rank, known, n=1, cutoff=0.7)
-    hint = f"did you mean `{close[0]}`?" if close else f"let a parameter have the axis `{rank}`, as in `X: f32[{rank}]`"
-    return VerifyError(f"nothing gives rank `{rank}` an extent", rank=rank, hint=hint, loc=loc)
 
 
 def resolve(
@@ -236,8 +210,6 @@ def _bind_axes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: dict[
             continue
         shape = shapes[p.name]
         if len(shape) != len(p.indices):
-            from .print import print_param
-
             raise InputError(
                 f"`{p.name}` has {len(shape)} axes, not {len(p.indices)}",
                 expected=print_param(p),
@@ -289,15 +261,17 @@ def _largest_within(index: Expr, rank: str, size: int, extents: Mapping[str, int
     if any(high < 0 for _, high in box.values()):
         # Another rank of the index is empty, so nothing is read: the rank itself spans what it would alone.
         box = {r: (0, max(0, high)) for r, (_, high) in box.items()}
-    first = interval(index, {**box, rank: (0, 0)}, extents)
+
+    def span(extent: int) -> Interval | None:
+        return exact_interval(index, {**box, rank: (0, extent - 1)}, {**extents, rank: extent})
+
+    first = span(1)
     if first is None:
         return None
-    if not box and sum(isinstance(n, Rank) for n in walk(index)) > 1:
-        return _counted_within(index, rank, size, extents)
 
     def fits(extent: int) -> bool:
-        span = interval(index, {**box, rank: (0, extent - 1)}, extents)
-        return span is not None and span[1] < size and span[0] >= min(0, first[0])
+        found = span(extent)
+        return found is not None and found[1] < size and found[0] >= min(0, first[0])
 
     if not fits(1):
         return 0
@@ -312,21 +286,7 @@ def _largest_within(index: Expr, rank: str, size: int, extents: Mapping[str, int
     return low
 
 
-def _counted_within(index: Expr, rank: str, size: int, extents: Mapping[str, int]) -> int | None:
-    """As `_largest_within`, where the index mentions its only rank more than once, as in ``d + 1 - 2 * (d % 2)``.
-
-    Intervals of its parts enclose more than the index takes, so its values are counted one by one.
-    """
-    for at in range(4 * size + 1024):
-        span = interval(index, {rank: (at, at)}, extents)
-        if span is None or not 0 <= span[0] < size:
-            return at
-    return None
-
-
 def _check_derived(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: Mapping[str, int]) -> None:
-    from .print import print_expr
-
     for p in c.params:
         if p.name not in shapes:
             continue

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .dtypes import DTYPES
+
 INF = float("inf")
 
 
@@ -166,3 +168,6 @@ _REDUCTIONS = (
 )
 
 REDUCTIONS: Mapping[str, Reduction] = MappingProxyType({row.name: row for row in _REDUCTIONS})
+
+# What no tensor, rank or monoid may be called.
+RESERVED = frozenset(DTYPES) | frozenset(FUNCTIONS) | frozenset(REDUCTIONS) | {"inf", "extent", "cascade", "monoid"}

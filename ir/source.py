@@ -1,124 +1,307 @@
-"""The gate before `ast.parse`: limits on a stranger's text.
+"""The gate before `ast.parse`: what a stranger's text may hold, and how deep it may nest.
 
-CPython's parser recurses on the C stack and converts integers in quadratic time, so depth, length and digits are
-bounded before it sees the text. The limits lie far above any cascade that a person or a pass writes.
+CPython's parser and the builder of its tree recurse on the C stack, backtrack, and convert integers in quadratic time:
+a text can crash or hang them. So the text is first cut into tokens. Words and signs that the language does not have are
+refused here, with a hint; for the rest a bound on the depth of the syntax tree is kept, operator by operator, and a
+text past the limits is refused too. They lie far above any cascade that a person or a pass writes.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 import re
+import unicodedata
 import warnings
 
+from .cascade import MAX_DEPTH
 from .errors import Loc, ParseError, Source
 
 MAX_CHARS = 1_000_000
-MAX_BRACKETS = 90
-MAX_LINE_TOKENS = 4_000
+MAX_TOKENS = 150_000
+MAX_BRACKETS = MAX_DEPTH + 10
+# The bound may be as many times the depth as there are levels of binding; a tree of that depth is no danger yet.
+MAX_TREE = 9 * MAX_DEPTH
 MAX_DIGITS = 40
-MAX_DEPTH = 180
 MAX_NAME = 120
 
-_token = re.compile(r"[A-Za-z_0-9.\u0080-\U0010ffff]+|[^\sA-Za-z_0-9.]")
-_digits = re.compile(rf"[0-9a-fA-FxXoO_]{{{MAX_DIGITS + 1},}}")
+# Line joints and comments come first, as they hide what they hold; strings too, where they are closed.
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t\f]+|\\\n|\#[^\n]*)
+    |(?P<newline>\n)
+    |(?P<string>[A-Za-z]{0,2}(?:
+        '{3}[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'{3} | '[^'\\\n]*(?:\\.[^'\\\n]*)*'
+        |"{3}[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3} | "[^"\\\n]*(?:\\.[^"\\\n]*)*" ))
+    |(?P<number>0[xXoObB]\w*|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?\w*)
+    |(?P<name>[A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*)
+    |(?P<sign>->|\.\.\.|:=|(?:\*\*|//|<<|>>|[-+*/%&|^@<>=!])=?|[~()\[\]{},:;.])
+    |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_HIDDEN = re.compile("[\0\ud800-\udfff]")
+_NUMBER = re.compile(r"0[xX][\da-fA-F_]+|0[oObB][\d_]+|[\d_]*\.?[\d_]*(?:[eE][+-]?[\d_]+)?")
+
+_LOOP = ("a cascade has no loops", "ranks iterate by themselves; a reduction is sum[k](…), a scan reads H[t - 1]")
+_BRANCH = ("a cascade has no `{}`", "where(condition, a, b) chooses for each element")
+_TRUTH = "`{}` stands for one truth value, not a tensor of them"
+_WORDS = {
+    "if": _BRANCH, "else": _BRANCH, "elif": _BRANCH, "for": _LOOP, "while": _LOOP, "break": _LOOP, "continue": _LOOP,
+    "and": (_TRUTH, "write (a < b) & (c < d), with the parentheses"),
+    "or": (_TRUTH, "write (a < b) | (c < d), with the parentheses"),
+    "not": (_TRUTH, "write ~(condition)"),
+    "return": ("a cascade has no `return`", "the results stand in the signature: `-> O:`"),
+    "lambda": ("a cascade has no functions of its own", "a reduction of your own is written under @monoid"),
+}  # fmt: skip
+_ALLOWED_WORDS = frozenset(("def", "pass", "from", "import", "as", "True", "False"))
+_SIGNS = {
+    "^": ("the language has no `^`", "a power is `**`; exclusive or of two conditions is `!=`"),
+    ":=": ("the language has no `:=`", "give the value a statement of its own"),
+    "!": ("the language has no `!`", "write ~(condition)"),
+    "...": ("the language has no `...`", "name every rank"),
+    "{": ("the language has no braces", "brackets hold ranks, parentheses group"),
+}  # fmt: skip
+_MEANT = {
+    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "≤": "<=", "≥": ">=", "≠": "!=", "∞": "inf",
+    "‘": "'", "’": "'", "“": '"', "”": '"', "…": "every rank by its name", "→": "->", "√": "sqrt(x)", "∑": "sum[k](x)",
+}  # fmt: skip
+
+# How tight an operator binds, as far as the depth of the tree goes; prefix signs are UNARY.
+_BINDS = {"|": 1, "&": 2, "<<": 3, ">>": 3, "+": 4, "-": 4, "*": 5, "/": 5, "//": 5, "%": 5, "@": 5, "**": 7, ".": 8}
+_COMPARE, _UNARY, _POSTFIX, _LEVELS = 0, 6, 8, 9
+_CLOSES = {")": "(", "]": "["}
 
 
-def _fail(source: Source, message: str, hint: str, line: int, column: int, width: int = 1) -> ParseError:
-    return ParseError(message, hint=hint, loc=Loc(line, column, column + width), source=source)
+_NAME_A_PART = "name a part of it as an Einsum of its own"
+
+# The syntax nodes that know where they stand.
+Located = ast.stmt | ast.expr | ast.arg | ast.keyword
+
+
+class _Frame:
+    """A bound on the depth of what stands inside one pair of brackets, or in one statement."""
+
+    __slots__ = ("chain", "deepest", "inner", "loc", "longest", "nested", "operand", "sign")
+
+    def __init__(self, sign: str = "", loc: Loc | None = None) -> None:
+        self.sign, self.loc = sign, loc
+        self.deepest = 0
+        self.comma()
+
+    def comma(self) -> None:
+        """Begin an expression beside the last one."""
+        self.operand = False
+        self.inner = self.nested = 0
+        self.chain = [0] * _LEVELS
+        self.longest = [0] * _LEVELS
+
+    def operator(self, level: int, prefix: bool = False) -> None:
+        """One more operator; a looser one ends the chains of tighter ones, a prefix sign ends none."""
+        if not prefix:
+            self.operand = False
+            for tighter in range(level + 1, _LEVELS):
+                self.chain[tighter] = 0
+        self.chain[level] += 1
+        if self.chain[level] > self.longest[level]:
+            self.longest[level] += 1
+            self.nest(self.nested, self.inner + 1)
+
+    def nest(self, nested: int, inner: int) -> None:
+        """A tree nests at most the longest chain of each level, and its deepest operand below all of them."""
+        self.nested, self.inner = nested, inner
+        self.deepest = max(self.deepest, nested + inner)
+
+
+class _Gate:
+    """Reads a text token by token and raises `ParseError` at the first that cannot stand."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.line, self.line_start = 1, 0
+        self.frames = [_Frame()]
+
+    def fail(self, message: str, hint: str, start: int, width: int = 1) -> ParseError:
+        column = start - self.line_start + 1
+        return ParseError(message, hint=hint, loc=Loc(self.line, column, column + width), source=self.source)
+
+    def run(self) -> None:
+        text = self.source.text
+        if len(text) > MAX_CHARS:
+            raise self.fail(
+                f"the text has {len(text)} characters; at most {MAX_CHARS} are read", "split the cascade", 0
+            )
+        if (hidden := _HIDDEN.search(text)) is not None:
+            self.advance(text[: hidden.start()], 0)
+            what = "a NUL byte" if hidden.group() == "\0" else "half of a surrogate pair"
+            raise self.fail(f"the text holds {what}", "save the file as plain UTF-8 text", hidden.start())
+        count = 0
+        for match in _TOKEN.finditer(text):
+            kind, token, start = match.lastgroup, match.group(), match.start()
+            if kind == "space":
+                self.advance(token, start)
+                continue
+            count += 1
+            if count > MAX_TOKENS:
+                raise self.fail(f"the text has more than {MAX_TOKENS} words and signs", "split the cascade", start)
+            if kind == "sign":
+                self.sign(token, start)
+            elif kind == "newline":
+                if len(self.frames) == 1:
+                    self.frames[0] = _Frame()
+                self.advance(token, start)
+            else:
+                if kind == "name":
+                    self.name(token, start)
+                elif kind == "number":
+                    self.number(token, start)
+                elif kind == "string":
+                    self.string(token, start)
+                else:
+                    raise self.strange(token, start)
+                self.frames[-1].operand = True
+        if len(self.frames) > 1:
+            opened = self.frames[-1]
+            raise ParseError(
+                f"`{opened.sign}` is never closed",
+                hint=f"close it with `{')' if opened.sign == '(' else ']'}`",
+                loc=opened.loc,
+                source=self.source,
+            )
+
+    def advance(self, token: str, start: int) -> None:
+        """Keep the line number over a token that may hold line ends."""
+        if "\n" in token:
+            self.line += token.count("\n")
+            self.line_start = start + token.rindex("\n") + 1
+
+    def name(self, token: str, start: int) -> None:
+        plain = token if token.isascii() else unicodedata.normalize("NFKC", token)
+        if not token.isascii() and not (token.isidentifier() and plain.isidentifier()):
+            at, char = next(
+                ((i, c) for i, c in enumerate(token) if c in _MEANT or not ("a" + c).isidentifier()), (0, token[0])
+            )
+            raise self.strange(char, start + at)
+        if len(token) > MAX_NAME:
+            raise self.fail(f"a name of {len(token)} characters", f"names have at most {MAX_NAME}", start, MAX_NAME)
+        if not keyword.iskeyword(plain) or token in _ALLOWED_WORDS:
+            return
+        message, hint = _WORDS.get(plain, ("`{}` is no word of the language", "statements are `T[ranks] = expression`"))
+        raise self.fail(message.format(plain), hint, start, len(token))
+
+    def number(self, token: str, start: int) -> None:
+        if not _NUMBER.fullmatch(token):
+            raise self.fail("a number ends in letters", "numbers are written 2, 0x1f, 0.5 or 1e-6", start, len(token))
+        if len(token) > MAX_DIGITS:
+            hint = f"numbers have at most {MAX_DIGITS} digits"
+            raise self.fail(f"a number of {len(token)} digits", hint, start, len(token))
+
+    def string(self, token: str, start: int) -> None:
+        prefix = token[: min(token.find("'") % len(token), token.find('"') % len(token))]
+        if prefix.lower() not in ("", "r", "u"):
+            hint = "plain strings are docstrings and options"
+            raise self.fail(f"the language has no {prefix}-strings", hint, start, len(prefix) + 1)
+        self.advance(token, start)
+
+    def strange(self, char: str, start: int) -> ParseError:
+        if char in "'\"":
+            return self.fail("a string is never closed", f"close it with {char}", start)
+        if char == "\\":
+            return self.fail(
+                "a stray backslash", "a line goes on inside brackets; a backslash must end its line", start
+            )
+        what = f"`{char}`" if char.isprintable() else "a character"
+        name = unicodedata.name(char, "").lower()
+        known = f"U+{ord(char):04X}" + (f", {name}" if name else "")
+        hint = f"write {_MEANT[char]}" if char in _MEANT else "names are letters, digits and underscores"
+        return self.fail(f"{what} ({known}) does not belong to the language", hint, start)
+
+    def sign(self, token: str, start: int) -> None:
+        frame = self.frames[-1]
+        if token in "([":
+            if frame.operand:
+                frame.operator(_POSTFIX)
+            if len(self.frames) > MAX_BRACKETS:
+                raise self.fail(f"brackets nest deeper than {MAX_BRACKETS}", _NAME_A_PART, start)
+            column = start - self.line_start + 1
+            self.frames.append(_Frame(token, Loc(self.line, column, column + 1)))
+            return
+        if token in ")]":
+            self.close(token, start)
+        elif token in _BINDS:
+            prefix = not frame.operand and token in "+-"
+            frame.operator(_UNARY if prefix else _BINDS[token], prefix)
+        elif token == "~":
+            frame.operator(_UNARY, prefix=True)
+        elif token in ("<", "<=", ">", ">=", "==", "!="):
+            frame.operator(_COMPARE)
+        elif token == ";" and len(self.frames) == 1:
+            self.frames[0] = _Frame()
+        elif token in (",", ":", "=", "->", ";"):
+            frame.comma()
+        else:
+            word = "{" if token == "}" else token
+            written_once = ("tensors are written once, so there is no `" + token + "`", "sum[k](…) accumulates")
+            message, hint = _SIGNS.get(word, written_once)
+            raise self.fail(message, hint, start, len(token))
+        if self.frames[-1].deepest > MAX_TREE:
+            raise self.fail(f"an expression nests deeper than {MAX_DEPTH} levels", _NAME_A_PART, start)
+
+    def close(self, token: str, start: int) -> None:
+        inner = self.frames[-1]
+        if inner.sign != _CLOSES[token]:
+            hint = f"it stands against `{inner.sign}`" if inner.sign else "no bracket is open here"
+            raise self.fail(f"`{token}` closes nothing", hint, start)
+        self.frames.pop()
+        outer = self.frames[-1]
+        outer.operand = True
+        outer.nest(max(outer.nested, inner.deepest + 1), outer.inner)
 
 
 def guard(source: Source) -> None:
-    """Raise `ParseError` where the text is past a limit or holds what no text may hold."""
-    text = source.text
-    if len(text) > MAX_CHARS:
-        raise _fail(
-            source, f"the text has {len(text)} characters; at most {MAX_CHARS} are read", "split the cascade", 1, 1
-        )
-    depth = tokens = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        bad = next((i for i, c in enumerate(line) if c == "\0" or "\ud800" <= c <= "\udfff"), None)
-        if bad is not None:
-            what = "a NUL byte" if line[bad] == "\0" else "half of a surrogate pair"
-            raise _fail(source, f"the text holds {what}", "save the file as plain UTF-8 text", number, bad + 1)
-        if "#" in line or '"' in line or "'" in line:
-            # Comments and strings may hold brackets; they are counted all the same, on the safe side of the limits.
-            code = line.split("#", 1)[0] if '"' not in line and "'" not in line else line
-        else:
-            code = line
-        if depth <= 0:
-            tokens = 0
-        for match in _token.finditer(code):
-            token = match.group()
-            tokens += 1 + token.count(".")
-            if token in "([{":
-                depth += 1
-            elif token in ")]}":
-                depth = max(0, depth - 1)
-            elif len(token) > MAX_DIGITS and token[0].isdigit() and _digits.match(token):
-                raise _fail(
-                    source,
-                    f"a number of {len(token)} digits",
-                    "numbers have at most 40 digits",
-                    number,
-                    match.start() + 1,
-                )
-            elif len(token) > MAX_NAME and not token[0].isdigit() and '"' not in line and "'" not in line:
-                raise _fail(
-                    source,
-                    f"a name of {len(token)} characters",
-                    f"names have at most {MAX_NAME}",
-                    number,
-                    match.start() + 1,
-                )
-            if depth > MAX_BRACKETS or tokens > MAX_LINE_TOKENS:
-                what = (
-                    f"brackets nest deeper than {MAX_BRACKETS}" if depth > MAX_BRACKETS else "a statement is too long"
-                )
-                raise _fail(source, what, "name a part of it as an Einsum of its own", number, match.start() + 1)
+    """Raise `ParseError` where the text is past a limit or holds what no cascade holds."""
+    _Gate(source).run()
 
 
-def to_ast(source: Source) -> ast.Module:
-    """The syntax tree of a text within the limits; every way in which Python refuses it becomes a `ParseError`."""
+def to_ast(source: Source) -> list[ast.stmt]:
+    """The statements of a text within the limits; every way in which Python refuses it becomes a `ParseError`."""
     guard(source)
+    text = "if 1:\n" + source.text if source.indented else source.text
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source.text)
+            body = ast.parse(text).body
     except SyntaxError as error:
-        line = error.lineno or 1
-        column = min(max(1, error.offset or 1), len(source.line(line)) + 1)
-        end = error.end_offset if error.end_lineno == line and error.end_offset else column + 1
-        message = (error.msg or "invalid syntax").split("\n")[0]
-        hint = "a cascade is one Python function definition whose statements are `T[ranks] = expression`"
-        raise ParseError(message, hint=hint, loc=Loc(line, column, max(column + 1, end)), source=source) from None
+        raise _syntax_error(error, source) from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        message = "the text is nested too deep" if isinstance(error, RecursionError | MemoryError) else str(error)
-        raise _fail(source, message, "name parts of it as Einsums of their own", 1, 1) from None
-    _check_depth(tree, source)
-    return tree
+        message = "the text nests too deep" if isinstance(error, RecursionError | MemoryError) else str(error)
+        raise ParseError(message, hint=_NAME_A_PART, loc=Loc(1, 1, 2), source=source) from None
+    if source.indented and isinstance(body[0], ast.If):
+        body = [ast.increment_lineno(statement, -1) for statement in body[0].body]
+    return body
 
 
-def _check_depth(tree: ast.Module, source: Source) -> None:
-    stack: list[tuple[ast.AST, int]] = [(tree, 0)]
-    while stack:
-        node, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            hint = "name a part of it as an Einsum of its own"
-            loc = location(node, source)
-            raise ParseError(f"an expression nests deeper than {MAX_DEPTH} levels", hint=hint, loc=loc, source=source)
-        stack.extend((child, depth + 1) for child in ast.iter_child_nodes(node))
-
-
-def location(node: ast.AST, source: Source) -> Loc:
-    """Where a syntax node stands; columns count characters where Python counts UTF-8 bytes."""
-    line = getattr(node, "lineno", 1)
-    start = getattr(node, "col_offset", 0)
-    end = getattr(node, "end_col_offset", None) if getattr(node, "end_lineno", line) == line else None
+def _syntax_error(error: SyntaxError, source: Source) -> ParseError:
+    line = (error.lineno or 1) - source.indented
     text = source.line(line)
-    if end is None:
-        end = len(text.encode()) if not text.isascii() else len(text)
+    if not text and line > 1:
+        # Python points past the end; the last line with something on it is where the eye should go.
+        line = max((n for n in range(1, line) if source.line(n).strip()), default=1)
+        text = source.line(line)
+        start = end = len(text) + 1
+    else:
+        start = min(max(1, error.offset or 1), len(text) + 1)
+        end = error.end_offset or 0 if error.end_lineno == error.lineno else len(text) + 1
+    message = (error.msg or "invalid syntax").split("\n")[0].split(" (<unknown>")[0]
+    hint = "a cascade is one Python function definition whose statements are `T[ranks] = expression`"
+    return ParseError(message, hint=hint, loc=Loc(line, start, max(start + 1, end)), source=source)
+
+
+def location(node: Located, source: Source) -> Loc:
+    """Where a syntax node stands; columns count characters where Python counts UTF-8 bytes."""
+    line, start, end = node.lineno, node.col_offset, node.end_col_offset
+    text = source.line(line)
+    if node.end_lineno != line or end is None:
+        end = len(text.encode(errors="replace"))
     if not text.isascii():
         raw = text.encode()
-        start = len(raw[:start].decode(errors="replace"))
-        end = len(raw[:end].decode(errors="replace"))
+        start, end = len(raw[:start].decode(errors="replace")), len(raw[:end].decode(errors="replace"))
     return Loc(line, start + 1, max(end, start + 1) + 1)

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Monoid, Rank, Reduce, literal_value
+from .cascade import (
+    Access,
+    Call,
+    Cascade,
+    Cast,
+    Const,
+    Einsum,
+    Expr,
+    Extent,
+    Monoid,
+    Rank,
+    Reduce,
+    literal_value,
+    tensors_read,
+)
 from .dtypes import DTYPES
 from .errors import VerifyError
 from .ops import OPS, REDUCTIONS
 
-# The types of literals before they meet anything.
-WEAK_INT, WEAK_FLOAT = "integer literal", "float literal"
+# The types of literals before they meet anything, and of a scan's own entries before its type is known.
+WEAK_INT, WEAK_FLOAT, UNKNOWN = "integer literal", "float literal", "unknown"
 
 
 def settle(dtype: str) -> str:
     """The dtype of a value that met nothing: i64 for an integer literal, f32 for a float literal."""
-    return {WEAK_INT: "i64", WEAK_FLOAT: "f32"}.get(dtype, dtype)
+    return {WEAK_INT: "i64", WEAK_FLOAT: "f32", UNKNOWN: "f32"}.get(dtype, dtype)
 
 
 def is_float(dtype: str) -> bool:
@@ -28,18 +42,20 @@ def is_float(dtype: str) -> bool:
 
 def compute_type(dtype: str) -> str:
     """The type in which arithmetic on a value is done."""
-    if dtype in (WEAK_INT, WEAK_FLOAT):
+    if dtype in (WEAK_INT, WEAK_FLOAT, UNKNOWN):
         return dtype
     return "i32" if dtype == "bool" else DTYPES[dtype].compute
 
 
 def join(a: str, b: str) -> str:
     """The type of arithmetic between two: f64 over f32 over integers; u32 with a signed type gives i64."""
-    if a == b == "bool":
-        return "bool"
+    if {a, b} <= {"bool", UNKNOWN}:
+        return b if a == UNKNOWN else a
     a, b = compute_type(a), compute_type(b)
-    if a == b:
+    if a == b or b == UNKNOWN:
         return a
+    if a == UNKNOWN:
+        return b
     kinds = {a, b}
     if is_float(a) or is_float(b):
         if "f64" in kinds:
@@ -59,9 +75,21 @@ class TypeChecker:
     def __init__(self, tensors: Env, monoids: Mapping[str, Monoid]) -> None:
         self.tensors = tensors
         self.monoids = monoids
+        # By identity, as hashing a tree costs as much as typing it; the node is kept, so its identity stays its own.
+        self._known: dict[int, tuple[Expr, str]] = {}
 
     def infer(self, e: Expr) -> str:
         """The dtype of a node; literals keep their weak types."""
+        found = self._known.get(id(e))
+        if found is None:
+            found = self._known[id(e)] = (e, self._infer(e))
+        return found[1]
+
+    def forget(self) -> None:
+        """Infer afresh: the type of a tensor has changed."""
+        self._known.clear()
+
+    def _infer(self, e: Expr) -> str:
         match e:
             case Const(kind=kind):
                 return {"int": WEAK_INT, "float": WEAK_FLOAT, "bool": "bool"}[kind]
@@ -93,7 +121,7 @@ class TypeChecker:
         types = [self.infer(a) for a in e.args]
         match op.rule:
             case "select":
-                if types[0] != "bool":
+                if types[0] not in ("bool", UNKNOWN):
                     raise VerifyError(
                         f"the condition of `where` is {settle(types[0])}, not bool",
                         hint="write a comparison, such as `x != 0`",
@@ -112,7 +140,11 @@ class TypeChecker:
                 return join(types[0], types[-1])
             case "integer":
                 if any(is_float(t) for t in types):
-                    raise VerifyError(f"`{op.symbol}` takes integers, not floats", loc=e.loc)
+                    raise VerifyError(
+                        f"`{op.symbol}` takes integers, not floats",
+                        hint="a power of two times x is x * 2 ** 3; to shift its bits, cast: i32(x)",
+                        loc=e.loc,
+                    )
                 return join(compute_type(types[0]), compute_type(types[1]))
             case "power":
                 return self._power(e, types[0])
@@ -152,10 +184,14 @@ class TypeChecker:
         match REDUCTIONS[e.op].rule:
             case "argmax":
                 if len(e.ranks) != 1:
-                    raise VerifyError("argmax goes over one rank: its result is that rank's coordinate", loc=e.loc)
+                    raise VerifyError(
+                        "argmax goes over one rank: its result is that rank's coordinate",
+                        hint="two ranks are one where the text says so, as in X[k // 8, k % 8]",
+                        loc=e.loc,
+                    )
                 return "i64"
             case "logic":
-                if dtype != "bool":
+                if dtype not in ("bool", UNKNOWN):
                     raise VerifyError(
                         f"`{e.op}` reduces bools, not {settle(dtype)}",
                         hint="write a comparison inside it",
@@ -163,28 +199,36 @@ class TypeChecker:
                     )
                 return "bool"
             case _:
-                return settle(compute_type(dtype))
+                computed = compute_type(dtype)
+                return computed if computed == UNKNOWN else settle(computed)
 
     def state_types(self, e: Reduce) -> tuple[str, ...]:
         """The types of a monoid's state, for one use of it."""
         monoid = self.monoids[e.op]
         if len(e.args) != monoid.width:
             raise VerifyError(
-                f"`{e.op}` takes {monoid.width} values, one for each component of its state; {len(e.args)} came",
+                f"`{e.op}` takes {monoid.width} values; {len(e.args)} came",
+                hint="one for each component of its state",
                 loc=e.loc,
             )
-        state = [compute_type(join(self.infer(a), self.infer(i))) for a, i in zip(e.args, monoid.identity, strict=True)]
-        state = [settle(t) for t in state]
-        for _ in range(3):
-            scalars = dict(zip(monoid.params, state + state, strict=True))
-            inner = TypeChecker(scalars, {})
-            for name, value in monoid.body:
-                scalars[name] = settle(inner.infer(value))
-            new = [settle(compute_type(join(s, scalars[r]))) for s, r in zip(state, monoid.results, strict=True)]
+        pairs = zip(e.args, monoid.identity, strict=True)
+        state = tuple(settle(join(self.infer(a), self.infer(i))) for a, i in pairs)
+        while True:
+            scalars = body_types(monoid, state)
+            # Types only grow, towards f64, so this ends.
+            new = tuple(settle(join(s, scalars[r])) for s, r in zip(state, monoid.results, strict=True))
             if new == state:
-                break
+                return state
             state = new
-        return tuple(state)
+
+
+def body_types(monoid: Monoid, state: tuple[str, ...]) -> dict[str, str]:
+    """The dtype of every value of a monoid's body, for a state of the given dtypes."""
+    scalars = dict(zip(monoid.params, state + state, strict=True))
+    checker = TypeChecker(scalars, {})
+    for name, value in monoid.body:
+        scalars[name] = settle(checker.infer(value))
+    return scalars
 
 
 def tensor_types(c: Cascade) -> dict[str, str]:
@@ -197,17 +241,24 @@ def tensor_types(c: Cascade) -> dict[str, str]:
 
 
 def _output_types(e: Einsum, types: dict[str, str], checker: TypeChecker) -> dict[str, str]:
-    # A scan reads itself: its type is what was declared, or what it has when its own entries are taken as neutral.
-    for o in e.outputs:
-        types[o.name] = o.dtype or WEAK_INT
+    """The dtypes of an Einsum's outputs. A scan's is the least that holds the expression over its own entries."""
     if isinstance(e.expr, Reduce) and e.expr.op in checker.monoids:
         inferred = checker.state_types(e.expr)
         if len(inferred) != len(e.outputs):
-            raise VerifyError(
-                f"`{e.expr.op}` gives {len(inferred)} values; {len(e.outputs)} names stand on the left", loc=e.loc
-            )
-    else:
-        if len(e.outputs) != 1:
-            raise VerifyError("only a monoid of the cascade gives several values", loc=e.loc)
-        inferred = (settle(checker.infer(e.expr)),)
-    return {o.name: o.dtype or t for o, t in zip(e.outputs, inferred, strict=True)}
+            what = f"`{e.expr.op}` gives {len(inferred)} values; {len(e.outputs)} names stand on the left"
+            raise VerifyError(what, hint="name each component of the state, as in (M[q], L[q]) = …", loc=e.loc)
+        return {o.name: o.dtype or t for o, t in zip(e.outputs, inferred, strict=True)}
+    if len(e.outputs) != 1:
+        raise VerifyError("only a monoid of the cascade gives several values", hint="write two statements", loc=e.loc)
+    name, declared = e.name, e.output.dtype
+    types[name] = declared or UNKNOWN
+    found = settle(checker.infer(e.expr))
+    if declared is None and name in tensors_read(e.expr):
+        while True:
+            types[name] = found
+            checker.forget()
+            again = settle(checker.infer(e.expr))
+            if found in (again, settle(join(found, again))):
+                break
+            found = settle(join(found, again))
+    return {name: declared or found}
