@@ -1,8 +1,7 @@
 """Derive: a cascade read into normal forms, separated, stabilised, and written back as a cascade.
 
-The result is a cascade like any other: streamed reductions are Einsums over monoids with tuple state. What fired, what blocks
-and what streams is recorded for `castile explain`.
-"""
+The result is a cascade like any other: streamed reductions are Einsums over monoids with tuple state. What fired,
+what blocks and what streams is recorded for `castile explain`."""
 
 from __future__ import annotations
 
@@ -66,8 +65,9 @@ class Derivation:
 def derive(c: Cascade, level: str = "full", gauge: str = "maximum") -> Derivation:
     """Derive one form of a cascade.
 
-    ``level`` is "none" (passes as written, masks made explicit), "defer" (factors leave sums) or "full"; ``gauge`` is "maximum" or
-    "exponent". A form never has more passes over a rank than the original: where it would, the original is kept.
+    ``level`` is "none" (passes as written, masks made explicit), "defer" (factors leave sums) or "full"; ``gauge`` is
+    "maximum" or "exponent". A form never has more passes over a rank than the original: where it would, the original
+    is kept.
     """
     return _with_room(lambda: _Deriver(c, level, gauge).run(), len(c.einsums))
 
@@ -94,7 +94,7 @@ class _Deriver:
         self.c = c
         self.level = level
         self.kind = gauge
-        self.reductions = Reductions(level, c.numerics)
+        self.reductions = Reductions(level, c.numerics, {r: i for i, r in enumerate(c.ranks)})
         self.reader = Reader(c, self.reductions)
         self.plan = Plan(self.reductions, gauge)
         self.taken: set[str] = {p.name for p in c.params} | set(c.ranks) | {m.name for m in c.monoids}
@@ -201,7 +201,11 @@ class _Deriver:
         """Free ranks in the order of the cascade; instances after their base."""
         order = {r: i for i, r in enumerate(self.c.ranks)}
         base = self.reader.instances
-        return tuple(sorted(v.free, key=lambda r: (order.get(base.get(r, r), len(order)), r)))
+
+        def place(rank: str) -> tuple[int, str]:
+            return order.get(base.get(rank, rank), len(order)), rank
+
+        return tuple(sorted(v.free, key=place))
 
     def _name_components(self) -> None:
         """Components take the names of the user's tensors that equal them; others get fresh ones."""
@@ -214,10 +218,10 @@ class _Deriver:
         for name, value in self.reader.forms.items():
             if not isinstance(value, Form):
                 continue
-            atom = self._finished(value).atom
+            held = self._finished(value).atom
             output = self.c.einsum_of[name].output
             for digest, component in self.component.items():
-                fits = atom is not None and atom.kind == "access" and atom.name == component.name
+                fits = held is not None and held.kind == "access" and held.name == component.name
                 if fits and name not in claimed and set(output.ranks) == set(component.ranks):
                     claimed.add(name)
                     self.component[digest] = replace(component, name=name, ranks=output.ranks)
@@ -284,12 +288,13 @@ class _Deriver:
             mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top)))
             for m, q in f.terms.items()
         ]
-        return mul(exp(top), add(*terms))
+        aligned = add(*terms)
+        return mul(exp(top), lift(Atom("aligned", "", (aligned,), nonnegative=_positive(aligned))))
 
     # Writing
 
     def _lowering(self) -> Lowering:
-        return Lowering(self._hook, self.guarded, self._exponents(), self._named)
+        return Lowering(self._hook, frozenset(self.guarded), self._exponents(), self._named)
 
     def _exponents(self) -> frozenset[str]:
         if self.kind != "exponent":

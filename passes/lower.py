@@ -32,12 +32,15 @@ def call(op: str, *args: Expr) -> Expr:
 
 
 class Lowering:
-    """Turns values into expressions. ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came"."""
+    """Turns values into expressions.
+
+    ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", None where nothing is guarded.
+    """
 
     def __init__(
         self,
         hook: Hook | None = None,
-        guarded: frozenset[str] | set[str] = frozenset(),
+        guarded: frozenset[str] | set[str] | None = None,
         exponents: frozenset[str] = frozenset(),
         named: Callable[[Form], Expr | None] | None = None,
     ) -> None:
@@ -163,15 +166,26 @@ class Lowering:
         return self._guard(m, e)
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
-        """A quotient of sums into which nothing came, 0 / 0, is 0."""
-        below = [a for a, p in m.factors if p < 0 and a.kind == "access" and a.name in self.guarded]
-        above = [a for a, p in m.factors if p > 0 and a.kind == "access" and a.name in self.guarded]
+        """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times exp(-inf - -inf)."""
+        below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
+        above = [a for a, p in m.factors if p > 0 and self._may_be_empty(a)]
+        if not below and m.exponent is not None:
+            below = above[:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
         empty = call("eq", self.atom(below[0]), Const(0.0))
         for a in below[1:]:
             empty = call("or", empty, call("eq", self.atom(a), Const(0.0)))
         return call("where", empty, Const(0.0), e)
+
+    def _may_be_empty(self, a: Atom) -> bool:
+        """Whether a value is a sum that is 0 where nothing came in, and there alone: of exponentials, masks aside."""
+        if self.guarded is None:
+            return False
+        if a.kind == "access":
+            return a.name in self.guarded
+        body = a.args[0] if a.kind == "red" and a.name == "sum" else None
+        return isinstance(body, Form) and bool(body.terms) and all(m.exponent is not None for m in body.terms)
 
     def _exponential(self, f: Form) -> Expr:
         """exp of a form, or exp2 where every term carries a factor ln 2."""
@@ -216,7 +230,7 @@ class Lowering:
                 return Const(LN2)
             case "inf":
                 return Const(inf)
-            case "poly":
+            case "poly" | "aligned":
                 return self.form(_form(a.args[0]))
             case "cast":
                 return Cast(a.name, self.form(_form(a.args[0])))
@@ -302,9 +316,8 @@ def _power(e: Expr, n: int) -> Expr:
 
 def _order(a: Atom) -> tuple[int, str]:
     """Scalars first, then tensors, then functions and sums."""
-    rank = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}.get(
-        a.kind, 4
-    )
+    ranks = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}
+    rank = ranks.get(a.kind, 4)
     return rank, a.name if a.kind in ("access", "extent") else a.digest.hex()
 
 

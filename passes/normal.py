@@ -1,13 +1,13 @@
 """Normal forms: the algebra in which the passes compute.
 
-A `Form` is a sum of monomials with rational coefficients. A monomial is a product of atoms with integer powers, one exponential
-of a form, and a set of Iverson brackets: ``c · a² b⁻¹ · exp(e) · [p][q]``. Products of sums stay factored: a sum becomes one
-atom, so nothing explodes unless a rewrite asks for it. Constructors simplify as they build, bottom up, so there is no search
-and equal values get equal digests. Integer arithmetic that may wrap, and functions that no rule opens, are opaque atoms.
+A `Form` is a sum of monomials with rational coefficients. A monomial is a product of atoms with integer powers, one
+exponential of a form, and a set of Iverson brackets: ``c · a² b⁻¹ · exp(e) · [p][q]``. Products of sums stay
+factored: a sum becomes one atom, so nothing explodes unless a rewrite asks for it. Constructors simplify as they
+build, bottom up, so there is no search and equal values get equal digests. Integer arithmetic that may wrap, and
+functions that no rule opens, are opaque atoms.
 
-Brackets are selects: where ``p`` is false the monomial is 0 whatever its other factors are. ``lbr(p)`` is the logarithm of a bracket,
-0 or -inf; ``where(p, a, -inf)`` is ``a + lbr(p)``.
-"""
+Brackets are selects: where ``p`` is false the monomial is 0 whatever its other factors are. ``lbr(p)`` is the
+logarithm of a bracket, 0 or -inf; ``where(p, a, -inf)`` is ``a + lbr(p)``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from hashlib import blake2b
-from typing import Any, Union
+from typing import Any
 
 from ..ir.ops import OPS
 
 LN2 = math.log(2.0)
-ZERO_FRACTION, ONE_FRACTION = Fraction(0), Fraction(1)
+ZERO_FRACTION: Fraction = Fraction(0)
+ONE_FRACTION: Fraction = Fraction(1)
 
 
 def _digest(*parts: Any) -> bytes:
@@ -33,14 +34,18 @@ def _digest(*parts: Any) -> bytes:
 
 
 class Atom:
-    """A value that the algebra does not look into, with what it needs to know: its free ranks, the ranks reduced inside.
+    """A value that the algebra does not look into, with what it must know: its free ranks, the ranks reduced inside.
 
     ``kind`` is one of: "access" (name: tensor, args: indices), "rank", "extent", "ln2", "inf", "fn" (name: operation),
-    "cast" (name: dtype), "red" (name: reduction, ranks: what it binds, args: its bodies), "poly" (args: one sum), "lbr"
-    (args: one predicate), and for integers and predicates "int" and "pred" (name: operation).
+    "cast" (name: dtype), "red" (name: reduction, ranks: what it binds, args: its bodies), "poly" (args: one sum),
+    "aligned" (args: a sum of scaled values, whose common scale stays where it is), "lbr" (args: one predicate), and for
+    integers and predicates "int" and "pred" (name: operation).
     """
 
     __slots__ = ("args", "digest", "dtype", "free", "kind", "name", "nonnegative", "ranks", "reduced")
+    free: frozenset[str]
+    reduced: frozenset[str]
+    digest: bytes
 
     def __init__(
         self,
@@ -75,6 +80,9 @@ class Monomial:
     """``Π atom^power · exp(exponent) · Π [bracket]``, without its coefficient."""
 
     __slots__ = ("brackets", "digest", "exponent", "factors", "free", "reduced")
+    free: frozenset[str]
+    reduced: frozenset[str]
+    digest: bytes
 
     def __init__(
         self,
@@ -114,6 +122,9 @@ class Form:
     """A sum of monomials: ``{monomial: coefficient}``. The empty sum is 0."""
 
     __slots__ = ("digest", "free", "reduced", "terms")
+    free: frozenset[str]
+    reduced: frozenset[str]
+    digest: bytes
 
     def __init__(self, terms: Mapping[Monomial, Fraction]) -> None:
         kept = [(m, q) for m, q in terms.items() if q]
@@ -158,7 +169,7 @@ class Form:
         return m.factors[0][0] if plain else None
 
 
-Value = Union[Atom, Form]
+Value = Atom | Form
 
 ONE = Monomial()
 ZERO = Form({})
@@ -171,10 +182,10 @@ def const(value: int | float | Fraction) -> Form:
         if math.isinf(value):
             sign = ONE_FRACTION if value > 0 else -ONE_FRACTION
             return Form({Monomial([(Atom("inf", "inf"), 1)]): sign})
-        for known, power in ((LN2, 1), (1 / LN2, -1)):
-            for sign in (1, -1):
-                if abs(value - sign * known) <= 4e-8 * known and value in _spellings(sign * known):
-                    return Form({Monomial([(Atom("ln2", "ln2", nonnegative=True), power)]): Fraction(sign)})
+        for known, n in ((LN2, 1), (1 / LN2, -1)):
+            for sign in (ONE_FRACTION, -ONE_FRACTION):
+                if value in _spellings(float(sign) * known):
+                    return Form({Monomial([(Atom("ln2", "ln2", nonnegative=True), n)]): sign})
     return Form({ONE: Fraction(value)})
 
 
@@ -277,7 +288,7 @@ def _square(m: Monomial, q: Fraction) -> Form:
 
 
 def factored(f: Form) -> tuple[Monomial, Fraction]:
-    """A sum as content · poly(rest): common atoms, exponent terms, brackets and the leading coefficient are taken out."""
+    """A sum as content · poly(rest): common atoms, exponent terms, brackets and the leading coefficient come out."""
     terms = list(f.terms.items())
     first, lead = terms[0]
     common = dict(first.factors)
@@ -498,12 +509,9 @@ def _drop_positive(f: Form, other: Form) -> Form:
     if other.terms or f.single is None:
         return f
     m, q = f.single
-    kept = [(a, p) for a, p in m.factors if not (a.kind == "red" and a.name == "max" and False)]
-    return (
-        Form({Monomial(kept, None, m.brackets): ONE_FRACTION if q > 0 else -ONE_FRACTION})
-        if m.exponent is not None
-        else f
-    )
+    if m.exponent is None:
+        return f
+    return Form({Monomial(m.factors, None, m.brackets): ONE_FRACTION if q > 0 else -ONE_FRACTION})
 
 
 def negate(p: Atom) -> Atom:
@@ -687,7 +695,7 @@ def _rewrite_atom(a: Atom, f: Callable[[Atom], Form | Atom | None], memo: dict[b
     if not a.args:
         return a
     args = tuple(rewrite(x, f, memo) for x in a.args)
-    if all(x.digest == y.digest for x, y in zip(args, a.args)):
+    if all(x.digest == y.digest for x, y in zip(args, a.args, strict=True)):
         return a
     return remake(a, args)
 

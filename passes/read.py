@@ -1,8 +1,8 @@
 """Cascade to normal forms: every map Einsum is inlined, every reduction becomes an atom.
 
-Accesses substitute ranks; where a substitution would be captured by a reduction inside, the inner rank is renamed: it is
-another instance of the rank. Scans and monoids with tuple state stay tensors; what they read is read like all else.
-"""
+Accesses substitute ranks; where a substitution would be captured by a reduction inside, the inner rank is renamed: it
+is another instance of the rank. Scans and monoids with tuple state stay tensors; what they read is read like all
+else."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Reader:
         return reduced
 
     def _substitute(self, value: Value, ranks: Mapping[str, Form]) -> Value:
-        """Replace ranks by index forms; reductions that would capture a rank of an index get another instance of theirs."""
+        """Replace ranks by index forms; a reduction that would capture a rank gets another instance of it."""
         changed = {r: f for r, f in ranks.items() if f.atom is None or f.atom.kind != "rank" or f.atom.name != r}
         changed = {r: f for r, f in changed.items() if r in value.free}
         if not changed:
@@ -194,6 +194,8 @@ class Reader:
                 body, ranks_now = renamed, tuple(fresh.get(r, r) for r in ranks_now)
             inner = rewrite(body, visit, memo)
             assert isinstance(inner, Form)
+            if self.reductions.is_bare(a):
+                self.reductions.keep_bare(inner)
             return self.reductions.reduce(a.name, ranks_now, inner, a.dtype)
 
         return rewrite(value, visit, memo)

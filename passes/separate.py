@@ -1,13 +1,15 @@
 """Reductions in normal form: what leaves a reduction, what stays, and what blocks.
 
-Let ``⊕_k f(x_k; r)`` be a reduction over k whose integrand uses r, a value already reduced over k: a barrier. If f is a finite
-sum of terms u_j(x_k) · v_j(r), and · distributes over ⊕, then ``⊕_k f = Σ_j v_j(r) · ⊕_k u_j(x_k)``: no reduction waits for r any more
-(design, section 3). Three things may leave a sum:
+Let ``⊕_k f(x_k; r)`` be a reduction over k whose integrand uses r, a value already reduced over k: a barrier. If f is
+a finite sum of terms u_j(x_k) · v_j(r), and · distributes over ⊕, then ``⊕_k f = Σ_j v_j(r) · ⊕_k u_j(x_k)``: no
+reduction waits for r any more (design, section 3). Three things may leave a sum:
 
 - a factor that does not vary with k (J = 1: attention's normaliser, the norm of RMSNorm + GEMM);
-- a term of an exponent that is reduced over k, which leaves the exponential *bare*: it is computed scaled, by a gauge;
-- nothing, where a difference ``a(x_k) - r`` stands in the integrand: it separates by the binomial theorem, but the separated sums
-  cancel, so the reduction stays *centred* and is carried in a running basis (J >= 2: variance, LayerNorm + GEMM, dQ).
+- a term of an exponent that is reduced over k, which leaves the exponential *bare*: it is computed scaled, by a
+  gauge;
+- nothing, where a difference ``a(x_k) - r`` stands in the integrand: it separates by the binomial theorem, but the
+  separated sums cancel, so the reduction stays *centred* and is carried in a running basis (J >= 2: variance,
+  LayerNorm + GEMM, dQ).
 """
 
 from __future__ import annotations
@@ -67,21 +69,23 @@ class Rewrite:
 
 @dataclass
 class Reductions:
-    """Builds reductions and keeps what happened: which exponents are bare, which sums centred, which barriers stand, which rewrites fired.
+    """Builds reductions and keeps what happened: bare exponents, centred sums, barriers, rewrites.
 
     ``level`` says how far separation goes: "none" as written, "defer" factors only, "full" exponents and sums too.
-    ``numerics`` decides which casts may move.
+    ``numerics`` decides which casts may move; ``order`` is the order of the ranks in a reduction over several.
     """
 
     level: str = "full"
     numerics: str = "standard"
-    bare: set[tuple[bytes, frozenset[str]]] = field(default_factory=set)
+    order: dict[str, int] = field(default_factory=dict)
+    bare: set[bytes] = field(default_factory=set)
     centred: dict[bytes, Atom] = field(default_factory=dict)
     barriers: dict[tuple[bytes, tuple[str, ...]], Barrier] = field(default_factory=dict)
     rewrites: dict[bytes, Rewrite] = field(default_factory=dict)
 
     def reduce(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str = "f32") -> Form:
         """A reduction of one body, simplified."""
+        ranks = self._ordered(ranks)
         match op:
             case "sum":
                 return self.sum(ranks, body)
@@ -108,6 +112,9 @@ class Reductions:
         inner = self._nested(ranks, body)
         if inner is not None:
             return inner
+        flat = self._flattened(ranks, body)
+        if flat is not None:
+            return flat
         groups: dict[Monomial, tuple[Form, bool]] = {}
         for m, q in self._distribute(body, over).terms.items():
             outer, rest, bared = self._split(m, over)
@@ -139,6 +146,30 @@ class Reductions:
                     return self.sum(outer, self.sum(inner, body))
         return None
 
+    def _flattened(self, ranks: tuple[str, ...], body: Form) -> Form | None:
+        """A sum of bare sums is one sum over all their ranks, so that one gauge bounds it.
+
+        ``sum[j](w[j] * sum[i](exp(S[j, i])))`` -> ``sum[j, i](w[j] * exp(S[j, i]))``
+        """
+        over = frozenset(ranks)
+        total: list[Form] = []
+        kept = dict(body.terms)
+        for m, q in body.terms.items():
+            inner = [a for a, p in m.factors if p == 1 and a.free & over and self.is_bare(a)]
+            if len(inner) != 1 or set(inner[0].ranks) & (over | m.free):
+                continue
+            atom = inner[0]
+            del kept[m]
+            rest = Form({Monomial([f for f in m.factors if f[0] != atom], m.exponent, m.brackets): q})
+            held = atom.args[0]
+            assert isinstance(held, Form)
+            opened = add(*(mul(rest, Form({t: c})) for t, c in held.terms.items()))
+            total.append(self.sum(self._ordered(ranks + atom.ranks), opened))
+        return add(self.sum(ranks, Form(kept)), *total) if total else None
+
+    def _ordered(self, ranks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(ranks, key=lambda r: (self.order.get(r, len(self.order)), r)))
+
     def _distribute(self, body: Form, over: frozenset[str]) -> Form:
         """Open products of sums where a term can leave the reduction; what remains inside stays factored."""
         terms: list[Form] = []
@@ -158,10 +189,8 @@ class Reductions:
             rest = Monomial([(b, n) for b, n in m.factors if b != a], m.exponent, m.brackets)
             core, mixed = split_core(inner, over)
             if p == 1 and mixed.terms:
-                opened = [times(t, rest) for t in mixed.terms]
-                pieces = [
-                    self._distribute(Form({t: q}), over) for t, q in zip(opened, mixed.terms.values()) if t is not None
-                ]
+                opened = [(times(t, rest), q) for t, q in mixed.terms.items()]
+                pieces = [self._distribute(Form({t: q}), over) for t, q in opened if t is not None]
                 if core.terms:
                     pieces.append(self._distribute(mul(Form({rest: ONE_FRACTION}), core), over))
                 return add(*pieces)
@@ -265,7 +294,7 @@ class Reductions:
         over = frozenset(atom.ranks)
         exponent = common_exponent(body)
         if bared and exponent is not None:
-            self.bare.add((exponent.digest, over))
+            self.bare.add(exponent.digest)
         if not waits(body, over):
             return
         if self.level == "full" and is_centred(body, over):
@@ -283,9 +312,17 @@ class Reductions:
 
     def is_bare(self, atom: Atom) -> bool:
         """Whether separation left an exponential of this sum without what kept it small."""
+        if atom.kind != "red" or atom.name != "sum":
+            return False
         body = atom.args[0]
         exponent = common_exponent(body) if isinstance(body, Form) and atom.name == "sum" else None
-        return exponent is not None and (exponent.digest, frozenset(atom.ranks)) in self.bare
+        return exponent is not None and exponent.digest in self.bare
+
+    def keep_bare(self, body: Form) -> None:
+        """The integrand of a bare sum under other names is bare too."""
+        exponent = common_exponent(body)
+        if exponent is not None:
+            self.bare.add(exponent.digest)
 
     def _block(self, ranks: tuple[str, ...], blocking: Form, integrand: Form, reason: str) -> None:
         self.barriers.setdefault((blocking.digest, ranks), Barrier(ranks, blocking, integrand, reason))
@@ -297,6 +334,12 @@ class Reductions:
         over = frozenset(ranks)
         if self.level != "full" or not body.terms:
             return lift(Atom("red", op, (body,), ranks, dtype))
+        inner = body.atom
+        same = inner is not None and inner.kind == "red" and inner.name == op
+        if inner is not None and same and not set(inner.ranks) & (over | inner.free):
+            held = inner.args[0]
+            assert isinstance(held, Form)
+            return self.extreme(op, self._ordered(ranks + inner.ranks), held, dtype)
         if not body.free & over:
             # Over an empty rank the maximum is -inf, which no factor brings back: the reduction stays.
             return lift(Atom("red", op, (body,), ranks, dtype))

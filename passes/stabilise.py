@@ -1,13 +1,14 @@
 """Streams: the reductions that separation left bare or centred, as monoids with tuple state.
 
-Exact algebra leaves ``Σ exp(a_k) w_k``, which overflows, and ``Σ (a_k - r)^p w_k``, whose separated sums cancel. Both are carried in
-a representation that moves with what has been seen:
+Exact algebra leaves ``Σ exp(a_k) w_k``, which overflows, and ``Σ (a_k - r)^p w_k``, whose separated sums cancel. Both
+are carried in a representation that moves with what has been seen:
 
-- *scaled*: mantissa and scale. The scale is a gauge, a running maximum of the exponents (FlashAttention), or of their rounded
-  multiples of ln 2 (the extended exponent of Two-Pass Softmax, arXiv 2001.04438); taking in a new scale multiplies the mantissa by
-  ``exp(g_old - g_new)``. Reductions that share an exponent share its gauge.
-- *centred*: the sums of ``(a - r)^p w`` about the value that r has so far. When r moves to r', the binomial theorem gives them
-  about r': T(r -> r'). Welford's and Chan's updates are the polynomial case; so is FlashAttention's dQ without a saved sum.
+- *scaled*: mantissa and scale. The scale is a gauge, a running maximum of the exponents (FlashAttention), or of their
+  rounded multiples of ln 2 (the extended exponent of Two-Pass Softmax, arXiv 2001.04438); taking in a new scale
+  multiplies the mantissa by ``exp(g_old - g_new)``. Reductions that share an exponent share its gauge.
+- *centred*: the sums of ``(a - r)^p w`` about the value that r has so far. When r moves to r', the binomial theorem
+  gives them about r': T(r -> r'). Welford's and Chan's updates are the polynomial case; so is FlashAttention's dQ
+  without a saved sum.
 
 Every such state is an associative monoid: what streams a rank also splits it over programs, threads or machines.
 """
@@ -87,7 +88,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """A factor ``(a - r)^p`` of an integrand: the poly atom, p, and r with its sign, so that the factor is ``a + reference``."""
+    """A factor ``(a - r)^p`` of an integrand: the poly atom, p, and -r, so that it is ``(varying + reference)^p``."""
 
     poly: Atom
     power: int
@@ -121,7 +122,8 @@ def centres(atom: Atom) -> list[Centre]:
 def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
     """The basis of a centred reduction: the same sum with each lower power of its centred factors, itself last."""
     body = atom.args[0]
-    assert isinstance(body, Form) and body.single is not None
+    assert isinstance(body, Form)
+    assert body.single is not None
     m, q = body.single
     inside = centres(atom)
     polys = [c.poly for c in inside]
@@ -483,7 +485,7 @@ class StreamWriter:
         return value
 
     def element_reference(self, reference: Form) -> Form:
-        """The reference that a state of one element has; 0 where `total` makes it 0 for an element that does not count."""
+        """The reference of a state of one element; 0 where `total` makes it 0 for an element that does not count."""
         live = self.leaf_form(reference)
         weights = [self._weight(a) for a in self._denominators(reference)]
         for w in weights:
