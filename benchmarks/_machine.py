@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ ISA_FLAGS = frozenset((
     "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
 ))  # fmt: skip
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-WINDOWS, WARM_S, WINDOW_S = 3, 0.001, 0.010
+WINDOWS, WARM_S, WINDOW_S, GLANCE_S, GLANCE_LIMIT = 3, 0.001, 0.010, 0.003, 0.10
 
 
 def retained_allocator() -> bool:
@@ -40,7 +41,10 @@ def usable_cpus() -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A CPU, as far as it bears on speed. Caches are bytes of one instance, 0 if unknown."""
+    """A CPU, as far as it bears on speed. Caches are bytes of one instance, 0 if unknown.
+
+    `accelerator` names the GPU and its driver in rows that were measured on one.
+    """
 
     cpu: str
     arch: str
@@ -50,6 +54,7 @@ class Device:
     l2_bytes: int
     l3_bytes: int
     memory_bytes: int
+    accelerator: str = ""
 
     @property
     def last_level_bytes(self) -> int:
@@ -141,8 +146,33 @@ def read_cpu_times() -> CpuTimes | None:
     return CpuTimes(time.monotonic(), ticks * tick_s, time.process_time(), len(wanted) * tick_s) if ticks else None
 
 
-def build_probe(folder: Path) -> Callable[[int], float] | None:
-    """Compile `peak.c` into `folder`; the result takes a thread count and gives FLOP/s. None without a C compiler."""
+def own_threads_running() -> bool:
+    """Whether another thread of this process runs at this moment.
+
+    The states in /proc tell at once, which CPU times, brought up to date only at each tick, do not. Elsewhere a look at
+    the CPU time of 10 ms must do.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        wall_s, cpu_s = time.monotonic(), time.process_time()
+        time.sleep(0.010)
+        return time.process_time() - cpu_s > 0.25 * (time.monotonic() - wall_s)
+    for task in tasks.iterdir():
+        if int(task.name) != threading.get_native_id():
+            with contextlib.suppress(OSError):  # the thread may just have ended
+                if (task / "stat").read_text().rpartition(")")[2].split()[0] == "R":
+                    return True
+    return False
+
+
+Probe = Callable[[int, float], float]
+
+
+def build_probe(folder: Path) -> Probe | None:
+    """Compile `peak.c` into `folder`. The probe takes a thread count and a window in seconds and gives FLOP/s.
+
+    None without a C compiler.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
@@ -159,24 +189,24 @@ def build_probe(folder: Path) -> Callable[[int], float] | None:
     function.restype = ctypes.c_double
     function.argtypes = (ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_double, ctypes.c_double)
 
-    def probe(threads: int) -> float:
+    def probe(threads: int, window_s: float) -> float:
         # Pinned only where every CPU gets a thread: fresh threads may share a core for a while, which reads as a busy
         # machine. With CPUs to spare the scheduler must stay free to avoid one that is taken.
         cpus = usable_cpus()
         places = cpus if threads == len(cpus) else (-1,) * threads
-        return float(function(threads, (ctypes.c_int * threads)(*places), WARM_S, WINDOW_S))
+        return float(function(threads, (ctypes.c_int * threads)(*places), WARM_S, window_s))
 
     return probe
 
 
-def numpy_probe(threads: int) -> float:
+def numpy_probe(threads: int, window_s: float) -> float:
     """FLOP/s of a NumPy float32 matrix product. Its library chose how many threads it uses when it was loaded."""
     del threads
     n = 384
     a = np.full((n, n), 0.5, np.float32)
     out = np.empty_like(a)
     done, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < WINDOW_S or done == 0:
+    while (elapsed := time.perf_counter() - start) < window_s or done == 0:
         np.matmul(a, a, out=out)
         done += 1
     return 2.0 * n**3 * done / elapsed
@@ -204,6 +234,9 @@ class Machine(Protocol):
     def peak_gflops(self) -> float:
         """The machine's peak now, in GFLOP/s."""
 
+    def steady(self) -> bool:
+        """Whether the machine, at a short glance, is near its best."""
+
     def cpu_times(self) -> CpuTimes | None:
         """CPU times now; None where they cannot be had."""
 
@@ -213,16 +246,20 @@ class ThisMachine:
     """The real machine. `best_gflops` starts at what earlier rows measured and rises with every higher reading."""
 
     threads: int
-    probe: Callable[[int], float]
+    probe: Probe
     probe_name: str
     device: Device = field(default_factory=describe_device)
     best_gflops: float = 0.0
 
     def peak_gflops(self) -> float:
-        """Median of three windows of 10 ms, in GFLOP/s: one hiccup in one window is not a busy machine."""
-        reading = sorted(self.probe(self.threads) for _ in range(WINDOWS))[WINDOWS // 2] / 1e9
+        """Best of three windows of 10 ms, in GFLOP/s: a hiccup does not show, a process that holds a core does."""
+        reading = max(self.probe(self.threads, WINDOW_S) for _ in range(WINDOWS)) / 1e9
         self.best_gflops = max(self.best_gflops, reading)
         return reading
+
+    def steady(self) -> bool:
+        """Whether one window of 3 ms reads at most 10% below the best."""
+        return self.probe(self.threads, GLANCE_S) / 1e9 > (1 - GLANCE_LIMIT) * self.best_gflops
 
     def scaling(self) -> float:
         """Peak of all threads over threads × the peak of one: 1 on an idle machine with fixed clocks.
@@ -230,7 +267,7 @@ class ThisMachine:
         Near (threads - 1/2) / threads while one foreign process spins. Machines that clock one core higher than all
         read below 1 when idle too, so this is a hint for people and voids nothing.
         """
-        one = max(self.probe(1) for _ in range(WINDOWS)) / 1e9
+        one = max(self.probe(1, WINDOW_S) for _ in range(WINDOWS)) / 1e9
         return self.peak_gflops() / (self.threads * one)
 
     def cpu_times(self) -> CpuTimes | None:

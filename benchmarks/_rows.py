@@ -53,6 +53,8 @@ class Row:
     gbytes_s: float
     void: str | None
     samples_s: tuple[float, ...]
+    rounds_kept: int
+    rounds_dropped: int
     calls_per_sample: int
     cache: str
     input_sets: int

@@ -30,7 +30,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from castile.benchmarks._machine import Device, Machine, retained_allocator
+from castile.benchmarks._machine import Device, Machine, own_threads_running, retained_allocator
 from castile.benchmarks._outputs import allocates, spoil
 from castile.benchmarks._rows import Row, Versions, command_words, describe_versions
 from castile.benchmarks._stats import Interval, median_interval, quantile, ratio_interval
@@ -39,8 +39,8 @@ AA_LIMIT = 0.05
 PEAK_LIMIT = 0.04
 OTHERS_LIMIT_CORES = 0.05
 MIN_ROUNDS, MAX_ROUNDS, MAX_SETS, MAX_CALLS = 11, 201, 4096, 1 << 18
-WARM_BELOW_S = 0.05
-SETTLE_STEP_S, SETTLE_LIMIT_S = 0.001, 0.25
+SETS, SETS_BYTES, GAP_LINES = 16, 1 << 30, 1024
+SETTLE_STEP_S, SETTLE_LIMIT_S, WARM_S = 0.001, 0.25, 0.002
 
 Inputs = TypeVar("Inputs")
 Call = Callable[[], object]
@@ -68,7 +68,7 @@ class Case(Generic[Inputs]):
     """One thing to compute, and who computes it.
 
     `flops` and `bytes` are what one call needs at least; rates are counted from them for every candidate alike.
-    `cache="out"` rotates through as many inputs as fill the last-level cache twice, `cache="in"` calls on one.
+    With `cache="out"` every call meets inputs that have left the last-level cache, with "in" those of the call before.
     `footprint_bytes` is what one set of inputs and outputs occupies, where that is not `bytes`.
     """
 
@@ -113,20 +113,18 @@ class WallTimer:
     now: Callable[[], float] = time.perf_counter
     sync: Callable[[], object] | None = None
     sleep: Callable[[float], None] = time.sleep
-    own_cpu: Callable[[], float] = time.process_time
+    running: Callable[[], bool] = own_threads_running
 
     def settle(self) -> None:
-        """Wait until this process is quiet, 0.25 s at most.
+        """Wait until no other thread of this process runs, 0.25 s at most.
 
         The threads of a pool go on spinning after the candidate that used them is done (OpenMP's for some 9 ms,
-        OpenBLAS's for 70) and would take a core from the next one.
+        OpenBLAS's for up to 100) and would take a core from the next one.
         """
         until = self.now() + SETTLE_LIMIT_S
-        while self.now() < until:
-            wall_s, cpu_s = self.now(), self.own_cpu()
+        self.sleep(SETTLE_STEP_S)
+        while self.running() and self.now() < until:
             self.sleep(SETTLE_STEP_S)
-            if self.own_cpu() - cpu_s < 0.25 * (self.now() - wall_s):
-                return
 
     def time(self, calls: Sequence[Call]) -> float:
         """Seconds that all `calls` take."""
@@ -150,9 +148,14 @@ class Settings:
 
 
 def judge(
-    aa: Interval, peaks_gflops: tuple[float, float], best_gflops: float, others_cores: float | None
+    aa: Interval,
+    peaks_gflops: tuple[float, float],
+    best_gflops: float,
+    others_cores: float | None,
+    rounds_kept: int,
+    rounds_dropped: int,
 ) -> str | None:
-    """Why a measurement must not be believed, or None: the three ways in which a machine gives itself away."""
+    """Why a measurement must not be believed, or None: the ways in which a machine gives itself away."""
     reasons = []
     if abs(aa.median - 1) > AA_LIMIT:
         reasons.append(f"A/A: the baseline differs from itself by {abs(aa.median - 1):.1%} (limit {AA_LIMIT:.0%})")
@@ -164,22 +167,44 @@ def judge(
         )
     if others_cores is not None and others_cores > OTHERS_LIMIT_CORES:
         reasons.append(f"busy: other processes held {others_cores:.2f} cores (limit {OTHERS_LIMIT_CORES})")
+    if rounds_dropped > rounds_kept:
+        rounds = rounds_dropped + rounds_kept
+        reasons.append(f"unsteady: the machine was slow around {rounds_dropped} of {rounds} rounds (limit half)")
     return "; ".join(reasons) or None
 
 
 class _Slots(Generic[Inputs]):
-    """A case's candidates, built for every set of inputs, with one cursor that every call of any of them moves on."""
+    """A case's candidates, built for every set of inputs, with one cursor that every call of any of them moves on.
+
+    Candidates are built in random order with a gap of random size before each. Memory handed out in sequence would
+    give each candidate an output at a fixed distance from its inputs, and that distance alone can cost 5%.
+    """
 
     def __init__(self, case: Case[Inputs], sets: int, seed: int) -> None:
         self.case = case
-        self.inputs = [case.inputs(np.random.default_rng([seed, index])) for index in range(sets)]
-        self.calls = {c.name: [c.build(inputs) for inputs in self.inputs] for c in case.candidates}
+        self.inputs: list[Inputs] = []
+        self.calls: dict[str, list[Call]] = {candidate.name: [] for candidate in case.candidates}
+        self.gaps: list[object] = []
         self.cursor = 0
+        order = random.Random(seed)
+        for index in range(sets):
+            inputs = case.inputs(np.random.default_rng([seed, index]))
+            self.inputs.append(inputs)
+            for candidate in order.sample(case.candidates, len(case.candidates)):
+                self.gaps.append(np.empty(64 * order.randrange(1, GAP_LINES), np.uint8))
+                self.calls[candidate.name].append(candidate.build(inputs))
 
-    def take(self, name: str, count: int) -> list[Call]:
-        """The next `count` calls of a candidate: always the inputs touched longest ago, whoever touched them."""
-        start, self.cursor = self.cursor, (self.cursor + count) % len(self.inputs)
+    def take(self, name: str, count: int, order: random.Random) -> list[Call]:
+        """The next `count` calls of a candidate.
+
+        Out of cache each is on the inputs touched longest ago, whoever touched them (at times one set is skipped, lest
+        a candidate meet the same ones in every round); in cache all are on one set, drawn anew for each sample.
+        """
         calls = self.calls[name]
+        if self.case.cache == "in":
+            return [order.choice(calls)] * count
+        start = self.cursor + order.getrandbits(1)
+        self.cursor = (start + count) % len(calls)
         return [calls[(start + i) % len(calls)] for i in range(count)]
 
     def check(self, when: str) -> None:
@@ -206,25 +231,32 @@ def check(case: Case[Any], seed: int = 0) -> None:
 
 
 def _sets(case: Case[Any], device: Device) -> int:
-    """How many sets of inputs a case rotates through, so that each has left the cache when its turn comes again."""
-    if case.cache == "in":
-        return 1
+    """How many sets of inputs a case is measured on.
+
+    The pages on which arrays happen to lie make the same code up to 5% faster or slower for as long as they live, so
+    there are 16 sets, or as many as 1 GiB holds. Out of cache there are enough that each has left the cache when its
+    turn comes again.
+    """
     footprint = max(1.0, case.bytes if case.footprint_bytes is None else case.footprint_bytes)
-    sets = math.ceil(2 * device.last_level_bytes / footprint) + 1
-    if sets > MAX_SETS:
+    needed = 1 if case.cache == "in" else math.ceil(2 * device.last_level_bytes / footprint) + 1
+    if needed > MAX_SETS:
         raise ValueError(f'{case.name}: {footprint:.0f} bytes are too few to measure out of cache; say cache="in"')
-    if device.memory_bytes and sets * footprint > device.memory_bytes / 2:
-        raise ValueError(f"{case.name}: {sets} sets of {footprint:.0f} bytes exceed half of the memory")
-    return sets
+    if device.memory_bytes and needed * footprint > device.memory_bytes / 2:
+        raise ValueError(f"{case.name}: {needed} sets of {footprint:.0f} bytes exceed half of the memory")
+    return max(needed, min(SETS, int(SETS_BYTES / footprint)))
 
 
 def _calibrate(slots: _Slots[Any], timer: Timer, sample_s: float) -> Mapping[str, tuple[int, float]]:
     """For each candidate, how many calls make a sample of at least `sample_s` seconds, and the seconds of one call."""
-    found = {}
+    found, order = {}, random.Random(0)
     for name in slots.calls:
         count = 1
-        timer.time(slots.take(name, count))
-        while (elapsed_s := timer.time(slots.take(name, count))) < sample_s / 2 and count < MAX_CALLS:
+        timer.time(slots.take(name, count, order))
+        while True:
+            # the shorter of two, for one may be long by a hiccup alone
+            elapsed_s = min(timer.time(slots.take(name, count, order)) for _ in range(2))
+            if elapsed_s >= sample_s / 2 or count >= MAX_CALLS:
+                break
             count *= 2
         call_s = max(elapsed_s / count, sample_s / MAX_CALLS)
         found[name] = max(1, math.ceil(sample_s / call_s)), call_s
@@ -232,27 +264,38 @@ def _calibrate(slots: _Slots[Any], timer: Timer, sample_s: float) -> Mapping[str
 
 
 def _sample(
-    slots: _Slots[Any], calibrated: Mapping[str, tuple[int, float]], timer: Timer, settings: Settings
-) -> list[list[float]]:
-    """Seconds per call, by slot and round. Slots 0 and 1 are both the baseline; each round runs every slot once."""
+    slots: _Slots[Any], calibrated: Mapping[str, tuple[int, float]], machine: Machine, timer: Timer, settings: Settings
+) -> tuple[list[list[float]], int, int]:
+    """Seconds per call, by slot and round, and how many rounds were kept and dropped.
+
+    Slots 0 and 1 are both the baseline; each round runs every slot once. A round is dropped if the machine is slow just
+    before or just after it, whatever its own times. If too few remain, all are returned, for a row that is void.
+    """
     baseline = slots.case.baseline
     names = [baseline, baseline, *(name for name in slots.calls if name != baseline)]
-    warm = min(call_s for _, call_s in calibrated.values()) < WARM_BELOW_S
+    warm = {name: min(math.ceil(WARM_S / call_s), count) for name, (count, call_s) in calibrated.items()}
     order = random.Random(settings.seed)
-    samples: list[list[float]] = [[] for _ in names]
+    kept: list[list[float]] = []
+    dropped: list[list[float]] = []
     until = timer.now() + settings.seconds
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and timer.now() >= until:
+    timer.settle()
+    steady = machine.steady()
+    while len(kept) < MAX_ROUNDS:
+        if timer.now() >= until and (len(kept) >= MIN_ROUNDS or len(dropped) >= 3 * MIN_ROUNDS):
             break
+        times = [0.0] * len(names)
         for slot in order.sample(range(len(names)), len(names)):
             name = names[slot]
             count, _ = calibrated[name]
-            calls = slots.take(name, count + warm)
+            calls = slots.take(name, warm[name] + count, order)
             timer.settle()
-            if warm:
-                timer.time(calls[:1])
-            samples[slot].append(timer.time(calls[warm:]) / count)
-    return samples
+            timer.time(calls[: warm[name]])
+            times[slot] = timer.time(calls[warm[name] :]) / count
+        timer.settle()
+        before, steady = steady, machine.steady()
+        (kept if before and steady else dropped).append(times)
+    rounds = kept if len(kept) >= MIN_ROUNDS else kept + dropped
+    return [list(times) for times in zip(*rounds, strict=True)], len(kept), len(dropped)
 
 
 def compare(
@@ -273,7 +316,7 @@ def compare(
         timer.settle()
         before = machine.cpu_times()
         peak_before = machine.peak_gflops()
-        samples = _sample(slots, calibrated, timer, settings)
+        samples, kept, dropped = _sample(slots, calibrated, machine, timer, settings)
         timer.settle()
         peak_after = machine.peak_gflops()
         after = machine.cpu_times()
@@ -284,7 +327,7 @@ def compare(
 
     others_cores = after.others_since(before) if before and after else None
     aa = ratio_interval(samples[0], samples[1])
-    void = judge(aa, (peak_before, peak_after), machine.best_gflops, others_cores)
+    void = judge(aa, (peak_before, peak_after), machine.best_gflops, others_cores, kept, dropped)
     versions = versions or describe_versions()
 
     def row(name: str, times: list[float], ratio: Interval) -> Row:
@@ -302,6 +345,8 @@ def compare(
             gbytes_s=case.bytes / seconds.median / 1e9,
             void=void,
             samples_s=tuple(float(f"{t:.6g}") for t in times),
+            rounds_kept=kept,
+            rounds_dropped=dropped,
             calls_per_sample=calibrated[name][0],
             cache=case.cache,
             input_sets=len(slots.inputs),
@@ -333,6 +378,6 @@ def rejudge(rows: Iterable[Row], best_gflops: float) -> Iterator[Row]:
     """Those rows that a peak seen later shows to be void: the machine was busy while they were taken."""
     for row in rows:
         peaks = row.peak_before_gflops, row.peak_after_gflops
-        void = judge(row.aa_ratio, peaks, best_gflops, row.others_cores)
+        void = judge(row.aa_ratio, peaks, best_gflops, row.others_cores, row.rounds_kept, row.rounds_dropped)
         if void and not row.void:
             yield dataclasses.replace(row, void=void, peak_best_gflops=best_gflops)

@@ -509,7 +509,7 @@ def _folded(e: Expr) -> Expr:
 
 
 def rename(e: Expr, names: dict[str, str]) -> Expr:
-    """Rename ranks, bound or free."""
+    """Rename ranks, bound or free; an extent stays under the old name, whose size the new one has."""
     if not names:
         return e
 
@@ -517,8 +517,6 @@ def rename(e: Expr, names: dict[str, str]) -> Expr:
         match n:
             case Rank(name=name):
                 return replace(n, name=names.get(name, name))
-            case Extent(rank=rank):
-                return replace(n, rank=names.get(rank, rank))
             case Reduce(ranks=ranks):
                 return replace(n, ranks=tuple(names.get(r, r) for r in ranks))
             case _:

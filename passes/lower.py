@@ -5,7 +5,7 @@ What each reduction becomes is the caller's choice: an access to a tensor that h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import inf
 
@@ -72,8 +72,7 @@ class Lowering:
         terms = [(m, q) for m, q in f.terms.items() if _mask(m) is None]
         e = self._sum(terms, whole) if terms else Const(0.0)
         if masks:
-            condition = self._all([p for a in masks for p in a.args if isinstance(p, Atom)])
-            e = call("where", condition, e, MINUS_INF)
+            e = self._where([p for a in masks for p in a.args if isinstance(p, Atom)], e, MINUS_INF)
         return e
 
     def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
@@ -114,7 +113,7 @@ class Lowering:
                 p, mine, theirs = negate(p), theirs, mine
             e = call("where", self.atom(p), self._sum(mine, whole), self._sum(theirs, whole))
             rest = brackets & complement
-            parts.append((call("where", self._all(rest), e, Const(0) if whole else Const(0.0)) if rest else e, True))
+            parts.append((self._where(rest, e, Const(0) if whole else Const(0.0)) if rest else e, True))
         return parts
 
     # Products
@@ -127,7 +126,7 @@ class Lowering:
                     return found, sign > 0
         e = self._product(m, abs(q), whole)
         if m.brackets:
-            e = call("where", self._all(m.brackets), e, Const(0) if whole else Const(0.0))
+            e = self._where(m.brackets, e, Const(0) if whole else Const(0.0))
         return e, q > 0
 
     def _product(self, m: Monomial, q: Fraction, whole: bool) -> Expr:
@@ -164,6 +163,16 @@ class Lowering:
                 d = call("mul", d, x)
             e = call("div", e, d)
         return self._guard(m, e)
+
+    def _where(self, parts: Iterable[Atom], e: Expr, otherwise: Expr) -> Expr:
+        """A select under several conditions. Those on coordinates stand outside: others may read only where they hold."""
+        every = [c for p in parts for c in (p.args if p.name == "and" else (p,)) if isinstance(c, Atom)]
+        reading = [p for p in every if _reads_data(p)]
+        plain = [p for p in every if p not in reading]
+        for group in (reading, plain):
+            if group:
+                e = call("where", self._all(group), e, otherwise)
+        return e
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
         """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times exp(-inf - -inf)."""
@@ -301,6 +310,13 @@ class Lowering:
 def _form(v: Value) -> Form:
     assert isinstance(v, Form)
     return v
+
+
+def _reads_data(v: Value) -> bool:
+    """Whether a predicate depends on more than coordinates and extents."""
+    if isinstance(v, Atom):
+        return v.kind in ("access", "red") or v.name.startswith(("access:", "red:")) or any(map(_reads_data, v.args))
+    return any(_reads_data(a) for m in v.terms for a, _ in m.factors)
 
 
 def _mask(m: Monomial) -> Atom | None:

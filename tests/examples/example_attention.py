@@ -62,7 +62,12 @@ def attention_prefix(Q, K, V, prefix, scale):
     return bf16(attend(S, V, causal(S) | (np.arange(7) < prefix[:, None, None, None])))
 
 
-@example(**SELF, doc_q=lambda rng, _: [[0, 0, 1, 1, 1, 2, 5]] * 2, doc_k=lambda rng, _: [[0, 1, 1, 1, 2, 2, 2]] * 2, scale=SCALE)
+@example(
+    **SELF,
+    doc_q=lambda rng, _: [[0, 0, 1, 1, 1, 2, 5]] * 2,
+    doc_k=lambda rng, _: [[0, 1, 1, 1, 2, 2, 2]] * 2,
+    scale=SCALE,
+)
 def attention_document(Q, K, V, doc_q, doc_k, scale):
     S = scale * scores(Q, K)
     same = np.array(doc_q)[:, None, :, None] == np.array(doc_k)[:, None, None, :]

@@ -5,8 +5,8 @@ Each reference has the name of its cascade, takes its parameters by name and ret
     @example(X="f32[3, 7]", eps=0.5)
     def norm(X, eps): ...
 
-A string is an array of random values of that type, a number a scalar; a function of ``(rng, given)``, with the inputs before
-it by name, makes anything else.
+A string is an array of random values of that type, a number a scalar; a function of ``(rng, given)``, with the inputs
+before it by name, makes anything else.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def gated_linear_attention(Q, K, V, G):
     return bf16(recur(Q, K, V, lambda t, H, k, v: np.exp(G[:, :, t, :, None]) * H + outer(k, v)))
 
 
-@example(R="bf16[2, 3, 7, 4]", K="bf16[2, 3, 7, 4]", V="bf16[2, 3, 7, 5]", W=uniform(0, 1, 2, 3, 7, 4), bonus="f32[3, 4]")
+@example(
+    R="bf16[2, 3, 7, 4]", K="bf16[2, 3, 7, 4]", V="bf16[2, 3, 7, 5]", W=uniform(0, 1, 2, 3, 7, 4), bonus="f32[3, 4]"
+)
 def rwkv(R, K, V, W, bonus):
     def read(t, before, H, r):
         return einsum("bhd,bhdf->bhf", r, before + outer(bonus * K[:, :, t], V[:, :, t]))
@@ -61,7 +63,12 @@ def rwkv(R, K, V, W, bonus):
 
 
 @example(
-    X="bf16[2, 7, 3, 5]", dt=uniform(0, 1, 2, 7, 3), A=uniform(-2, 0, 3), B="bf16[2, 7, 4]", C="bf16[2, 7, 4]", D="f32[3]"
+    X="bf16[2, 7, 3, 5]",
+    dt=uniform(0, 1, 2, 7, 3),
+    A=uniform(-2, 0, 3),
+    B="bf16[2, 7, 4]",
+    C="bf16[2, 7, 4]",
+    D="f32[3]",
 )
 def ssd(X, dt, A, B, C, D):
     # The dual form: attention with a decay mask.
@@ -72,7 +79,12 @@ def ssd(X, dt, A, B, C, D):
 
 
 @example(
-    X="bf16[2, 7, 5]", dt=uniform(0, 1, 2, 7, 5), A=uniform(-2, 0, 5, 3), B="bf16[2, 7, 3]", C="bf16[2, 7, 3]", D="f32[5]"
+    X="bf16[2, 7, 5]",
+    dt=uniform(0, 1, 2, 7, 5),
+    A=uniform(-2, 0, 5, 3),
+    B="bf16[2, 7, 3]",
+    C="bf16[2, 7, 3]",
+    D="f32[5]",
 )
 def mamba(X, dt, A, B, C, D):
     H, Y = np.zeros((2, 5, 3)), np.zeros((2, 7, 5))
@@ -116,7 +128,11 @@ def viterbi(start, T, E):
     F, best = np.full((5, 3), -np.inf), np.tile(np.arange(3), (5, 1))
     for t in range(5):
         for path in itertools.product(range(3), repeat=t + 1):
-            score = start[path[0]] + sum(E[i, s] for i, s in enumerate(path)) + sum(T[a, b] for a, b in itertools.pairwise(path))
+            score = (
+                start[path[0]]
+                + sum(E[i, s] for i, s in enumerate(path))
+                + sum(T[a, b] for a, b in itertools.pairwise(path))
+            )
             if score > F[t, path[-1]]:
                 F[t, path[-1]] = score
                 best[t, path[-1]] = path[-2] if t else path[-1]
