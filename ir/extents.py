@@ -234,7 +234,8 @@ def _axis_size(
 ) -> int | None:
     if tensor in shapes:
         return int(shapes[tensor][axis])
-    return extent_of(c.indices_of(tensor)[axis], extents)
+    index = c.indices_of(tensor)[axis]
+    return int(index.value) if isinstance(index, Const) else extent_of(index, extents)
 
 
 def _largest(c: Cascade, binding: Binding, extents: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> int:

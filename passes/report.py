@@ -20,6 +20,7 @@ Span = tuple[str, str]
 Line = list[Span]
 
 WIDTH = 110
+PREFIXES = "kMGTPEZY"
 STYLES = {
     "": "",
     "title": "bold",
@@ -230,15 +231,11 @@ def _value(r: Explanation, p: Poly, unit: str) -> list[Span]:
 
 
 def si(value: float, unit: str = "") -> str:
-    """A count with a decimal prefix: ``8.59 G``, ``33.6 MB``."""
-    prefixes = ["", "k", "M", "G", "T", "P", "E"]
-    while abs(value) >= 10_000 and len(prefixes) > 1:
-        value /= 1000
-        prefixes.pop(0)
-    if abs(value) >= 1000 and prefixes[0]:
-        value /= 1000
-        prefixes.pop(0)
-    return f"{value:.4g} {prefixes[0]}{unit}".rstrip()
+    """A count with a decimal prefix: ``9999``, ``8.59 G``, ``33.55 MB``."""
+    if abs(value) < 10_000:
+        return f"{value:.4g} {unit}".rstrip()
+    power = min((len(str(int(abs(value)))) - 1) // 3, len(PREFIXES))
+    return f"{value / 1000**power:.4g} {PREFIXES[power - 1]}{unit}"
 
 
 def _longest(words: Iterable[str]) -> int:

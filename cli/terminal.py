@@ -1,0 +1,181 @@
+"""What every command shares: where output goes, how errors end, and the options that several commands take.
+
+With ``--json`` stdout is one JSON document; whatever else a command has to say goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ..ir.errors import CastileError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..ir.cascade import Cascade
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A .cascade file, or - for stdin.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", metavar="RANK=N", help="Extents, such as --shape q=2048 k=2048; repeatable.", show_default=False
+    ),
+]
+More = Annotated[list[str] | None, typer.Argument(metavar="[RANK=N ...]", hidden=True, show_default=False)]
+
+
+def out() -> Console:
+    """Stdout: colour on a terminal, plain text in a pipe. Lines are not wrapped: the terminal does that."""
+    return _console(stderr=False)
+
+
+def err() -> Console:
+    """Stderr."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str = "", style: str = "") -> None:
+    """A line on stdout."""
+    out().print(text, style=style or None)
+
+
+def note(text: str) -> None:
+    """A remark beside the result, on stderr."""
+    err().print(text, style="dim")
+
+
+def emit(document: Any) -> None:
+    """One JSON document on stdout. NaN and infinities, which JSON lacks, become strings."""
+    sys.stdout.write(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command to its exit code: 0, 1 where what was checked failed, 2 on the user's mistake, 130 on Ctrl-C."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else OK
+    except CastileError as error:
+        complain(str(error), located=error.loc is not None)
+        return MISTAKE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _closed()
+    except RecursionError:
+        complain("the cascade is nested too deep for this command")
+        return MISTAKE
+    except MemoryError:
+        complain("not enough memory for these extents")
+        return MISTAKE
+    except Exception as error:
+        # Typer's own errors (an unknown option, a missing argument); by shape, as its versions differ in their class.
+        if not hasattr(error, "format_message"):
+            raise
+        complain(error.format_message().replace("\n", " ") or "a command is missing")
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            err().print(f"hint: {context.command_path} --help", style="dim")
+        return MISTAKE
+
+
+def _closed() -> int:
+    """The reader of a pipe has gone: say nothing, also when Python flushes stdout at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
+def complain(text: str, located: bool = False) -> None:
+    """An error: one line, below it what helps."""
+    first, _, rest = text.partition("\n")
+    console = err()
+    console.print(first if located else f"error: {first}", style="bold red")
+    if rest:
+        console.print(rest)
+
+
+def fail(message: str, hint: str = "") -> NoReturn:
+    """The user's mistake."""
+    raise UsageError(message, hint=hint)
+
+
+def read_cascade(name: str) -> Cascade:
+    """The cascade of a file, or of stdin for ``-``."""
+    from ..ir.parse import load, parse
+    from ..ir.source import MAX_CHARS
+
+    if name != "-":
+        return load(name)
+    raw = sys.stdin.buffer.read(4 * MAX_CHARS + 1)
+    try:
+        return parse(raw.decode("utf-8"), "<stdin>")
+    except UnicodeDecodeError as error:
+        fail(f"stdin is not UTF-8 text (byte {error.start})")
+
+
+def sorted_out(file: str, more: Iterable[str] | None) -> tuple[str, list[str]]:
+    """The file and the extents, in whichever order they came: ``--shape q=8 k=8 FILE`` leaves ``k=8`` in its place."""
+    words = [file, *(more or ())]
+    files = [word for word in words if "=" not in word]
+    return (files[0], [word for word in words if "=" in word]) if len(files) == 1 else (file, words[1:])
+
+
+def extents(words: Iterable[str]) -> dict[str, int]:
+    """``q=2048 k=2048`` or ``q=2048,k=2048`` as a mapping."""
+    found: dict[str, int] = {}
+    for name, value in pairs(words, "--shape", "q=2048"):
+        try:
+            size = int(value)
+        except ValueError:
+            fail(f"--shape {name}={value[:40]}: an extent is an integer", "write --shape q=2048 k=2048")
+        if found.setdefault(name, size) != size:
+            fail(f"--shape gives rank `{name}` two extents, {found[name]} and {size}")
+    return found
+
+
+def pairs(words: Iterable[str], option: str, example: str) -> list[tuple[str, str]]:
+    """Words of the form ``name=value``, several to a word where commas join them."""
+    found = []
+    for word in (part for w in words for part in w.split(",") if part):
+        name, equals, value = word.partition("=")
+        if not equals or not name.strip().isidentifier() or not value.strip():
+            fail(f"{option}: `{word[:60]}` is not of the form name=value", f"write {option} {example}")
+        found.append((name.strip(), value.strip()))
+    return found
+
+
+def write_file(path: Path, data: str | bytes) -> None:
+    """Write a result whole; a user's mistake where that cannot be."""
+    try:
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    except (OSError, ValueError) as error:
+        fail(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
