@@ -233,7 +233,7 @@ def passes(c: castile.Cascade) -> None:
         stages: dict[int, list[str]] = {}
         for e in r.einsums:
             if rank in e.passes:
-                stages.setdefault(e.passes[rank], []).append(e.name)
+                stages.setdefault(e.passes[rank], []).extend(e.outputs)
         order = "  then  ".join(" ".join(names) for _, names in sorted(stages.items()))
         count = f"{before}" if before == after else f"{before} → {after}"
         say(f"passes over {rank}: {count:<8} {order}")

@@ -46,9 +46,10 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class EinsumReport:
-    """An Einsum: its statement, what it does in words, its cost, and in which pass over each rank it stands."""
+    """An Einsum: what it writes, what it does in words, its cost, and in which pass over each rank it stands."""
 
     name: str
+    outputs: tuple[str, ...]
     text: str
     does: str
     passes: Mapping[str, int]
@@ -252,7 +253,7 @@ def einsum_reports(c: Cascade) -> tuple[EinsumReport, ...]:
     reports = []
     for e, done in zip(c.einsums, work(c), strict=True):
         passes = {r: names[e.name] for r, names in by_rank.items() if e.name in names}
-        reports.append(EinsumReport(e.name, print_einsum(e), does(e), passes, done))
+        reports.append(EinsumReport(e.name, tuple(o.name for o in e.outputs), print_einsum(e), does(e), passes, done))
     return tuple(reports)
 
 

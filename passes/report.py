@@ -90,7 +90,7 @@ def _passes(r: Explanation) -> list[Line]:
         stages: list[list[str]] = [[] for _ in range(before)]
         for e in r.einsums:
             if 0 < e.passes.get(rank, 0) <= before:
-                stages[e.passes[rank] - 1].append(e.name)
+                stages[e.passes[rank] - 1] += e.outputs
         head: Line = [
             ("    ", ""),
             (rank.ljust(wide), "rank"),
@@ -141,7 +141,7 @@ def _einsums(r: Explanation) -> list[Line]:
     for e in r.einsums:
         space: list[Span] = [(", ".join(e.work.space), "rank")] if e.work.space else [("one value", "dim")]
         over = " over " if e.work.space else " "
-        found.append([("    ", ""), (e.name, "tensor"), (over, "dim"), *space, (f"   {e.does}", "")])
+        found.append([("    ", ""), (", ".join(e.outputs), "tensor"), (over, "dim"), *space, (f"   {e.does}", "")])
         found += _filled([("        operations  ", "dim")], _operations(r, e.work.operations))
         read, written = _bytes(r, e.work.bytes_read, "read"), _bytes(r, e.work.bytes_written, "written")
         found += _filled([("        memory      ", "dim")], [[*read, (",", "")], written])
