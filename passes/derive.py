@@ -384,7 +384,7 @@ class _Deriver:
                 if x.digest in self.group_of:
                     self._write_group(self.groups[self.group_of[x.digest]])
                     continue
-                if x.kind == "red":
+                if x.kind == "red" and x.digest not in self.inner:
                     continue
                 name = x.name.removeprefix("access:")
                 if x.kind in ("access", "pred") and name in self.reader.opaque:

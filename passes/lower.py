@@ -76,6 +76,9 @@ class Lowering:
         return e
 
     def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
+        multiple = self._multiple(terms) if len(terms) > 1 else None
+        if multiple is not None:
+            return self._reduced(terms, *multiple)
         parts = self._selected(terms, whole)
         parts.sort(key=lambda p: (not p[1], isinstance(p[0], Const), print_expr(p[0])))
         total: Expr | None = None
@@ -202,20 +205,26 @@ class Lowering:
         for m, q in f.terms.items():
             powers = {a.kind: (a, p) for a, p in m.factors}
             if powers.get("ln2", (None, 0))[1] != 1:
-                return call("exp", self._reduced(f))
+                return call("exp", self.form(f))
             stripped[Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"], m.exponent, m.brackets)] = q
         return call("exp2", self.form(Form(stripped)))
 
-    def _reduced(self, f: Form) -> Expr:
-        """An exponent minus a multiple of ln 2, subtracted in parts so that nothing is lost (Cody and Waite)."""
-        whole = {m: q for m, q in f.terms.items() if self._is_multiple(m) and q == -1}
-        if len(whole) != 1 or len(f.terms) == 1:
-            return self.form(f)
-        (m, _) = next(iter(whole.items()))
+    def _multiple(self, terms: list[tuple[Monomial, Fraction]]) -> tuple[Monomial, Fraction] | None:
+        """The one term that is plus or minus an extended exponent times ln 2."""
+        found = [(m, q) for m, q in terms if self._is_multiple(m) and abs(q) == 1]
+        return found[0] if len(found) == 1 else None
+
+    def _reduced(self, terms: list[tuple[Monomial, Fraction]], m: Monomial, q: Fraction) -> Expr:
+        """A sum with a multiple of ln 2, which joins in parts so that nothing is lost (Cody and Waite)."""
         n = self.form(Form({Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"]): ONE_FRACTION}))
-        e = self.form(Form({t: q for t, q in f.terms.items() if t not in whole}))
-        for part in LN2_PARTS:
-            e = call("sub", e, call("mul", n, Const(part)))
+        rest = [t for t in terms if t[0] != m]
+        small = [t for t in rest if any(a.kind == "fn" for a, _ in t[0].factors)]
+        large = [t for t in rest if t not in small] or small
+        e = self._sum(large, False)
+        for part in LN2_PARTS if q < 0 else reversed(LN2_PARTS):
+            e = call("sub" if q < 0 else "add", e, call("mul", n, Const(part)))
+        for expression, positive in self._selected(small, False) if large is not small else ():
+            e = call("add" if positive else "sub", e, expression)
         return e
 
     def _is_multiple(self, m: Monomial) -> bool:

@@ -236,7 +236,8 @@ class Reductions:
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})
                 in_e = Form({t: q for t, q in in_e.terms.items() if t not in out_e.terms})
-        bared = bool(out_e.terms) and bool(in_e.terms)
+        # What leaves had kept the exponential small: a maximum, or the very sum that it is divided by.
+        bared = bool(in_e.terms) and (bool(out_e.terms) or any(self._holds_bare(a) for a, _ in outer))
         return Monomial(outer, out_e, out_b), Monomial(inner, in_e, in_b), bared
 
     def _cast(self, a: Atom, p: int, over: frozenset[str]) -> tuple[Monomial, Monomial] | None:
@@ -317,6 +318,13 @@ class Reductions:
         body = atom.args[0]
         exponent = common_exponent(body) if isinstance(body, Form) and atom.name == "sum" else None
         return exponent is not None and exponent.digest in self.bare
+
+    def _holds_bare(self, a: Atom) -> bool:
+        if a.kind != "poly":
+            return self.is_bare(a)
+        inner = a.args[0]
+        assert isinstance(inner, Form)
+        return any(self._holds_bare(b) for m in inner.terms for b, _ in m.factors)
 
     def keep_bare(self, body: Form) -> None:
         """The integrand of a bare sum under other names is bare too."""

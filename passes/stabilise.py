@@ -21,9 +21,10 @@ from itertools import product
 from math import comb, inf
 
 from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Reduce
-from .lower import LN2_PARTS, Lowering, call
+from .lower import LN2_PARTS, MINUS_INF, Lowering, call, literal
 from .normal import (
     LN2,
+    ONE_FRACTION,
     TRUE,
     UNIT,
     ZERO,
@@ -33,6 +34,7 @@ from .normal import (
     Value,
     add,
     atom_nonnegative,
+    bracket,
     compare,
     conjunction,
     const,
@@ -42,6 +44,7 @@ from .normal import (
     lift,
     mul,
     rewrite,
+    scale,
     select,
     sub,
 )
@@ -408,6 +411,12 @@ class StreamWriter:
         assert isinstance(result, Form)
         return result
 
+    def _top(self, gauge: Gauge) -> Form:
+        """The merged gauge, without the factor ln 2 of an extended exponent."""
+        if self.kind == "exponent":
+            return lift(self.scalar(self.extreme_of(gauge), ""))
+        return self.gauge_value(gauge, "")
+
     def extreme_of(self, gauge: Gauge) -> Component:
         return self.by_atom[extended(gauge, self.ranks).digest]
 
@@ -460,12 +469,14 @@ class StreamWriter:
         n = call("round", call("mul", x, Const(1 / LN2)))
         for part in LN2_PARTS:
             x = call("sub", x, call("mul", n, Const(part)))
-        # exp(-inf) is 0, but -inf has no mantissa.
-        small = call("where", call("eq", n, call("neg", Const(inf))), Const(0.0), call("exp", x))
+        # exp(-inf) is 1 times 2 to the -inf.
+        small = call("where", call("eq", n, MINUS_INF), Const(1.0), call("exp", x))
         masks = {b for m in value.terms for b in m.brackets if b.free & self.over}
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
         e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))
-        condition = conjunction(masks)
+        passed = self.finish(bracket(conjunction(masks))).single
+        assert passed is not None
+        condition = conjunction(passed[0].brackets)
         return e if condition == TRUE else call("where", lowering.atom(condition), e, Const(0.0))
 
     def leaf_value(self, atom: Atom, *, with_exponent: bool) -> Form:
@@ -572,9 +583,12 @@ class StreamWriter:
     def _corrections(self, gauge: Gauge, number: int) -> tuple[Expr, Expr]:
         suffix = str(number or "")
         new = self.gauge_value(gauge, "")
+        top = Lowering().float(self._top(gauge))
         found = []
         for prefix in ("a_", "b_"):
             e = Lowering().form(exp(sub(self.gauge_value(gauge, prefix), new)))
+            # While nothing but -inf has come, mantissas stay: -inf - -inf has no exponential.
+            e = call("where", call("eq", top, MINUS_INF), Const(1.0), e)
             found.append(self._assign(f"c{prefix}{suffix}".rstrip("_") + "_scale", e))
         return found[0], found[1]
 
@@ -586,12 +600,7 @@ class StreamWriter:
         inside = centres(c.atom) if c.atom.digest in self.plan.reductions.centred else []
         if inside:
             value = self._shifted(c, inside, prefix, side, shifts)
-        if factor is None:
-            return value
-        if inside:
-            value = self._assign(f"{prefix}{c.name}_moved", value)
-        # A state into which nothing came has no scale, and needs no correction.
-        return call("where", call("eq", value, Const(0.0)), Const(0.0), call("mul", value, factor))
+        return value if factor is None else call("mul", value, factor)
 
     def _shifted(
         self, c: Component, inside: list[Centre], prefix: str, side: int, shifts: dict[bytes, tuple[Expr, Expr]]
@@ -617,20 +626,47 @@ class StreamWriter:
         key = centre.poly.digest
         if key not in shifts:
             number = str(len(shifts) or "")
-            merged = self._assign(f"r{number}", self.total(centre.reference, ""))
             found = []
             for prefix in ("a_", "b_"):
-                old = self._assign(f"{prefix}r{number}", self.total(centre.reference, prefix))
-                found.append(self._assign(f"{prefix}d{number}", call("sub", merged, old)))
+                found.append(self._assign(f"{prefix}d{number}", self._moves(centre.reference, prefix)))
             shifts[key] = (found[0], found[1])
         return shifts[key]
 
-    def total(self, reference: Form, prefix: str) -> Expr:
-        """A reference in terms of a state, 0 where nothing came in that it divides by or takes a logarithm of."""
-        e = Lowering().float(self.on_state(reference, prefix))
-        for a in self._denominators(reference):
-            e = call("where", call("eq", _name(prefix, self.by_atom[a.digest]), Const(0.0)), Const(0.0), e)
+    def _difference(self, new: Form, old: Form) -> Expr:
+        """A term minus what it was: the coefficient, and the ln 2 of an extended exponent, after the subtraction."""
+        by = ONE_FRACTION if new.single is None else new.single[1]
+        ln2 = lift(Atom("ln2", "ln2", nonnegative=True))
+        parts = [scale(f, 1 / by) for f in (new, old)]
+        scaled = all(f.single is not None and (ln2.atom, 1) in f.single[0].factors for f in parts)
+        if scaled:
+            parts = [mul(f, raise_to(ln2, -1)) for f in parts]
+        first, second = [Lowering().float(f) for f in (parts if by > 0 else reversed(parts))]
+        e = call("sub", first, second)
+        factors = ([Const(LN2)] if scaled else []) + ([literal(abs(by), whole=False)] if abs(by) != 1 else [])
+        for factor in factors:
+            e = call("mul", factor, e)
         return e
+
+    def _moves(self, reference: Form, prefix: str) -> Expr:
+        """How far a reference moves, term by term, so that large terms cancel before they meet small ones."""
+        names = {c.name for c in self.components}
+
+        def old(a: Atom) -> Form | Atom | None:
+            return Atom("access", prefix + a.name, nonnegative=a.nonnegative) if a.name in names else None
+
+        total: Expr | None = None
+        merged = self.on_state(reference, "")
+        for m, q in sorted(merged.terms.items(), key=lambda t: any(a.kind == "fn" for a, _ in t[0].factors)):
+            term = Form({m: q})
+            before = rewrite(term, old, {})
+            assert isinstance(before, Form)
+            step = self._difference(term, before)
+            total = step if total is None else call("add", total, step)
+        assert total is not None
+        # Where nothing came in that the reference divides by or takes a logarithm of, there is nothing to move.
+        for a in self._denominators(reference):
+            total = call("where", call("eq", _name(prefix, self.by_atom[a.digest]), Const(0.0)), Const(0.0), total)
+        return total
 
 
 def _name(prefix: str, c: Component) -> Expr:
