@@ -1,0 +1,302 @@
+"""Tile programs: a kernel after mapping, before any target's syntax.
+
+A kernel runs once for every point of its *grid* (tiles of the parallel ranks). Its body works on *tiles*, local
+arrays whose axes are named by ranks, so broadcasting needs no bookkeeping. Loops stream a rank tile by tile and carry
+state in tiles that were made before them. An operation is defined on the *active* coordinates only, those below the
+rank's extent: a reduction ignores the rest, a store skips it. How that is done (shorter loops, masks) is the
+printer's business, as is all below the size of a tile: registers, vectors, instructions.
+
+    kernel attention(grid b, h, q:64)
+      Qt[q, d] = load Q[b, h, q, d]
+      m[q] = -inf
+      l[q] = 0.0
+      o[q, f] = 0.0
+      for k:128
+        Kt[k, d] = load K[b, h, k, d]
+        t[q, k] = dot[d](Qt, Kt)
+        s[q, k] = scale * t
+        n[q] = maximum(m, reduce max[k](s))
+        …
+      store O[b, h, q, f] = o / l
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .cascade import Access, Expr, Param, Rank, walk
+from .dtypes import DTYPES
+from .errors import VerifyError
+from .print import print_expr, print_param
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A local array.
+
+    ``axes`` name ranks; ``level`` says where it lives: "register", "local" (L1 or shared memory), "scratch".
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    level: str = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``tile = load T[indices]``: gather a tensor's elements at the tile's coordinates.
+
+    Indices are expressions over ranks and tiles. Where ``guard`` is false, nothing is read and ``other`` is put.
+    """
+
+    tile: Tile
+    source: Access
+    guard: Expr | None = None
+    other: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """``tile = expr``, element by element; tiles in the expression are named without indices."""
+
+    tile: Tile
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """``tile = reduce op[over](expr)``, combined with what the tile holds if ``accumulate``."""
+
+    tile: Tile
+    op: str
+    over: tuple[str, ...]
+    expr: Expr
+    accumulate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """``tile (+)= Σ_over left * right`` of two tiles, in the tile's dtype; operands rounded to ``operand`` if it is
+    given."""
+
+    tile: Tile
+    left: str
+    right: str
+    over: tuple[str, ...]
+    accumulate: bool = False
+    operand: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """``store T[indices] = expr`` at the active coordinates of the given axes."""
+
+    target: Access
+    axes: tuple[str, ...]
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class For:
+    """``for rank:size in lower … upper``: tiles of a rank, first to last; bounds are element coordinates, None the
+    whole rank.
+
+    ``phase`` tells what the bounds guarantee: "all", "full" (no mask is needed inside) or "partial". ``reverse``
+    streams from the end, as a backward scan needs.
+    """
+
+    rank: str
+    size: int
+    body: tuple[Op, ...]
+    lower: Expr | None = None
+    upper: Expr | None = None
+    phase: str = "all"
+    reverse: bool = False
+
+
+Op = Load | Map | Fold | Dot | Store | For
+
+
+@dataclass(frozen=True, slots=True)
+class GridRank:
+    """A parallel rank and the size of its tiles."""
+
+    rank: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileKernel:
+    """One kernel. ``tensors`` are its arguments, inputs first; ``outputs`` names those that it writes.
+
+    ``whole`` holds the ranks that are kept on chip entire: their extents are fixed when the kernel is compiled.
+    ``scalars`` are 0-dimensional inputs, passed by value.
+    """
+
+    name: str
+    tensors: tuple[Param, ...]
+    outputs: tuple[str, ...]
+    grid: tuple[GridRank, ...]
+    body: tuple[Op, ...]
+    whole: Mapping[str, int] = field(default_factory=dict)
+    comments: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.tensors if not p.indices)
+
+    def __str__(self) -> str:
+        return print_kernel(self)
+
+
+def operations(body: tuple[Op, ...]) -> Iterator[Op]:
+    """Every operation, loops before their bodies."""
+    for op in body:
+        yield op
+        if isinstance(op, For):
+            yield from operations(op.body)
+
+
+def tiles_of(k: TileKernel) -> dict[str, Tile]:
+    """The kernel's tiles by name."""
+    return {op.tile.name: op.tile for op in operations(k.body) if isinstance(op, Load | Map | Fold | Dot)}
+
+
+# Text
+
+
+def print_kernel(k: TileKernel) -> str:
+    """The readable form of a tile program."""
+    grid = ", ".join(g.rank if g.size == 1 else f"{g.rank}:{g.size}" for g in k.grid)
+    whole = "".join(f", {r}={n}" for r, n in k.whole.items())
+    lines = [f"kernel {k.name}(grid {grid or 'one'}{whole})"]
+    lines += [f"  {'out' if p.name in k.outputs else 'in'} {print_param(p)}" for p in k.tensors]
+    lines += _print_ops(k.body, "  ")
+    return "\n".join(lines) + "\n"
+
+
+def _print_ops(body: tuple[Op, ...], indent: str) -> list[str]:
+    lines = []
+    for op in body:
+        match op:
+            case For():
+                lines.append(indent + _print_for(op))
+                lines += _print_ops(op.body, indent + "  ")
+            case Store(target=target, expr=expr):
+                lines.append(f"{indent}store {print_expr(target)} = {print_expr(expr)}")
+            case _:
+                lines.append(indent + _print_assignment(op))
+    return lines
+
+
+def _print_for(op: For) -> str:
+    size = "" if op.size == 1 else f":{op.size}"
+    lower = print_expr(op.lower) if op.lower is not None else "0"
+    upper = print_expr(op.upper) if op.upper is not None else f"extent({op.rank})"
+    bounds = "" if op.lower is None and op.upper is None else f" in {lower} … {upper}"
+    marks = ("" if op.phase == "all" else f" ({op.phase})") + (" backwards" if op.reverse else "")
+    return f"for {op.rank}{size}{bounds}{marks}"
+
+
+def _print_assignment(op: Load | Map | Fold | Dot) -> str:
+    t = op.tile
+    head = f"{t.name}{'[' + ', '.join(t.axes) + ']' if t.axes else ''}: {t.dtype}"
+    match op:
+        case Load(source=source, guard=guard, other=other):
+            condition = "" if guard is None else f" if {print_expr(guard)} else {other}"
+            return f"{head} = load {print_expr(source)}{condition}"
+        case Map(expr=expr):
+            return f"{head} = {print_expr(expr)}"
+        case Fold(op=name, over=over, expr=expr, accumulate=accumulate):
+            sign = f"{name}=" if accumulate else "="
+            return f"{head} {sign} reduce {name}[{', '.join(over)}]({print_expr(expr)})"
+        case Dot(left=left, right=right, over=over, accumulate=accumulate, operand=operand):
+            rounded = f" in {operand}" if operand else ""
+            return f"{head} {'+=' if accumulate else '='} dot[{', '.join(over)}]({left}, {right}){rounded}"
+
+
+# Verifier
+
+
+def verify_kernel(k: TileKernel) -> None:
+    """Raise `VerifyError` unless every operation makes sense: tiles are made before they are read, with one shape each,
+    axes are ranks in scope, accesses have as many indices as their tensor, only outputs are stored."""
+    known = {p.name: p for p in k.tensors}
+    if any(name not in known for name in k.outputs):
+        raise VerifyError(f"kernel `{k.name}` writes a tensor that is no argument of it")
+    scope = {g.rank for g in k.grid} | set(k.whole)
+    if len({g.rank for g in k.grid}) != len(k.grid) or any(g.size < 1 for g in k.grid):
+        raise VerifyError(f"the grid of `{k.name}` repeats a rank or has a tile of no size")
+    _verify_ops(k, k.body, scope, {}, known)
+
+
+def _verify_ops(
+    k: TileKernel, body: tuple[Op, ...], scope: set[str], made: dict[str, Tile], known: Mapping[str, Param]
+) -> None:
+    for op in body:
+        where = f"in kernel `{k.name}`: "
+        match op:
+            case For():
+                if op.rank in scope or op.size < 1:
+                    raise VerifyError(f"{where}the loop over `{op.rank}` shadows a rank or has tiles of no size")
+                for bound in (op.lower, op.upper):
+                    if bound is not None:
+                        _verify_expr(where, bound, set(), scope, made, known)
+                _verify_ops(k, op.body, scope | {op.rank}, dict(made), known)
+            case Store(target=target, axes=axes, expr=expr):
+                if target.tensor not in k.outputs or len(target.indices) != len(known[target.tensor].indices):
+                    raise VerifyError(f"{where}`{print_expr(target)}` is no element of an output")
+                for e in (expr, *target.indices):
+                    _verify_expr(where, e, set(axes), scope, made, known)
+            case _:
+                tile = op.tile
+                if len(set(tile.axes)) != len(tile.axes) or not set(tile.axes) <= scope or tile.dtype not in DTYPES:
+                    raise VerifyError(f"{where}tile `{tile.name}` has an axis out of scope, or twice, or no dtype")
+                if tile.name in known or made.get(tile.name, tile) != tile:
+                    raise VerifyError(f"{where}tile `{tile.name}` is a tensor's name or has two shapes")
+                _verify_value(where, op, scope, made, known)
+                made[tile.name] = tile
+
+
+def _verify_value(
+    where: str, op: Load | Map | Fold | Dot, scope: set[str], made: Mapping[str, Tile], known: Mapping[str, Param]
+) -> None:
+    axes = set(op.tile.axes)
+    match op:
+        case Load(source=source, guard=guard):
+            if source.tensor not in known or len(source.indices) != len(known[source.tensor].indices):
+                raise VerifyError(f"{where}`{print_expr(source)}` is no element of an argument")
+            for e in (*source.indices, *([guard] if guard is not None else [])):
+                _verify_expr(where, e, axes, scope, made, known)
+        case Map(expr=expr):
+            _verify_expr(where, expr, axes, scope, made, known)
+        case Fold(over=over, expr=expr):
+            if set(over) & axes or not over:
+                raise VerifyError(f"{where}`{op.tile.name}` reduces a rank that it keeps, or none")
+            _verify_expr(where, expr, axes | set(over), scope, made, known)
+        case Dot(left=left, right=right, over=over):
+            for name in (left, right):
+                if name not in made:
+                    raise VerifyError(f"{where}`{name}` is read before it is made")
+            both = set(made[left].axes) | set(made[right].axes)
+            if not set(over) <= set(made[left].axes) & set(made[right].axes) or both - set(over) != axes:
+                raise VerifyError(f"{where}the axes of `{left}` and `{right}` do not make `{op.tile.name}`")
+    if isinstance(op, Fold | Dot) and op.accumulate and op.tile.name not in made:
+        raise VerifyError(f"{where}`{op.tile.name}` accumulates onto nothing")
+
+
+def _verify_expr(
+    where: str, e: Expr, axes: set[str], scope: set[str], made: Mapping[str, Tile], known: Mapping[str, Param]
+) -> None:
+    for node in walk(e):
+        if isinstance(node, Rank) and node.name not in scope:
+            raise VerifyError(f"{where}rank `{node.name}` is not in scope")
+        if not isinstance(node, Access):
+            continue
+        if node.tensor in made:
+            if node.indices or not set(made[node.tensor].axes) <= axes:
+                raise VerifyError(f"{where}tile `{node.tensor}` does not broadcast over {sorted(axes)}")
+        elif node.tensor not in known or known[node.tensor].indices:
+            raise VerifyError(f"{where}`{node.tensor}` is read before it is made; tensors are read by `load`")
