@@ -18,6 +18,7 @@ from .terminal import (
     extents,
     fail,
     note,
+    of_file,
     out,
     pairs,
     read_cascade,
@@ -75,7 +76,8 @@ def run(
     given = given.filled(c, seed)
     at = None if sample is None else points(c, given.extents, sample, seed)
     began = perf_counter()
-    results = evaluate(c, given.values, at)
+    with of_file(file):
+        results = evaluate(c, given.values, at)
     seconds = perf_counter() - began
     result = Result(c, given, results, seconds, at)
     if output is not None:

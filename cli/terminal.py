@@ -9,13 +9,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ..ir.errors import CastileError, UsageError
+from ..ir.errors import CastileError, Source, UsageError, attach
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,6 +141,18 @@ def read_cascade(name: str) -> Cascade:
         return parse(raw.decode("utf-8"), "<stdin>")
     except UnicodeDecodeError as error:
         fail(f"stdin is not UTF-8 text (byte {error.start})")
+
+
+@contextmanager
+def of_file(name: str) -> Iterator[None]:
+    """Errors of a run point into the file that the cascade came from."""
+    try:
+        yield
+    except CastileError as error:
+        if error.loc is not None and error.source is None and name != "-":
+            with suppress(OSError, ValueError):
+                attach(error, Source(Path(name).read_text(encoding="utf-8-sig"), name))
+        raise
 
 
 def sorted_out(file: str, more: Iterable[str] | None) -> tuple[str, list[str]]:

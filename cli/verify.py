@@ -48,7 +48,9 @@ def verify(
             emit({"ok": False, "error": str(error), "checks": []})
         raise
     checks = (
-        Check("reads", True, f"{len(c.params)} parameters, {len(c.einsums)} Einsums, well formed"),
+        Check(
+            "reads", True, f"{counted(len(c.params), 'parameter')}, {counted(len(c.einsums), 'Einsum')}, well formed"
+        ),
         round_trip(c),
         key(c),
         *laws(c, file, seed),
@@ -61,6 +63,10 @@ def verify(
         out().print(table(c.name, ok, checks))
     if not ok:
         raise typer.Exit(FAILED)
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def round_trip(c: Cascade) -> Check:
