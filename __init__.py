@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from castile.ir.parse import load as load
     from castile.ir.parse import monoid as monoid
     from castile.ir.parse import parse as parse
+    from castile.passes.partial import merge as merge
+    from castile.passes.partial import partial as partial
 
 __version__ = "0.1.0"
 
@@ -38,8 +40,10 @@ _PUBLIC = {
     "evaluate": "castile.ir.evaluate:evaluate",
     "explain": "castile.driver:explain",
     "load": "castile.ir.parse:load",
+    "merge": "castile.passes.partial:merge",
     "monoid": "castile.ir.parse:monoid",
     "parse": "castile.ir.parse:parse",
+    "partial": "castile.passes.partial:partial",
 }
 __all__ = list(_PUBLIC)
 
