@@ -5,6 +5,7 @@ Starts quickly: a command's own file imports what it needs when it runs.
 
 from __future__ import annotations
 
+import io
 import sys
 from functools import partial
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ app.command("doctor")(doctor.doctor)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from castile import __version__
+        from .. import __version__
 
         print(f"castile {__version__}")
         raise typer.Exit
@@ -61,6 +62,9 @@ def castile(
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks `·` shows `?`
     try:
         app(prog_name="castile")
     except KeyboardInterrupt:

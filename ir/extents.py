@@ -270,9 +270,13 @@ def _largest_within(index: Expr, rank: str, size: int, extents: Mapping[str, int
     if first is None:
         return None
 
-    def fits(extent: int) -> bool:
-        found = span(extent)
+    def inside(found: Interval | None) -> bool:
         return found is not None and found[1] < size and found[0] >= min(0, first[0])
+
+    def fits(extent: int) -> bool:
+        # The enclosure often decides, and it costs the same for any extent.
+        enclosure = interval(index, {**box, rank: (0, extent - 1)}, {**extents, rank: extent})
+        return inside(enclosure) or inside(span(extent))
 
     if not fits(1):
         return 0

@@ -1,0 +1,76 @@
+"""`castile doctor`, in good health and in bad."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from castile.cli import doctor
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes seconds to import."""
+    monkeypatch.setattr(doctor, "gpu", lambda: doctor.Finding("GPU", "GPU", "info", "not asked"))
+
+
+def findings(outcome: Any) -> dict[str, Any]:
+    return {finding["name"]: finding for finding in outcome.json["findings"]}
+
+
+def test_text_and_json(castile: Any) -> None:
+    text = castile("doctor")
+    assert (text.code, text.err) == (0, "")
+    for word in ("Python", "CPU", "caches", "numpy", "torch", "triton", "xgboost", "ray", "folder"):
+        assert f"  {word}" in text.out
+    found = findings(castile("doctor", "--json"))
+    assert found["numpy"]["detail"] == metadata.version("numpy")
+    assert found["castile"]["state"] == "ok"
+
+
+def test_nothing_is_installed(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda names: "")
+    done = castile("doctor")
+    assert done.code == 0
+    assert "without it, no GPU kernels" in done.out
+    assert "pip install triton" in done.out
+    assert "missing" in done.out.splitlines()[-1]
+
+
+def test_no_compiler(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    found = findings(castile("doctor", "--json"))
+    assert found["C++"]["state"] == "missing"
+    assert "no CPU kernels" in found["C++"]["costs"]
+    assert "install g++" in found["C++"]["remedy"]
+
+
+def test_a_compiler_without_openmp(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor, "_output", lambda command, timeout=10: "a compiler 1.0")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    found = findings(castile("doctor", "--json"))
+    assert found["OpenMP"]["state"] == "missing"
+    assert "one thread" in found["OpenMP"]["costs"]
+
+
+def test_an_unreadable_machine(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_read", lambda path: "")
+    found = findings(castile("doctor", "--json"))
+    assert found["vectors"]["detail"] == "unknown"
+    assert found["caches"]["detail"] == "unknown"
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CASTILE_CACHE", str(tmp_path / "here"))
+    assert doctor.cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("CASTILE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert doctor.cache_folder() == tmp_path / "castile"
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    assert doctor.cache().state == "missing"

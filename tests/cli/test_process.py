@@ -1,0 +1,96 @@
+"""The command as a process: start-up, signals, pipes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import castile
+
+CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
+
+COMMAND = [sys.executable, "-m", "castile"]
+QUICK = 0.5
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *(str(word) for word in words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout == f"castile {castile.__version__}\n"
+    bare, asked = run(), run("--help")
+    assert bare.returncode == asked.returncode == 0
+    assert bare.stdout == asked.stdout
+    for command in ("explain", "run", "verify", "doctor"):
+        assert command in asked.stdout
+        assert run(command, "--help").returncode == 0
+
+
+def test_a_mistake(tmp_path: Path) -> None:
+    done = run("explain", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: cannot read")
+
+
+def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
+    done = run("explain", CASCADES / "gemm.cascade", "--json", "--svg", tmp_path / "x.svg")
+    assert json.loads(done.stdout)["name"] == "gemm"
+    assert done.stderr.startswith("drew ")
+
+
+def test_a_narrow_terminal_does_not_break_lines() -> None:
+    narrow = run("explain", CASCADES / "attention.cascade", env={**os.environ, "COLUMNS": "20"})
+    assert narrow.stdout == run("explain", CASCADES / "attention.cascade").stdout
+
+
+def test_a_plain_locale() -> None:
+    done = run(
+        "explain",
+        CASCADES / "gemm.cascade",
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2?m?n?k matrix" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c() -> None:
+    words = ["run", CASCADES / "gemm.cascade", "--random", "--force", "--shape", "m=3000", "n=3000", "k=3000"]
+    child = subprocess.Popen(
+        [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert (out, err) == ("", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.parametrize("words", [["explain", str(CASCADES / "attention_backward.cascade")], ["--help"]])
+def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
+    child = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.wait(timeout=60)
+
+
+@pytest.mark.timing
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        run("--help")
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < QUICK
