@@ -82,7 +82,7 @@ class _Run:
     def _for(self, op: For) -> None:
         lower = 0 if op.lower is None else int(self.expr(op.lower, ()).reshape(()))
         upper = self.extents[op.rank] if op.upper is None else int(self.expr(op.upper, ()).reshape(()))
-        lower, upper = max(0, lower), min(upper, self.extents[op.rank])
+        lower, upper = max(0, lower), min(upper, self.extents.get(op.rank, upper))
         starts = range(lower - lower % op.size, upper, op.size)
         for start in reversed(starts) if op.reverse else starts:
             span = Span(max(start, lower), min(start + op.size, upper))
@@ -152,7 +152,13 @@ class _Run:
                 value = round_to(value.astype(np.float64), op.operand)
             wide = value.astype(np.float64 if op.tile.dtype == "f64" else held(op.tile.dtype))
             operands += [wide, [order[a] for a in tile.axes]]
-        result = np.einsum(*operands, list(range(len(op.tile.axes))))
+        out = list(range(len(op.tile.axes)))
+        if op.annihilates and not np.isfinite(operands[2]).all():
+            spaces = [self._named(n, axes) for n in (op.left, op.right)]
+            products = np.where(spaces[0] == 0, 0.0, spaces[0] * spaces[1])
+            result = np.sum(products, axis=tuple(range(len(out), len(axes))))
+        else:
+            result = np.einsum(*operands, out)
         if op.accumulate:
             result = self.tiles[op.tile.name][1] + result
         self._put(op.tile, np.asarray(result))

@@ -78,8 +78,10 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """``tile (+)= Σ_over left * right`` of two tiles, in the tile's dtype; operands rounded to ``operand`` if it is
-    given."""
+    """``tile (+)= Σ_over left * right`` of two tiles, in the tile's dtype; operands rounded to ``operand`` if given.
+
+    With ``annihilates``, a 0 on the left gives 0 even against an infinity or NaN on the right: a mask left it out.
+    """
 
     tile: Tile
     left: str
@@ -87,6 +89,7 @@ class Dot:
     over: tuple[str, ...]
     accumulate: bool = False
     operand: str | None = None
+    annihilates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def _print_assignment(op: Load | Map | Fold | Dot) -> str:
             sign = f"{name}=" if accumulate else "="
             return f"{head} {sign} reduce {name}[{', '.join(over)}]({print_expr(expr)})"
         case Dot(left=left, right=right, over=over, accumulate=accumulate, operand=operand):
-            rounded = f" in {operand}" if operand else ""
+            rounded = (f" in {operand}" if operand else "") + (" annihilating" if op.annihilates else "")
             return f"{head} {'+=' if accumulate else '='} dot[{', '.join(over)}]({left}, {right}){rounded}"
 
 

@@ -21,6 +21,7 @@ from ..ir.cascade import (
     Expr,
     Extent,
     Monoid,
+    Output,
     Param,
     Rank,
     Reduce,
@@ -29,14 +30,17 @@ from ..ir.cascade import (
     rebuild,
     substitute,
     tensors_read,
+    transform,
     walk,
 )
 from ..ir.dtypes import DTYPES
-from ..ir.ops import REDUCTIONS
+from ..ir.ops import OPS, REDUCTIONS
 from ..ir.tile import Dot, Fold, For, GridRank, Load, Map, Op, Store, Tile, TileKernel, verify_kernel
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
+from .fuse import ON_CHIP, epilogues, fusible, is_map, stored
+from .step import Let, Step, Take
 
 # Nodes up to which a map is computed again wherever it is read, and not stored.
 INLINE_NODES = 160
@@ -60,31 +64,51 @@ class TileProgram:
     scratch: tuple[Param, ...]
 
 
-def tile_program(c: Cascade, tiling: Tiling | None = None) -> TileProgram:
-    """Map a cascade (derived or as written) to tile kernels."""
+def tile_program(
+    c: Cascade,
+    tiling: Tiling | None = None,
+    *,
+    steps: Mapping[str, Step] | None = None,
+    extents: Mapping[str, int] | None = None,
+) -> TileProgram:
+    """Map a cascade (derived or as written) to tile kernels.
+
+    ``steps`` holds the step of each stream by its first output's name; without one, a monoid takes in its elements one
+    by one. With ``extents``, inner reductions are fused into the loops that read them, where nothing is repeated.
+    """
     types = tensor_types(c)
     live = needed(c)
-    inlined: dict[str, tuple[tuple[str, ...], Expr]] = {}
+    inlined = fusible(c, extents) if extents is not None else {}
     kernels: list[TileKernel] = []
     scratch: list[Param] = []
+    absorbed: set[str] = set()
     for e in c.einsums:
         if not any(o.name in live for o in e.outputs):
             continue
+        fused = inlined.get(e.name)
+        plain_map = is_map(e)
         e = replace(e, expr=_inline(e.expr, inlined))
-        if _is_map(e) and e.name not in c.outputs and sum(1 for _ in walk(e.expr)) <= INLINE_NODES:
+        if fused is not None:
+            inlined[e.name] = (fused[0], e.expr)
+            continue
+        if e.name in absorbed:
+            continue
+        if plain_map and e.name not in c.outputs and (e.reductions or sum(1 for _ in walk(e.expr)) <= INLINE_NODES):
             inlined[e.name] = (e.output.ranks, _converted(e, types))
             continue
-        kernel = _Builder(c, e, types, tiling or Tiling()).build()
+        step = (steps or {}).get(e.name)
+        if step is not None:
+            step = tuple(replace(s, element=_inline(s.element, inlined)) if isinstance(s, Take) else s for s in step)
+        after = [replace(m, expr=_inline(m.expr, inlined)) for m in epilogues(c, e)] if not plain_map else []
+        absorbed |= {m.name for m in after}
+        kept = stored(c, e, absorbed)
+        kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}).build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
         for o in e.outputs:
-            if o.name not in c.outputs:
+            if o.name in kept and o.name not in c.outputs:
                 scratch.append(Param(o.name, types[o.name], tuple(Rank(r) for r in o.ranks)))
     return TileProgram(c, tuple(kernels), tuple(scratch))
-
-
-def _is_map(e: Einsum) -> bool:
-    return len(e.outputs) == 1 and not e.reductions and scan_step(e) is None
 
 
 def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
@@ -93,7 +117,7 @@ def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
 
 
 def _inline(e: Expr, maps: Mapping[str, tuple[tuple[str, ...], Expr]]) -> Expr:
-    """Replace reads of maps by what they compute. A map holds no reduction, so nothing is captured."""
+    """Replace reads of maps and fused reductions by what they compute; reduced ranks are their own, so none is captured."""
     kids = children(e)
     if kids:
         e = rebuild(e, tuple(_inline(k, maps) for k in kids))
@@ -115,8 +139,18 @@ class _Frame:
 class _Builder:
     """Writes the kernel of one Einsum."""
 
-    def __init__(self, c: Cascade, e: Einsum, types: Mapping[str, str], tiling: Tiling) -> None:
+    def __init__(
+        self,
+        c: Cascade,
+        e: Einsum,
+        types: Mapping[str, str],
+        tiling: Tiling,
+        step: Step | None,
+        extents: Mapping[str, int],
+    ) -> None:
         self.c = c
+        self.step = step
+        self.extents = extents
         self.e = e
         self.types = dict(types)
         self.tiling = tiling
@@ -124,9 +158,13 @@ class _Builder:
         self.sizes: dict[str, int] = {}
         self.own: dict[str, frozenset[str]] = {}
         self.level: dict[str, int] = {}
+        self.local: Mapping[str, Expr] = {}
+        self.origin: dict[str, str] = {}
+        self.results: dict[str, Expr] = {}
         self.count = 0
 
-    def build(self) -> TileKernel:
+    def build(self, after: list[Einsum], kept: set[str]) -> TileKernel:
+        """The kernel of the Einsum and of the maps after it; of its own tensors those in ``kept`` are stored."""
         e = self.e
         scan = scan_step(e)
         ranks = e.ranks
@@ -135,6 +173,8 @@ class _Builder:
             self.sizes[r] = size
         for r in ranks:
             self.sizes.setdefault(r, 1)
+        for r in self._whole(ranks):
+            self.sizes[r] = ON_CHIP
         looped: tuple[str, ...] = ()
         if scan is not None:
             self.sizes[scan.rank] = 1
@@ -143,11 +183,13 @@ class _Builder:
         self.frames[0].ranks |= {g.rank for g in grid}
         for r in looped:
             self.frames.append(_Frame({r}))
-        if len(e.outputs) > 1:
-            self._state()
-        else:
-            value = self.value(e.expr, None)
-            self._store(e, 0, value)
+        values = self._state() if len(e.outputs) > 1 else [self.value(e.expr, None)]
+        for o, value in zip(e.outputs, values, strict=True):
+            if o.name in kept:
+                self._store(o, value)
+            self.results[o.name] = Cast(o.dtype, value) if o.dtype is not None else value
+        for m in after:
+            self._store(m.output, self.value(m.expr, None))
         while len(self.frames) > 1:
             frame = self.frames.pop()
             rank = next(iter(frame.ranks))
@@ -157,12 +199,21 @@ class _Builder:
         used = self._used(body)
         params = [p for p in self.c.params if p.name in used]
         outputs = {o.name: o for x in self.c.einsums for o in x.outputs}
-        written = {o.name for o in e.outputs}
+        written = {o.name for o in e.outputs if o.name in kept} | {m.name for m in after}
         params += [
             Param(n, self.types[n], tuple(Rank(r) for r in o.ranks)) for n, o in outputs.items() if n in used | written
         ]
-        name = "_".join([self.c.name, *(o.name for o in e.outputs[:1])])
-        return TileKernel(name, tuple(params), tuple(o.name for o in e.outputs), grid, body)
+        return TileKernel(
+            f"{self.c.name}_{e.name}", tuple(params), tuple(p.name for p in params if p.name in written), grid, body
+        )
+
+    def _whole(self, ranks: tuple[str, ...]) -> list[str]:
+        """Small ranks along which an inner reduction does not vary: one tile, so that it is computed once."""
+        inner = [n for n in self.e.reductions if n is not self.e.expr]
+        if self.step is not None:
+            inner += [n for s in self.step if isinstance(s, Take) for n in walk(s.element) if isinstance(n, Reduce)]
+        lacking = {r for n in inner for r in ranks if r not in free_ranks(n)}
+        return [r for r in ranks if r in lacking and self.extents.get(r, ON_CHIP + 1) <= ON_CHIP]
 
     def _mixed(self, scanned: str) -> tuple[str, ...]:
         """Output ranks along which a step reads other entries than its own: they stay in one program."""
@@ -249,10 +300,23 @@ class _Builder:
                 yes = self.value(a, _both(guard, test))
                 no = self.value(b, _both(guard, Call("not", (test,))))
                 return replace(e, args=(test, yes, no))
-            case Call(args=args):
-                return replace(e, args=tuple(self.value(a, guard) for a in args))
+            case Call(op=op, args=args):
+                made = replace(e, args=tuple(self.value(a, guard) for a in args))
+                return self._shared(made) if OPS[op].cost[0] == "special" else made
+
+    def _shared(self, e: Expr) -> Expr:
+        """A costly value over tiles, computed once for all that read it."""
+        depends = self._depends(e)
+        frame = self.frames[self._frame_of(depends, e)]
+        if e not in frame.made:
+            frame.made[e] = self._map("f", e)
+        return frame.made[e]
 
     def _access(self, e: Access, guard: Expr | None) -> Expr:
+        if not e.indices and e.tensor in self.local:
+            return self.local[e.tensor]
+        if e.tensor in self.results:
+            return self.results[e.tensor]
         if not e.indices and e.tensor in self.c.param_of:
             return e
         indices = tuple(self.value(i, guard) for i in e.indices)
@@ -292,13 +356,22 @@ class _Builder:
     def _close(self, ranks: tuple[str, ...]) -> None:
         for r in reversed(ranks):
             frame = self.frames.pop()
-            self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops)))
+            upper = Extent(self.origin[r]) if r in self.origin else None
+            self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops), upper=upper))
             del self.sizes[r]
 
     def _reduce(self, e: Reduce, guard: Expr | None) -> Expr:
-        clash = tuple(r for r in e.ranks if any(r in f.ranks for f in self.frames))
-        if clash:
-            raise AssertionError("the builder renames shadowing ranks before it starts")
+        if guard is not None and _in_bounds(e):
+            guard = None
+        key = (e, guard)
+        for frame in self.frames:
+            if key in frame.made:
+                return frame.made[key]
+        frame = self.frames[-1]
+        frame.made[key] = self._reduced(self._unshadowed(e), guard)
+        return frame.made[key]
+
+    def _reduced(self, e: Reduce, guard: Expr | None) -> Expr:
         if e.op in self.c.monoid_of:
             return self._fold_monoid(e, guard)[0]
         if e.op == "argmax":
@@ -326,6 +399,16 @@ class _Builder:
         assert len(self.frames) == depth
         return Access(total.name)
 
+    def _unshadowed(self, e: Reduce) -> Reduce:
+        """A reduction whose ranks are not in scope already: another name loops over the same extent."""
+        names: dict[str, str] = {}
+        for r in e.ranks:
+            if any(r in f.ranks for f in self.frames):
+                self.count += 1
+                names[r] = f"{r}_{self.count}"
+                self.origin[names[r]] = self.origin.get(r, r)
+        return replace(e, ranks=tuple(names.get(r, r) for r in e.ranks), args=tuple(_renamed(a, names) for a in e.args))
+
     def _outer(self, e: Reduce, guard: Expr | None) -> frozenset[str]:
         """The ranks in scope with which a reduction varies."""
         scope = frozenset().union(*(f.ranks for f in self.frames))
@@ -348,28 +431,46 @@ class _Builder:
             return Call("neg", (Const(inf),))
         return Const(float(identity)) if row.is_float else Const(int(identity))
 
-    def _factors(self, e: Reduce, guard: Expr | None) -> tuple[str, str] | None:
+    def _varies(self, e: Expr) -> frozenset[str]:
+        """The ranks with which an expression of the cascade varies; names of the state's tiles stand for theirs."""
+        held = (
+            self._depends(self.local[n.tensor]) for n in walk(e) if isinstance(n, Access) and n.tensor in self.local
+        )
+        return free_ranks(e).union(*held)
+
+    def _factors(
+        self, e: Reduce, guard: Expr | None, outer: Iterable[str] | None = None, mask: Expr | None = None
+    ) -> tuple[str, str] | None:
         """The two operands of a contraction, as tiles; None where the product does not fall apart into two."""
-        if guard is not None or not DTYPES[self._reduced_type(e)].is_float:
+        if guard is not None or (outer is None and not DTYPES[self._reduced_type(e)].is_float):
             return None
         factors = _product(e.arg)
         over = frozenset(e.ranks)
         scope = frozenset().union(*(f.ranks for f in self.frames)) - over
         wide = frozenset(r for r in scope if self.sizes.get(r, 1) > 1)
-        sides = [free_ranks(f) & wide for f in factors]
-        if len(factors) < 2 or any(isinstance(n, Reduce) for f in factors for n in walk(f)):
+        sides = [self._varies(f) & wide for f in factors]
+        if len(factors) < 2:
             return None
         exclusive = [s for s in sides if s]
         if not exclusive:
             return None
         first = exclusive[0]
+        if mask is not None:
+            # The mask goes to the left operand, which must vary with all that it varies with.
+            wanted = self._varies(mask) & wide
+            first = next((s for s in exclusive if wanted <= s), frozenset())
+            if not first:
+                return None
         left = [f for f, s in zip(factors, sides, strict=True) if s <= first]
         right = [f for f, s in zip(factors, sides, strict=True) if not s <= first]
-        mine = frozenset().union(*(free_ranks(f) & wide for f in left))
-        theirs = frozenset().union(*(free_ranks(f) & wide for f in right)) if right else frozenset()
+        mine = frozenset().union(*(self._varies(f) & wide for f in left))
+        theirs = frozenset().union(*(self._varies(f) & wide for f in right)) if right else frozenset()
         if not right or not mine - theirs or not theirs - mine:
             return None
-        if not all(over <= frozenset().union(*map(free_ranks, part)) for part in (left, right)):
+        if not all(over <= frozenset().union(*map(self._varies, part)) for part in (left, right)):
+            return None
+        result = (frozenset(outer) if outer is not None else self._outer(e, guard)) & wide
+        if mine | theirs != result:
             return None
         names = []
         for base, part in (("left", left), ("right", right)):
@@ -377,14 +478,15 @@ class _Builder:
             for f in part[1:]:
                 e_part = Call("mul", (e_part, f))
             value = self.value(e_part, guard)
+            if mask is not None and base == "left":
+                value = Call("where", (self.value(mask, guard), value, Const(0.0)))
             access = value if isinstance(value, Access) and not value.indices else self._map(base, value, "f32")
             assert isinstance(access, Access)
             if access.tensor not in self.own or self.types[access.tensor] not in ("f32", "f64"):
                 access = self._map(base, value, "f32")
                 assert isinstance(access, Access)
             names.append(access.tensor)
-        axes = frozenset().union(*(self.own[n] for n in names)) - over
-        return (names[0], names[1]) if axes & wide == self._outer(e, guard) & wide else None
+        return names[0], names[1]
 
     def _argmax(self, e: Reduce, guard: Expr | None) -> Expr:
         """The place of the first greatest: value and place go together, tile by tile; a NaN wins and stays."""
@@ -410,13 +512,53 @@ class _Builder:
 
     # Monoids
 
-    def _state(self) -> None:
-        """Several outputs of one monoid; each is stored over its own ranks by the programs that hold their first
-        tiles."""
+    def _state(self) -> list[Expr]:
+        """The components of a monoid's Einsum."""
         assert isinstance(self.e.expr, Reduce)
-        state = self._fold_monoid(self.e.expr, None)
-        for i, value in enumerate(state):
-            self._store(self.e, i, value)
+        return self._stream(self.e.expr) if self.step is not None else self._fold_monoid(self.e.expr, None)
+
+    def _stream(self, e: Reduce) -> list[Expr]:
+        """A stream by its step: tile by tile, extremes first, then sums under the new gauges and references."""
+        assert self.step is not None
+        m = self.c.monoid_of[e.op]
+        types = self.checker.state_types(e)
+        ranks_of = {o.name: set(o.ranks) for o in self.e.outputs}
+        state: dict[str, Tile] = {}
+        for o, dtype, start in zip(self.e.outputs, types, m.identity, strict=True):
+            state[o.name] = self._tile(o.name, ranks_of[o.name], dtype)
+            self.frames[-1].ops.append(Map(state[o.name], start))
+        self._open(e.ranks, self.tiling.stream)
+        names: dict[str, Expr] = {"a_" + n: Access(t.name) for n, t in state.items()}
+        for s in self.step:
+            if isinstance(s, Let):
+                value = _named(s.value, names)
+                tile = self._tile(s.name, self._depends(value), settle(self.checker.infer(value)))
+                self.frames[-1].ops.append(Map(tile, value))
+                names[s.name] = Access(tile.name)
+                continue
+            names[s.component] = self._take(e, s, ranks_of[s.component], state[s.component].dtype, names)
+        for n, tile in state.items():
+            self.frames[-1].ops.append(Map(tile, names[n]))
+        self._close(e.ranks)
+        return [Access(state[o.name].name) for o in self.e.outputs]
+
+    def _take(self, e: Reduce, s: Take, ranks: set[str], dtype: str, names: Mapping[str, Expr]) -> Expr:
+        """A component's new value from its old one and a tile of elements."""
+        new = self._tile(s.component, ranks, dtype)
+        ops = self.frames[-1].ops
+        old = _named(s.old, names)
+        self.local = names
+        mask, inside = _masked(s.element)
+        over = tuple(r for r in e.ranks if self.sizes[r] > 1)
+        if s.op == "sum" and (pair := self._factors(Reduce(s.op, e.ranks, (inside,)), None, ranks, mask)) is not None:
+            ops.append(Map(new, old))
+            ops.append(Dot(new, pair[0], pair[1], over, accumulate=True, annihilates=mask is not None))
+        else:
+            value = self.value(s.element, None)
+            ops.append(Map(new, old))
+            ops.append(Fold(new, s.op, over, value, accumulate=True))
+        self.local = {}
+        return Access(new.name)
 
     def _fold_monoid(self, e: Reduce, guard: Expr | None) -> list[Expr]:
         m: Monoid = self.c.monoid_of[e.op]
@@ -447,16 +589,14 @@ class _Builder:
             self._close((r,))
         return [Access(t.name) for t in state]
 
-    def _store(self, e: Einsum, component: int, value: Expr) -> None:
-        o = e.outputs[component]
-        axes = tuple(r for r in e.ranks if r in o.ranks and self.sizes[r] > 1)
-        if len(e.outputs) > 1 and set(o.ranks) != set(e.ranks):
-            # What varies over fewer ranks than its neighbours is the same along the others: fold it away.
-            lacking = tuple(r for r in e.ranks if r not in o.ranks and self.sizes[r] > 1)
-            if lacking:
-                tile = self._tile("only", set(o.ranks), self.types[o.name])
-                self.frames[-1].ops.append(Fold(tile, "max", lacking, value))
-                value = Access(tile.name)
+    def _store(self, o: Output, value: Expr) -> None:
+        """Store a value over its output's ranks. What is the same along other ranks of the kernel is folded first."""
+        axes = tuple(r for r in self.e.ranks if r in o.ranks and self.sizes[r] > 1)
+        lacking = tuple(r for r in self.e.ranks if r not in o.ranks and self.sizes[r] > 1 and r in self._depends(value))
+        if lacking:
+            tile = self._tile("only", set(o.ranks), self.types[o.name])
+            self.frames[-1].ops.append(Fold(tile, "max", lacking, value))
+            value = Access(tile.name)
         self.frames[-1].ops.append(Store(Access(o.name, tuple(Rank(r) for r in o.ranks)), axes, value))
 
 
@@ -469,6 +609,30 @@ def _product(e: Expr) -> list[Expr]:
     if isinstance(e, Call) and e.op == "mul":
         return _product(e.args[0]) + _product(e.args[1])
     return [e]
+
+
+def _in_bounds(e: Expr) -> bool:
+    """Whether every read has bare ranks for indices, so that no condition is needed to keep it in bounds."""
+    return all(isinstance(i, Rank) for n in walk(e) if isinstance(n, Access) for i in n.indices)
+
+
+def _masked(e: Expr) -> tuple[Expr | None, Expr]:
+    """``where(p, value, 0.0)`` as (p, value), nested conditions joined; (None, e) for anything else."""
+    if isinstance(e, Call) and e.op == "where" and e.args[2] == Const(0.0):
+        inner, value = _masked(e.args[1])
+        return (e.args[0] if inner is None else Call("and", (e.args[0], inner))), value
+    return None, e
+
+
+def _renamed(e: Expr, names: Mapping[str, str]) -> Expr:
+    """The expression with ranks under other names, bound ones too; an extent keeps the old one, whose size it is."""
+
+    def one(n: Expr) -> Expr:
+        if isinstance(n, Rank):
+            return replace(n, name=names.get(n.name, n.name))
+        return replace(n, ranks=tuple(names.get(r, r) for r in n.ranks)) if isinstance(n, Reduce) else n
+
+    return transform(e, one) if names else e
 
 
 def _named(e: Expr, values: Mapping[str, Expr]) -> Expr:

@@ -1,0 +1,79 @@
+"""What runs together: reductions inside the loops that read them, maps after what they read.
+
+A reduction is computed again by each reader that fuses it, so it is fused only where no reader repeats it: along output
+ranks that it lacks, a reader would, unless the rank fits on chip and is one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, tensors_read, walk
+from ..ir.ops import REDUCTIONS
+from ..ir.verify import scan_step
+
+# A rank of at most this extent is kept whole in one tile, so that what does not vary along it is computed once.
+ON_CHIP = 256
+
+
+def fusible(c: Cascade, extents: Mapping[str, int]) -> dict[str, tuple[tuple[str, ...], Expr]]:
+    """The reductions to compute in the loops that read them: no reader repeats them, and each reduces a rank of theirs.
+
+    A reader would repeat a reduction along output ranks that it does not have; ranks that fit on chip do not count.
+    """
+    found: dict[str, tuple[tuple[str, ...], Expr]] = {}
+    readers: dict[str, list[Einsum]] = {}
+    through: dict[str, set[str]] = {}
+    for e in c.einsums:
+        sources = set(tensors_read(e.expr))
+        for t in list(sources):
+            sources |= through.get(t, set())
+        if is_map(e) and e.name not in c.outputs:
+            through[e.name] = sources
+            continue
+        for t in sources:
+            readers.setdefault(t, []).append(e)
+    for e in c.einsums:
+        plain = (
+            len(e.outputs) == 1 and e.reductions and all(n.op in REDUCTIONS and n.op != "argmax" for n in e.reductions)
+        )
+        if not plain or e.name in c.outputs or scan_step(e) is not None or not readers.get(e.name):
+            continue
+        mine = set(e.output.ranks)
+        good = all(
+            scan_step(r) is None
+            and {x for n in r.reductions for x in n.ranks} & mine
+            and all(extents.get(x, ON_CHIP + 1) <= ON_CHIP for x in set(r.ranks) - mine)
+            for r in readers[e.name]
+        )
+        if good:
+            found[e.name] = (e.output.ranks, e.expr)
+    return found
+
+
+def epilogues(c: Cascade, e: Einsum) -> list[Einsum]:
+    """The output maps that read an Einsum's results, element for element, and nothing that comes after it."""
+    if scan_step(e) is not None:
+        return []
+    own = {o.name: tuple(Rank(r) for r in o.ranks) for o in e.outputs}
+    place = c.einsums.index(c.einsum_of[e.name])
+    before = {p.name for p in c.params} | {o.name for x in c.einsums[:place] for o in x.outputs} | set(own)
+    found = []
+    for m in c.einsums[place + 1 :]:
+        reads = [n for n in walk(m.expr) if isinstance(n, Access)]
+        mine = [n for n in reads if n.tensor in own]
+        good = is_map(m) and m.name in c.outputs and mine and all(n.indices == own[n.tensor] for n in mine)
+        if good and set(m.output.ranks) <= set(e.ranks) and {n.tensor for n in reads} <= before:
+            found.append(m)
+    return found
+
+
+def stored(c: Cascade, e: Einsum, absorbed: set[str]) -> set[str]:
+    """Which of an Einsum's tensors somebody outside its kernel reads."""
+    readers = {t for x in c.einsums if x.name not in absorbed for t in tensors_read(x.expr)}
+    names = {o.name for o in e.outputs}
+    return names & (readers | set(c.outputs)) or (names if not absorbed else set())
+
+
+def is_map(e: Einsum) -> bool:
+    return len(e.outputs) == 1 and not e.reductions and scan_step(e) is None
