@@ -6,6 +6,7 @@ One layout serves both, so a pipe shows what a terminal shows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..ir.print import print_cascade
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Span = tuple[str, str]
 Line = list[Span]
 
-WIDTH = 110
+WIDTH, CODE_WIDTH = 110, 124
 PREFIXES = "kMGTPEZY"
 STYLES = {
     "": "",
@@ -76,7 +77,23 @@ def _header(r: Explanation) -> list[Line]:
     c = r.cascade
     count = len(c.einsums)
     title: Line = [(c.name, "title"), (f"   {count} Einsum{'s' * (count > 1)}, numerics {c.numerics}", "dim")]
-    return [title, [], *([("    " + line, "")] for line in print_cascade(c).rstrip("\n").split("\n"))]
+    code = [part for line in print_cascade(c).splitlines() for part in _folded(line)]
+    return [title, [], *([("    " + line if line else "", "")] for line in code)]
+
+
+def _folded(line: str) -> list[str]:
+    """A line of code as it is, or in several where it is very long."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    if len(line) <= CODE_WIDTH:
+        return [line]
+    return wrap(
+        line.strip(),
+        CODE_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _passes(r: Explanation) -> list[Line]:
