@@ -117,7 +117,7 @@ def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
 
 
 def _inline(e: Expr, maps: Mapping[str, tuple[tuple[str, ...], Expr]]) -> Expr:
-    """Replace reads of maps and fused reductions by what they compute; reduced ranks are their own, so none is captured."""
+    """Replace reads of maps and fused reductions by what they compute; the ranks that these reduce are their own."""
     kids = children(e)
     if kids:
         e = rebuild(e, tuple(_inline(k, maps) for k in kids))
