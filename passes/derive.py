@@ -16,9 +16,10 @@ from ..ir.print import print_expr
 from ..ir.verify import verify
 from .count import count_passes
 from .lower import Lowering
-from .normal import Atom, Form, Value, add, exp, function, lift, mul, rewrite, sub
+from .normal import Atom, Form, Value, add, atom_nonnegative, exp, function, is_mask, lift, mul, rewrite, sub
+from .places import ranking_behind
 from .read import Reader
-from .separate import Reductions, parts_of
+from .separate import WAITED, Barrier, Reductions, parts_of, waited_for
 from .stabilise import Component, Gauge, Plan, Stream, StreamWriter
 
 T = TypeVar("T")
@@ -104,13 +105,14 @@ class _Deriver:
         self.named: dict[bytes, tuple[str, tuple[str, ...]]] = {}
         self.component: dict[bytes, Component] = {}
         self.done: set[bytes] = set()
-        self.guarded: set[str] = set()
+        self.guarded: dict[str, Form | None] = {}
         self.inner: set[bytes] = set()
         self.written: set[str] = set()
         self.writing: set[str] = set()
         self.maps: dict[bytes, str] = {}
         self.group_of: dict[bytes, int] = {}
         self.groups: list[list[Atom]] = []
+        self.bodies: set[bytes] = set()
 
     def run(self) -> Derivation:
         c = self.c
@@ -118,13 +120,15 @@ class _Deriver:
         self.reader.read()
         roots = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
         live = self._live(roots, [o for o in c.outputs if o not in self.reader.forms])
+        self.bodies = {x.digest for a in live for x in a.args}
         for name, values in self.reader.opaque.items():
             self.inner |= {a.digest for v in values for a in _reading(v, name)}
         self.inner |= {a.digest for a in live if _reads_beyond(a)}
         for atom in live:
             if atom.digest in self.inner:
                 continue
-            if atom.digest in self.reductions.centred or self.plan.gauge(atom) is not None:
+            carried = atom.digest in self.reductions.centred or self.plan.gauge(atom) is not None
+            if carried or ranking_behind(atom) is not None:
                 if not self.plan.include(atom):
                     self._demote(atom)
         self.groups = self.plan.groups()
@@ -179,8 +183,6 @@ class _Deriver:
 
     def _demote(self, atom: Atom) -> None:
         """A reduction that was to be carried centred, but whose reference cannot be: it waits after all."""
-        from .separate import Barrier
-
         self.reductions.centred.pop(atom.digest, None)
         body = atom.args[0]
         assert isinstance(body, Form)
@@ -211,7 +213,7 @@ class _Deriver:
         """Components take the names of the user's tensors that equal them; others get fresh ones."""
         for group in self.groups:
             for atom in group:
-                name = self._fresh({"max": "top", "min": "bottom"}.get(atom.name, "part"))
+                name = self._fresh({"max": "top", "min": "bottom", "argmax": "place"}.get(atom.name, "part"))
                 gauge = self.plan.gauge(atom)
                 self.component[atom.digest] = Component(atom, name, self._ranks(atom), atom.name, gauge)
         claimed: set[str] = set()
@@ -227,8 +229,8 @@ class _Deriver:
                     self.component[digest] = replace(component, name=name, ranks=output.ranks)
                     break
         for component in self.component.values():
-            if component.atom.name == "sum" and component.gauge is not None:
-                self.guarded.add(component.name)
+            if component.atom.name == "sum" and component.gauge is not None and not component.gauge.power:
+                self.guarded[component.name] = self._top(component.gauge)
 
     # Values
 
@@ -254,10 +256,8 @@ class _Deriver:
 
     def _tensor(self, component: Component) -> Form:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
-        positive = component.atom.name == "sum" and all(
-            isinstance(x, Form) and _positive(x) for x in component.atom.args
-        )
-        return lift(Atom("access", component.name, indices, nonnegative=positive))
+        positive = atom_nonnegative(component.atom)
+        return lift(Atom("access", component.name, indices, dtype=component.atom.dtype, nonnegative=positive))
 
     def _worth(self, component: Component) -> Form:
         value = self._tensor(component)
@@ -265,8 +265,14 @@ class _Deriver:
             return value
         return mul(value, exp(self._scale(component.gauge)))
 
-    def _scale(self, gauge: Gauge) -> Form:
+    def _top(self, gauge: Gauge) -> Form:
+        """What the scale is made of: a running maximum, or the greatest exponent."""
         if self.kind == "exponent":
+            return self._tensor(self.component[gauge.extremes[0].digest])
+        return self._finished(gauge.value)
+
+    def _scale(self, gauge: Gauge) -> Form:
+        if self.kind == "exponent" and not gauge.power:
             from .normal import LN2, const
 
             return mul(const(LN2), self._tensor(self.component[gauge.extremes[0].digest]))
@@ -274,11 +280,13 @@ class _Deriver:
 
     def _aligned(self, f: Form) -> Form:
         """A sum of scaled values: brought to the greatest of their scales, which comes out as a factor."""
+        masks = Form({m: q for m, q in f.terms.items() if is_mask(m)})
+        f = Form({m: q for m, q in f.terms.items() if m not in masks.terms})
         scales = {m.exponent.digest: m.exponent for m in f.terms if m.exponent is not None}
         gauges = {c.name for c in self.component.values() if c.atom.name in ("max", "min")}
         scaled = [e for e in scales.values() if _mentions(e, gauges)]
         if not scaled or len(f.terms) < 2:
-            return f
+            return add(f, masks)
         every = list(scales.values()) + ([Form({})] if any(m.exponent is None for m in f.terms) else [])
         every.sort(key=lambda e: e.digest)
         top = every[0]
@@ -288,13 +296,13 @@ class _Deriver:
             mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top)))
             for m, q in f.terms.items()
         ]
-        aligned = add(*terms)
+        aligned = add(*terms, masks)
         return mul(exp(top), lift(Atom("aligned", "", (aligned,), nonnegative=_positive(aligned))))
 
     # Writing
 
     def _lowering(self) -> Lowering:
-        return Lowering(self._hook, frozenset(self.guarded), self._exponents(), self._named)
+        return Lowering(self._hook, self.guarded, self._exponents(), self._named)
 
     def _exponents(self) -> frozenset[str]:
         if self.kind != "exponent":
@@ -359,7 +367,7 @@ class _Deriver:
         if a.name == "sum" and all(
             isinstance(x, Form) and x.terms and all(m.exponent is not None for m in x.terms) for x in a.args
         ):
-            self.guarded.add(name)
+            self.guarded[name] = None
         self.einsums.append(Einsum((Output(name, ranks),), Reduce(a.name, a.ranks, body)))
         return a.digest
 
@@ -489,6 +497,9 @@ class _Deriver:
             return
         value = self.reader.forms[name]
         self._write_needed(value)
+        only = value.atom if isinstance(value, Form) else None
+        if only is not None and only.kind == "red" and only.digest not in self.inner:
+            self._ensure(only)
         if any(o.name == name for e in self.einsums for o in e.outputs):
             return
         e = self.c.einsum_of[name]
@@ -516,10 +527,12 @@ class _Deriver:
         used = {n.op for e in self.einsums for n in e.reductions}
         return tuple(m for m in self.monoids if m.name in used)
 
-    def _show(self, v: Value) -> str:
-        """A value in the user's own names, as far as statements compute parts of it."""
+    def _show(self, v: Value, *, itself: bool = False) -> str:
+        """A value in the user's own names, as far as statements compute parts of it, or ``itself``."""
         names = {
-            f.digest: n for n, f in self.reader.forms.items() if isinstance(f, Form) and f.constant is None and f != v
+            f.digest: n
+            for n, f in self.reader.forms.items()
+            if isinstance(f, Form) and f.constant is None and (itself or f != v)
         }
 
         def named(f: Form) -> Expr | None:
@@ -527,8 +540,10 @@ class _Deriver:
             return None if name is None else Access(name, tuple(Rank(r) for r in self.c.einsum_of[name].output.ranks))
 
         def hook(a: Atom) -> Expr | None:
-            return named(lift(a)) if a.kind == "red" else None
+            return named(lift(a)) if a.args else None
 
+        if isinstance(v, Atom) and v.kind != "pred" and v.kind != "lbr":
+            v = lift(v)
         return print_expr(Lowering(hook, named=named).value(v))
 
     def _steps(self) -> tuple[Step, ...]:
@@ -537,8 +552,14 @@ class _Deriver:
         )
 
     def _blocks(self) -> tuple[Block, ...]:
-        found = self.reductions.barriers.values()
-        return tuple(Block(b.ranks, self._show(b.blocking), self._show(b.integrand), b.reason) for b in found)
+        return tuple(self._block(b) for b in self.reductions.barriers.values() if b.integrand.digest in self.bodies)
+
+    def _block(self, b: Barrier) -> Block:
+        """A barrier in the user's names: "`abs(X[n, k] - mu[n])` is not a finite sum of terms over `mu[n]`"."""
+        waited = waited_for(b.blocking, frozenset(b.ranks))
+        names = " and ".join(dict.fromkeys(f"`{self._show(v, itself=True)}`" for v in waited))
+        reason = b.reason.replace(WAITED, names or f"a reduction over {', '.join(b.ranks)}")
+        return Block(b.ranks, self._show(b.blocking, itself=True), self._show(b.integrand), reason)
 
 
 def _reading(v: Value, tensor: str) -> list[Atom]:

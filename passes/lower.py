@@ -5,7 +5,7 @@ What each reduction becomes is the caller's choice: an access to a tensor that h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from math import inf
 
@@ -34,13 +34,14 @@ def call(op: str, *args: Expr) -> Expr:
 class Lowering:
     """Turns values into expressions.
 
-    ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", None where nothing is guarded.
+    ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", with the gauge of each that
+    has one; None guards nothing.
     """
 
     def __init__(
         self,
         hook: Hook | None = None,
-        guarded: frozenset[str] | set[str] | None = None,
+        guarded: Mapping[str, Form | None] | None = None,
         exponents: frozenset[str] = frozenset(),
         named: Callable[[Form], Expr | None] | None = None,
     ) -> None:
@@ -141,7 +142,9 @@ class Lowering:
                 ln2 = p
                 continue
             root = a.kind == "fn" and a.name == "sqrt" and p < 0
-            if root:
+            if root and self.named is not None and self.named(Form({Monomial([(a, 1)]): ONE_FRACTION})) is not None:
+                under.append(_power(self.atom(a), -p))
+            elif root:
                 base: Expr = call("rsqrt", self.form(_form(a.args[0])))
                 over.append(_power(base, -p))
             elif p > 0:
@@ -168,7 +171,7 @@ class Lowering:
         return self._guard(m, e)
 
     def _where(self, parts: Iterable[Atom], e: Expr, otherwise: Expr) -> Expr:
-        """A select under several conditions. Those on coordinates stand outside: others may read only where they hold."""
+        """A select under several conditions; those on coordinates stand outside, as others may read only under them."""
         every = [c for p in parts for c in (p.args if p.name == "and" else (p,)) if isinstance(c, Atom)]
         reading = [p for p in every if _reads_data(p)]
         plain = [p for p in every if p not in reading]
@@ -188,7 +191,14 @@ class Lowering:
         empty = call("eq", self.atom(below[0]), Const(0.0))
         for a in below[1:]:
             empty = call("or", empty, call("eq", self.atom(a), Const(0.0)))
+        gauge = self._gauge(below[0]) if above else None
+        if gauge is not None and m.exponent is None:
+            # Above and below share a scale, which cancels, except that nothing but -inf in the data gives NaN.
+            e = call("mul", e, call("exp", call("sub", self.form(gauge), self.form(gauge))))
         return call("where", empty, Const(0.0), e)
+
+    def _gauge(self, a: Atom) -> Form | None:
+        return self.guarded.get(a.name) if self.guarded is not None and a.kind == "access" else None
 
     def _may_be_empty(self, a: Atom) -> bool:
         """Whether a value is a sum that is 0 where nothing came in, and there alone: of exponentials, masks aside."""
@@ -368,11 +378,10 @@ def literal(q: Fraction, whole: bool) -> Expr:
 
 def is_integral(f: Form) -> bool:
     """Whether every part of the form is an integer, so that its expression has an integer type."""
-    return bool(f.terms) and all(
-        q.denominator == 1
-        and m.exponent is None
-        and not m.brackets
-        and all(p > 0 and _integral_atom(a) for a, p in m.factors)
+    if not f.terms or all(m.brackets and not m.factors for m in f.terms):
+        return False
+    return all(
+        q.denominator == 1 and m.exponent is None and all(p > 0 and _integral_atom(a) for a, p in m.factors)
         for m, q in f.terms.items()
     )
 

@@ -246,7 +246,7 @@ def mul(*forms: Form) -> Form:
         if product is None:
             return ZERO
         monomial, q = product, q * only[1]
-    if not _has_square_root(monomial):
+    if not _has_square(monomial):
         lone = _lone_poly(monomial)
         if lone is not None:
             return scale(lone, q)
@@ -265,12 +265,12 @@ def _lone_poly(m: Monomial) -> Form | None:
     return None
 
 
-def _has_square_root(m: Monomial) -> bool:
-    return any(a.kind == "fn" and a.name == "sqrt" and abs(p) >= 2 for a, p in m.factors)
+def _has_square(m: Monomial) -> bool:
+    return any(a.kind == "fn" and a.name in ("sqrt", "abs") and abs(p) >= 2 for a, p in m.factors)
 
 
 def _square(m: Monomial, q: Fraction) -> Form:
-    """sqrt(x)² = x, where x is known not to be negative."""
+    """abs(x)² = x², and sqrt(x)² = x where x is known not to be negative."""
     rest: list[tuple[Atom, int]] = []
     result = [Form({Monomial((), m.exponent, m.brackets): q})]
     for a, p in m.factors:
@@ -279,6 +279,10 @@ def _square(m: Monomial, q: Fraction) -> Form:
             half = abs(p) // 2 * (1 if p > 0 else -1)
             result.append(power(inner, half))
             rest.append((a, p - 2 * half))
+        elif a.kind == "fn" and a.name == "abs" and abs(p) >= 2 and isinstance(inner, Form):
+            even = abs(p) // 2 * (2 if p > 0 else -2)
+            result.append(power(inner, even))
+            rest.append((a, p - even))
         else:
             rest.append((a, p))
     plain = Form({Monomial(rest): ONE_FRACTION})
@@ -289,6 +293,9 @@ def _square(m: Monomial, q: Fraction) -> Form:
 
 def factored(f: Form) -> tuple[Monomial, Fraction]:
     """A sum as content · poly(rest): common atoms, exponent terms, brackets and the leading coefficient come out."""
+    masks = {m: q for m, q in f.terms.items() if is_mask(m) and q > 0}
+    if masks and len(masks) < len(f.terms):
+        return _factored_beside(f, masks)
     terms = list(f.terms.items())
     first, lead = terms[0]
     common = dict(first.factors)
@@ -324,6 +331,35 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
     product = times(content, Monomial([(poly(inner), 1)]))
     assert product is not None
     return product, lead * first_left
+
+
+def is_mask(m: Monomial) -> bool:
+    """Whether a monomial is 0 or -inf and nothing else."""
+    return len(m.factors) == 1 and m.factors[0][0].kind == "lbr" and m.exponent is None and not m.brackets
+
+
+def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monomial, Fraction]:
+    """Masks beside other terms: a positive content passes them by, as positive multiples of 0 and -inf are the same."""
+    others = Form({m: q for m, q in f.terms.items() if m not in masks})
+    content, q = others.single or factored(others)
+    leaving = [(a, p) for a, p in content.factors if a.kind == "red" and _is_positive(a)]
+    taken = Monomial(leaving, content.exponent)
+    left = Monomial([f for f in content.factors if f not in leaving], None, content.brackets)
+    rest = add(mul(Form({left: ONE_FRACTION if q > 0 else -ONE_FRACTION})), Form(masks))
+    product = times(taken, Monomial([(poly(rest), 1)]))
+    assert product is not None
+    return product, abs(q)
+
+
+def _is_positive(a: Atom) -> bool:
+    """Whether an atom is known to be above 0: a sum of exponentials."""
+    body = a.args[0] if a.kind in ("red", "poly") and a.args and a.name in ("sum", "") else None
+    if not isinstance(body, Form):
+        return a.kind == "ln2"
+    return bool(body.terms) and all(
+        q > 0 and m.exponent is not None and not m.brackets and all(_is_positive(b) for b, _ in m.factors)
+        for m, q in body.terms.items()
+    )
 
 
 def poly(f: Form) -> Atom:

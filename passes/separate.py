@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import inf
 
 from .normal import (
     ONE_FRACTION,
@@ -28,6 +29,7 @@ from .normal import (
     add,
     atom_nonnegative,
     bracket,
+    compare,
     const,
     exp,
     factored,
@@ -35,13 +37,21 @@ from .normal import (
     lbr,
     lift,
     mul,
+    negate,
     nonnegative,
+    power,
+    rewrite,
     scale,
+    select,
     times,
 )
+from .places import Ranking, ranking_of, split_masks
 
 # Expansions past this many terms keep the barrier: the state would cost more than the pass that it saves.
 MAX_TERMS = 8
+
+# In a barrier's reason, the place of the values that it waits for.
+WAITED = "{waited}"
 
 # Functions through which a maximum passes: strictly increasing everywhere that they are defined.
 _INCREASING = frozenset({"exp", "log", "sqrt", "tanh", "sigmoid", "erf", "expm1", "log1p"})
@@ -80,6 +90,7 @@ class Reductions:
     order: dict[str, int] = field(default_factory=dict)
     bare: set[bytes] = field(default_factory=set)
     centred: dict[bytes, Atom] = field(default_factory=dict)
+    powers: dict[bytes, tuple[Atom, int]] = field(default_factory=dict)
     barriers: dict[tuple[bytes, tuple[str, ...]], Barrier] = field(default_factory=dict)
     rewrites: dict[bytes, Rewrite] = field(default_factory=dict)
 
@@ -123,6 +134,7 @@ class Reductions:
         total = []
         for outer, (inside, bared) in groups.items():
             value = self._remaining(ranks, inside, bared)
+            self._note_power(outer, value)
             total.append(mul(Form({outer: ONE_FRACTION}), value))
         result = add(*total)
         if waits(body, over):
@@ -289,6 +301,16 @@ class Reductions:
             total.append(scale(mul(value, *sizes), content))
         return add(*total)
 
+    def _note_power(self, outer: Monomial, value: Form) -> None:
+        """A sum that was divided by powers of an extreme of its own fiber, which kept its terms small."""
+        atom = value.single[0].factors[0][0] if value.single is not None and value.single[0].factors else None
+        if atom is None or self.level != "full" or atom.kind != "red" or self.is_bare(atom):
+            return
+        for a, p in outer.factors:
+            extreme = a.kind == "red" and a.name == "max" and a.ranks == atom.ranks and atom_nonnegative(a)
+            if extreme and p < 0 and _divides(atom, a, -p):
+                self.powers.setdefault(atom.digest, (a, -p))
+
     def _classify(self, atom: Atom, bared: bool) -> None:
         body = atom.args[0]
         assert isinstance(body, Form)
@@ -351,6 +373,9 @@ class Reductions:
         if not body.free & over:
             # Over an empty rank the maximum is -inf, which no factor brings back: the reduction stays.
             return lift(Atom("red", op, (body,), ranks, dtype))
+        left = self._extreme_left(ranks, body) if op == "max" else None
+        if left is not None:
+            return left
         outer = Form({m: q for m, q in body.terms.items() if not m.free & over and m.reduced & over})
         inside = Form({m: q for m, q in body.terms.items() if m not in outer.terms})
         return add(outer, self._extreme_of(op, ranks, inside, dtype))
@@ -408,9 +433,80 @@ class Reductions:
                     self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
         return lift(Atom("red", op, (body,), ranks, dtype))
 
+    def _place(self, ranks: tuple[str, ...], body: Form) -> Form | None:
+        """The place of a maximum that leaves out earlier places: ordered by what those were ordered by."""
+        found = self._ranked(ranks, body)
+        if found is None:
+            return None
+        ranking, plain = found
+        value, place = (lift(a) for a in ranking.pair(len(ranking.places)))
+        if plain:
+            # Where all that is left is -inf, what was left out ties with it, and the first place is 0.
+            nothing = compare("eq", value, const(-inf), integer=False)
+        else:
+            nothing = negate(self._enough(ranking))
+        return select(nothing, ZERO, place)
+
+    def _extreme_left(self, ranks: tuple[str, ...], body: Form) -> Form | None:
+        """The maximum of what earlier places leave."""
+        found = self._ranked(ranks, body)
+        if found is None:
+            return None
+        ranking, plain = found
+        value = lift(ranking.pair(len(ranking.places))[0])
+        if plain:
+            return value
+        first = Atom("red", "max", (ranking.values,), ranks)
+        whole = self.extreme("max", ranks, split_masks(body, ranks[0])[0])
+        reached: list[Atom] = []
+
+        def visit(a: Atom) -> Form | Atom | None:
+            if a == first:
+                reached.append(a)
+                return value
+            return a if a.kind == "red" else None
+
+        result = rewrite(whole, visit, {})
+        assert isinstance(result, Form)
+        return add(result, lift(lbr(self._enough(ranking)))) if reached else None
+
+    def _ranked(self, ranks: tuple[str, ...], body: Form) -> tuple[Ranking, bool] | None:
+        """The ranking that a masked maximum continues, and whether it compares the very values."""
+        if self.level != "full" or len(ranks) != 1:
+            return None
+        values, conditions = split_masks(body, ranks[0])
+        if not conditions:
+            return None
+        masked = any(a.kind == "lbr" for m in values.terms for a, _ in m.factors)
+        orders = [(values, True)]
+        if not masked:
+            orders.append((self._ordering(values, frozenset(ranks)), False))
+        for kept, plain in orders:
+            ranking = ranking_of(kept, conditions, ranks[0])
+            if ranking is not None and ranking.places:
+                return ranking, plain
+        return None
+
+    def _enough(self, ranking: Ranking) -> Atom:
+        """Whether the fiber has a place beyond those that are left out."""
+        size = lift(Atom("extent", ranking.rank, dtype="i64", nonnegative=True))
+        return compare("gt", size, const(len(ranking.places)), integer=True)
+
     def argmax(self, ranks: tuple[str, ...], body: Form) -> Form:
         """The place of a maximum: terms that do not vary and increasing functions change nothing."""
         over = frozenset(ranks)
+        left = self._place(ranks, body)
+        if left is not None:
+            return left
+        body = self._ordering(body, over)
+        if waits(body, over):
+            for part in (p for m in body.terms for p in parts_of(m)):
+                if waits_value(part, over):
+                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+        return lift(Atom("red", "argmax", (body,), ranks, "i64"))
+
+    def _ordering(self, body: Form, over: frozenset[str]) -> Form:
+        """A simpler value that the same place maximises."""
         changed = self.level == "full"
         while changed and body.terms:
             changed = False
@@ -433,16 +529,22 @@ class Reductions:
                 inner = atom.args[0]
                 assert isinstance(inner, Form)
                 body, changed = inner, True
-        if waits(body, over):
-            for part in (p for m in body.terms for p in parts_of(m)):
-                if waits_value(part, over):
-                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
-        return lift(Atom("red", "argmax", (body,), ranks, "i64"))
+        return body
 
 
 def kept_mask(m: Monomial, mask: Atom) -> bool:
     """Whether a mask stays an addend of a sum inside the monomial, so that a factor taken out did not scale it."""
     return any(a.kind == "poly" for a, _ in m.factors) or any(a == mask for a, _ in m.factors)
+
+
+def _divides(total: Atom, extreme: Atom, n: int) -> bool:
+    """Whether an element of the sum over the n-th power of its own contribution to the extreme needs no division."""
+    body, element = total.args[0], extreme.args[0]
+    assert isinstance(body, Form)
+    assert isinstance(element, Form)
+    over = frozenset(total.ranks)
+    quotient = mul(body, power(element, -n))
+    return all(p > 0 or not a.free & over for m in quotient.terms for a, p in m.factors)
 
 
 # What waits
@@ -575,22 +677,36 @@ def basis_size(body: Form, over: frozenset[str]) -> int:
 
 def reason_of(part: Atom | Form, over: frozenset[str]) -> str:
     """Why a part of an integrand keeps the reduction waiting."""
-    ranks = ", ".join(sorted(over & part.reduced))
     if isinstance(part, Form):
-        return f"in an exponent, a value reduced over {ranks} multiplies one that varies over it"
+        return f"in an exponent it multiplies {WAITED}, which no factor of the exponential can hold"
     match part.kind:
         case "fn":
-            return f"`{part.name}` of a value that depends on a reduction over {ranks} is not a finite sum over it"
+            return f"it is not a finite sum of terms over {WAITED}"
         case "cast":
-            return f"rounding to {part.name} does not commute with a factor reduced over {ranks}"
+            return f"rounding to {part.name} does not commute with {WAITED}"
         case "pred":
-            return f"the condition depends on a reduction over {ranks}"
+            return f"the condition needs {WAITED}"
         case "poly":
-            return f"a power or quotient of this sum is not a finite sum over what is reduced over {ranks}"
+            return f"a power or quotient of it is not a finite sum of terms over {WAITED}"
         case "access":
-            return f"the index depends on a reduction over {ranks}"
+            return f"its index needs {WAITED}"
         case _:
-            return f"it depends on a reduction over {ranks} and varies over it"
+            return f"it varies and needs {WAITED}"
+
+
+def waited_for(v: Atom | Form, over: frozenset[str]) -> list[Atom | Form]:
+    """The values inside that were reduced over the ranks and do not vary over them: what the rest waits for."""
+    found: dict[bytes, Atom | Form] = {}
+    stack: list[Atom | Form] = [v]
+    while stack:
+        x = stack.pop()
+        if not x.reduced & over:
+            continue
+        if not x.free & over:
+            found[x.digest] = x
+            continue
+        stack.extend(reversed(x.args) if isinstance(x, Atom) else (p for m in x.terms for p in parts_of(m)))
+    return list(found.values())
 
 
 def _why(groups: dict[Monomial, tuple[Form, bool]]) -> str:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from math import comb, inf
 
-from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Reduce
+from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Rank, Reduce
 from .lower import LN2_PARTS, MINUS_INF, Lowering, call, literal
 from .normal import (
     LN2,
@@ -42,6 +43,7 @@ from .normal import (
     function,
     lbr,
     lift,
+    log,
     mul,
     rewrite,
     scale,
@@ -49,6 +51,7 @@ from .normal import (
     sub,
 )
 from .normal import power as raise_to
+from .places import NOWHERE, Ranking, merged, ranking_behind, split_masks
 from .separate import Reductions, centred_factors, common_exponent, parts_of, split_core, waits
 
 GAUGES = ("maximum", "exponent")
@@ -56,16 +59,21 @@ GAUGES = ("maximum", "exponent")
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """The scale of an exponential: ``value`` is the form that bounds the exponent, made of the extremes in it."""
+    """The scale of an exponential: ``value`` is the form that bounds the exponent, made of the extremes in it.
+
+    With ``power`` p the scale is the p-th power of an extreme s, as in BLAS's nrm2: ``value`` is p log s.
+    """
 
     exponent: Form
     brackets: tuple[Atom, ...]
     value: Form
     extremes: tuple[Atom, ...]
+    power: int = 0
 
     @property
     def key(self) -> bytes:
-        return self.exponent.digest + b"".join(b.digest for b in self.brackets)
+        own = self.value.digest if self.power else b""
+        return self.exponent.digest + b"".join(b.digest for b in self.brackets) + own
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +178,14 @@ class Plan:
         self.parent: dict[bytes, bytes] = {}
         self.atoms: dict[bytes, Atom] = {}
         self.members: dict[bytes, None] = {}
+        self.rankings: dict[bytes, Ranking] = {}
+        self.rank_of: dict[bytes, bytes] = {}
 
     def gauge(self, atom: Atom) -> Gauge | None:
-        """The gauge of a sum whose exponential is bare."""
+        """The gauge of a sum whose exponential is bare, or that was divided by powers of an extreme."""
+        if atom.digest in self.reductions.powers:
+            extreme, n = self.reductions.powers[atom.digest]
+            return Gauge(ZERO, (), scale(log(lift(extreme)), Fraction(n)), (extreme,), n)
         if atom.kind != "red" or atom.name != "sum" or not self.reductions.is_bare(atom):
             return None
         body = atom.args[0]
@@ -208,6 +221,11 @@ class Plan:
     def _include(self, atom: Atom, trail: list[Atom], depth: int) -> bool:
         if atom in trail:
             return True
+        ranking = ranking_behind(atom)
+        if ranking is not None:
+            trail.extend(a for j in range(len(ranking.places) + 1) for a in ranking.pair(j) if a not in trail)
+            self._rank(ranking)
+            return True
         if depth > 40 or atom.kind != "red" or atom.name not in ("sum", "max", "min"):
             return False
         trail.append(atom)
@@ -237,6 +255,16 @@ class Plan:
             trail.extend(carried(a, atom.ranks) for a in outside_of(centre.reference, atom.ranks))
         return True
 
+    def _rank(self, ranking: Ranking) -> None:
+        """Of rankings of the same values, the longest is carried."""
+        key = ranking.values.digest + ranking.rank.encode()
+        known = self.rankings.get(key)
+        longest = ranking if known is None or len(known.places) < len(ranking.places) else known
+        self.rankings[key] = longest
+        for j in range(len(longest.places) + 1):
+            for a in longest.pair(j):
+                self.rank_of[a.digest] = key
+
     def _consistent(self, trail: list[Atom]) -> bool:
         """Whether no element of the group needs the group's own results, other than as references."""
         mine = {a.digest for a in trail}
@@ -244,6 +272,8 @@ class Plan:
             allowed: set[bytes] = set()
             if a.digest in self.reductions.centred:
                 allowed = {n.digest for c in centres(a) for n in reductions_over(c.reference, a.ranks)}
+            if a.digest in self.rank_of:
+                allowed = {p.digest for p in self.rankings[self.rank_of[a.digest]].places}
             inside = {n.digest for x in a.args for n in reductions_over(x, a.ranks)}
             if (inside - allowed) & mine:
                 return False
@@ -355,7 +385,7 @@ def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
                     place(lower)
         done[a.digest] = a
 
-    rank = {"max": 0, "min": 0}
+    rank = {"max": 0, "min": 0, "argmax": 0}
     for a in sorted(
         group, key=lambda a: (rank.get(a.name, 1), a.digest in plan.reductions.centred, len(a.free), a.digest)
     ):
@@ -374,7 +404,6 @@ class StreamWriter:
         self.by_atom = {c.atom.digest: c for c in components}
         self.ranks = components[0].atom.ranks
         self.over = frozenset(self.ranks)
-        self.guarded: set[str] = set()
         self.body: list[tuple[str, Expr]] = []
 
     # Values in terms of the state
@@ -400,7 +429,7 @@ class StreamWriter:
         return mul(mantissa, exp(self.gauge_value(component.gauge, prefix)))
 
     def gauge_value(self, gauge: Gauge, prefix: str) -> Form:
-        if self.kind == "exponent":
+        if self.kind == "exponent" and not gauge.power:
             return mul(const(LN2), lift(self.scalar(self.extreme_of(gauge), prefix)))
 
         def visit(a: Atom) -> Form | Atom | None:
@@ -452,13 +481,19 @@ class StreamWriter:
         body = atom.args[0]
         assert isinstance(body, Form)
         lowering = self.element_lowering
+        if atom.digest in self.plan.rank_of:
+            # One element is the best of its kind; there is no second.
+            first = not split_masks(body, atom.ranks[0])[1]
+            if atom.name == "argmax":
+                return Rank(atom.ranks[0]) if first else Const(NOWHERE)
+            return lowering.float(self.finish(body)) if first else MINUS_INF
         if atom.name != "sum":
             return lowering.float(self.finish(body))
         gauge = component.gauge
         value = self.leaf_value(atom, with_exponent=gauge is None)
         if gauge is None:
             return lowering.float(self.finish(value))
-        if self.kind == "exponent":
+        if self.kind == "exponent" and not gauge.power:
             return self._exponent_leaf(gauge, value)
         rest = sub(gauge.exponent, self.leaf_form(gauge.value))
         return lowering.float(self.finish(mul(value, exp(rest))))
@@ -547,8 +582,10 @@ class StreamWriter:
 
     def write(self, name: str, lowering: Lowering) -> tuple[Monoid, Einsum]:
         self.element_lowering = lowering
+        for pairs in self._rankings():
+            self.body += merged([(v.name, i.name) for v, i in pairs])
         for c in self.components:
-            if c.atom.name != "sum":
+            if c.atom.name != "sum" and c.atom.digest not in self.plan.rank_of:
                 self._assign(
                     c.name, call("maximum" if c.atom.name == "max" else "minimum", _name("a_", c), _name("b_", c))
                 )
@@ -571,6 +608,16 @@ class StreamWriter:
         outputs = tuple(Output(c.name, c.ranks) for c in self.components)
         return monoid, Einsum(outputs, Reduce(name, self.ranks, tuple(self.leaf(c) for c in self.components)))
 
+    def _rankings(self) -> list[list[tuple[Component, Component]]]:
+        """The (value, place) components of each ranking in the state, best first."""
+        keys = dict.fromkeys(self.plan.rank_of[d] for d in self.by_atom if d in self.plan.rank_of)
+        found = []
+        for key in keys:
+            ranking = self.plan.rankings[key]
+            pairs = (ranking.pair(j) for j in range(len(ranking.places) + 1))
+            found.append([(self.by_atom[v.digest], self.by_atom[i.digest]) for v, i in pairs])
+        return found
+
     def _assign(self, name: str, value: Expr) -> Expr:
         self.body.append((name, value))
         return Access(name)
@@ -578,9 +625,24 @@ class StreamWriter:
     def _identity(self, c: Component) -> Expr:
         if c.atom.name == "sum":
             return Const(0.0)
+        if c.atom.name == "argmax":
+            return Const(NOWHERE)
         return call("neg", Const(inf)) if c.atom.name == "max" else Const(inf)
 
+    def _power_corrections(self, gauge: Gauge, number: int) -> tuple[Expr, Expr]:
+        """``(s_old / s_new)^p``; where s is not above 0, nothing but zeros has come."""
+        s = self.by_atom[gauge.extremes[0].digest]
+        found = []
+        for prefix in ("a_", "b_"):
+            ratio = call("div", _name(prefix, s), _name("", s))
+            e = ratio if gauge.power == 1 else call("pow", ratio, Const(gauge.power))
+            e = call("where", call("gt", _name(prefix, s), Const(0.0)), e, Const(0.0))
+            found.append(self._assign(f"c{prefix}{number or ''}".rstrip("_") + "_scale", e))
+        return found[0], found[1]
+
     def _corrections(self, gauge: Gauge, number: int) -> tuple[Expr, Expr]:
+        if gauge.power:
+            return self._power_corrections(gauge, number)
         suffix = str(number or "")
         new = self.gauge_value(gauge, "")
         top = Lowering().float(self._top(gauge))
