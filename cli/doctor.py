@@ -19,20 +19,20 @@ from .terminal import Json, emit, out
 if TYPE_CHECKING:
     from rich.text import Text
 
-# What each package is for, the distributions that bring it, and how to get it.
+# Each package, the distributions that bring it, what its absence costs, and how to get it.
 PACKAGES = (
-    ("numpy", ("numpy",), "the oracle", "pip install numpy"),
-    ("ml_dtypes", ("ml_dtypes",), "bf16 and 8-bit floats in NumPy", "pip install ml_dtypes"),
-    ("networkx", ("networkx",), "graphs of Einsums", "pip install networkx"),
-    ("torch", ("torch",), "torch.compile(backend='castile'), tensors as arguments", "pip install torch"),
+    ("numpy", ("numpy",), "nothing works", "pip install numpy"),
+    ("ml_dtypes", ("ml_dtypes",), "no bf16 and no 8-bit floats in arrays", "pip install ml_dtypes"),
+    ("networkx", ("networkx",), "no grouping of Einsums into kernels", "pip install networkx"),
+    ("torch", ("torch",), "no torch.compile(backend='castile'), no tensors as arguments", "pip install torch"),
     (
         "triton",
         ("triton",),
-        "GPU kernels, compiled for any target on any Linux machine",
+        "no GPU kernels (with it they compile for any GPU, also where there is none)",
         "pip install triton",
     ),
-    ("xgboost", ("xgboost-cpu", "xgboost"), "the learned cost model", "pip install xgboost-cpu"),
-    ("ray", ("ray",), "measuring on many machines", "pip install ray"),
+    ("xgboost", ("xgboost-cpu", "xgboost"), "no learned cost model", "pip install xgboost-cpu"),
+    ("ray", ("ray",), "no measuring on many machines", "pip install ray"),
 )
 
 # Instruction sets that the C++ target can use, as the kernel spells them: flag -> name.
@@ -117,7 +117,7 @@ def _caches(folder: Path) -> list[str]:
 def packages() -> list[Finding]:
     """Versions of what castile can use, without importing any of it."""
     found = []
-    for name, distributions, use, remedy in PACKAGES:
+    for name, distributions, costs, remedy in PACKAGES:
         version = _version(distributions)
         if name == "xgboost" and sys.platform == "darwin":
             remedy = "pip install xgboost"
@@ -126,7 +126,7 @@ def packages() -> list[Finding]:
         if version:
             found.append(Finding("packages", name, "ok", version))
         else:
-            found.append(Finding("packages", name, "missing", "not installed", f"without it, no {use}", remedy))
+            found.append(Finding("packages", name, "missing", "not installed", f"without it, {costs}", remedy))
     return found
 
 
@@ -257,6 +257,10 @@ def table(findings: list[Finding]) -> Text:
             text.append(f"\n      {' ' * wide}  {f.costs}{'; ' if f.costs and f.remedy else ''}", "dim")
             text.append(f.remedy)
     missing = sum(f.state == "missing" for f in findings)
-    ending = "nothing is missing" if not missing else f"{missing} missing; parsing, explaining and the oracle need none"
+    ending = (
+        "nothing is missing"
+        if not missing
+        else f"{missing} missing; parsing, explaining and the oracle need none of them"
+    )
     text.append("\n\n" + ending, "dim")
     return text

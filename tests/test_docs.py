@@ -21,6 +21,7 @@ import pytest
 import castile
 from castile.cli.main import app
 from castile.ir.types import tensor_types
+from castile.passes.draw import to_svg
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "cascades" / "README.md"]
@@ -150,3 +151,9 @@ def test_links(name: str) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def test_the_drawing_is_the_one_that_explain_draws() -> None:
+    """To draw it again: castile explain examples/cascades/attention.cascade --svg docs/attention.svg"""
+    c = castile.load(ROOT / "examples" / "cascades" / "attention.cascade")
+    assert (ROOT / "docs" / "attention.svg").read_text(encoding="utf-8") == to_svg(c)
