@@ -32,7 +32,7 @@ MISTAKES = [
     "run gemm.cascade --input truncated.npz: truncated.npz",
     "run gemm.cascade --input objects.npz: objects.npz holds Python objects, not numbers",
     "run gemm.cascade --input lies.npz: lies.npz",
-    "run gemm.cascade --input words.npz: `A` is no array of numbers",
+    "run gemm.cascade --input words.npz: `A` is no array of",
     "run gemm.cascade --input misfit.npz: rank `k` has two extents",
     "run gemm.cascade --input extra.npz: `gemm` has no parameter `Z`",
     "run gemm.cascade --input half.npz: no value for `B`",
