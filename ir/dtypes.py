@@ -85,6 +85,10 @@ _ROWS = (
 DTYPES: Mapping[str, DType] = MappingProxyType({row.name: row for row in _ROWS})
 
 
+# Values that are rounded at once, so that the temporaries of a large array stay small.
+PIECE = 1 << 18
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy dtype of a castile type; bf16 and the 8-bit floats come from ml_dtypes."""
     spelled = DTYPES[name].numpy
@@ -102,6 +106,12 @@ def rounds(name: str) -> bool:
 
 def round_to(x: Array, name: str) -> Array:
     """Round float64 values to a float format: nearest, ties to even, subnormals kept, overflow as the format has it."""
+    if x.size > PIECE and x.ndim:
+        whole = np.empty(x.shape)
+        flat, given = whole.reshape(-1), np.ascontiguousarray(x).reshape(-1)
+        for start in range(0, x.size, PIECE):
+            flat[start : start + PIECE] = round_to(given[start : start + PIECE], name)
+        return whole
     row = DTYPES[name]
     with np.errstate(all="ignore"):
         _, exponent = np.frexp(x)

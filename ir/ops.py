@@ -66,6 +66,14 @@ def _sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
 
+def _floor(x: Any) -> Any:
+    return np.floor(x) if np.asarray(x).dtype.kind == "f" else x
+
+
+def _round(x: Any) -> Any:
+    return np.rint(x) if np.asarray(x).dtype.kind == "f" else x
+
+
 # Precedence levels of the infix operators, those of Python: a higher level binds tighter.
 COMPARE, OR, AND, SHIFT, ADD, MUL, UNARY, POWER, ATOM = range(1, 10)
 
@@ -136,9 +144,9 @@ _ROWS = (
        triton="tl.sin({a})", cpp="sin({a})", cost=_special, ulps=2),
     Op("cos", 1, "real", np.cos, derivative=("-sin(a)",),
        triton="tl.cos({a})", cpp="cos({a})", cost=_special, ulps=2),
-    Op("floor", 1, "same", np.floor, derivative=("0.0",), monotone=("+",), at_zero=0.0, at_neg_inf=-INF,
+    Op("floor", 1, "same", _floor, derivative=("0.0",), monotone=("+",), at_zero=0.0, at_neg_inf=-INF,
        triton="tl.floor({a})", cpp="floor({a})"),
-    Op("round", 1, "same", np.rint, derivative=("0.0",), monotone=("+",), at_zero=0.0, at_neg_inf=-INF,
+    Op("round", 1, "same", _round, derivative=("0.0",), monotone=("+",), at_zero=0.0, at_neg_inf=-INF,
        triton="", cpp="rint({a})"),
 )  # fmt: skip
 

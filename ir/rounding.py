@@ -1,15 +1,16 @@
 """How rounding errors pass through each operation: the rules behind `bound.error_bound`.
 
 Running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.3): beside a value goes a
-bound on the absolute error that a correct kernel may have made on the way to it. A reduction of n terms in any order
-errs by at most about min(n, 8 sqrt(n)) roundings of the sum of magnitudes; the square root is the probabilistic bound
-of Higham and Mary (2019) with room for 8 standard deviations.
+bound on the absolute error that a correct kernel may have made on the way to it. Two parts add up: what the operation
+makes of its arguments' errors, read off its values at the ends of their intervals, and its own rounding. An infinite
+bound says that nothing can be demanded; a bound of 0, that the value must be hit.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,18 @@ from .ops import OPS
 
 Array = npt.NDArray[Any]
 
-# The least normal f32: kernels may flush what is below.
+# The least normal f32, as kernels may flush what is below; and the greatest integer up to which f32 holds all.
 TINY = 2.0**-126
+WHOLE = 2.0**24
 
 
 def growth(terms: int) -> float:
-    """Roundings that a sum of that many terms may amount to, in any order."""
-    return float(min(terms, 8 * math.sqrt(terms))) if terms > 1 else 0.0
+    """Roundings that a sum of that many terms may amount to, in any order.
+
+    The square root is the probabilistic bound of Higham and Mary (2019) with room for 8 standard deviations; matrix
+    units truncate, which counts twice.
+    """
+    return float(min(2 * terms, 8 * math.sqrt(terms))) if terms > 1 else 0.0
 
 
 def unit(dtype: str) -> float:
@@ -34,100 +40,170 @@ def unit(dtype: str) -> float:
     return DTYPES[dtype].unit_roundoff
 
 
+def held(x: Array) -> Array:
+    """The error of holding a float64 value in f32."""
+    with np.errstate(all="ignore"):
+        off = np.abs(x.astype(np.float32).astype(np.float64) - x)
+    return np.where(np.isfinite(off), off, 0.0)
+
+
 def settle(y: Array, error: Array, dtype: str, masked: Array | None = None) -> Array:
-    """Nothing is demanded where the compute type overflows; where the value itself is not finite, equality is."""
-    if not DTYPES[dtype].is_float:
-        return np.where(np.isnan(error), np.inf, error)
+    """Nothing is demanded where the error is not known or the type overflows; where a mask decides, equality is."""
     error = np.where(np.isnan(error), np.inf, error)
-    error = np.where(np.abs(y) + error > DTYPES[dtype].largest, np.inf, error)
-    error = np.where(np.isfinite(y), error, 0.0)
+    row = DTYPES[dtype]
+    if row.is_float:
+        error = np.where(np.isfinite(y) & (np.abs(y) + error > row.largest), np.inf, error)
     return error if masked is None else np.where(masked, 0.0, error)
+
+
+def spread(y: Array, others: Iterable[Array]) -> Array:
+    """How far other values of the same thing lie from ``y``; NaN and infinities lie nowhere but on themselves."""
+    far = np.zeros(y.shape)
+    for other in others:
+        same = (other == y) | (np.isnan(other) & np.isnan(y))
+        off = np.where(same, 0.0, np.abs(other - y))
+        far = np.maximum(far, np.where(np.isnan(off), np.inf, off))
+    return far
 
 
 def call_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Array, dtype: str) -> Array:
     """The error of one scalar operation whose arguments carry errors. For bools: 1 where the truth is uncertain."""
-    u = unit(dtype) if dtype in DTYPES else 0.0
-    rounding = u * np.abs(y) + (TINY if u else 0.0) if y.dtype.kind == "f" else 0.0
-    op = OPS[name]
-    match name:
-        case "add" | "sub":
-            return np.asarray(errors[0] + errors[1] + rounding)
-        case "mul":
-            a, b = np.abs(args[0]), np.abs(args[1])
-            return np.asarray(_times(a, errors[1]) + _times(b, errors[0]) + errors[0] * errors[1] + rounding)
-        case "div":
-            room = np.abs(args[1]) - errors[1]
-            spread = (errors[0] + _times(np.abs(y), errors[1])) / np.where(room > 0, room, np.nan)
-            exact = (errors[0] == 0) & (errors[1] == 0)
-            return np.asarray(np.where(exact, 0.0, spread) + rounding * 2)
-        case "neg" | "abs":
-            return np.asarray(errors[0] + 0 * np.abs(y))
-        case "maximum" | "minimum":
-            return np.asarray(np.maximum(errors[0], errors[1]) + 0 * np.abs(y))
-        case "pow":
-            n = args[1]
-            wide = np.power(np.abs(args[0]) + errors[0], n) - np.power(np.abs(args[0]), n)
-            return np.asarray(np.abs(wide) + np.abs(n) * rounding)
-        case "lt" | "le" | "gt" | "ge" | "eq" | "ne":
-            uncertain = errors[0] + errors[1]
-            return np.asarray(((uncertain > 0) & (np.abs(args[0] - args[1]) <= uncertain)).astype(float))
-        case "and" | "or" | "not" if y.dtype == bool:
-            return np.asarray(sum(errors) > 0, dtype=float)
-        case _ if op.arity == 1:
-            return np.asarray(_function(name, args[0], errors[0], y, u))
-        case _:
-            uncertain = np.asarray(sum(errors) > 0)
-            return np.where(uncertain, np.inf, 0.0) + rounding
+    if y.dtype.kind != "f":
+        return _whole_error(name, args, errors, y)
+    op, u = OPS[name], unit(dtype)
+    x = [a.astype(np.float64) for a in args]
+    # Integers become floats on the way in, and large ones are rounded there.
+    slack = [
+        e + np.where(np.abs(a) > WHOLE, u * np.abs(a), 0.0) if a.dtype.kind == "i" else e
+        for a, e in zip(args, errors, strict=True)
+    ]
+    if op.rule == "power":
+        slack[1] = np.zeros(())
+    if name in ("floordiv", "mod"):
+        return _division_error(name, x, slack, y, u)
+    carried = _carried(name, x, slack, y)
+    return carried + np.where(np.isfinite(y), _own(name, x, y, u), 0.0)
 
 
-def _times(magnitude: Array, error: Array) -> Array:
-    return np.where(error == 0, 0.0, magnitude * error)
+def _carried(name: str, x: Sequence[Array], slack: Sequence[Array], y: Array) -> Array:
+    """What the arguments' errors amount to in the result."""
+    if not any(bool(e.any()) for e in slack):
+        return np.zeros(y.shape)
+    if name in ("sin", "cos", "abs", "neg"):
+        return np.asarray(np.minimum(slack[0], 2.0 if name in ("sin", "cos") else np.inf) + np.zeros(y.shape))
+    # Monotone in each argument, so the ends of their intervals tell all; but not across a pole.
+    function = OPS[name].numpy
+    ends = spread(
+        y, (function(*c) for c in itertools.product(*((a - e, a + e) for a, e in zip(x, slack, strict=True))))
+    )
+    if name == "div" or name == "pow":
+        at = 1 if name == "div" else 0
+        pole = (slack[at] > 0) & (np.abs(x[at]) <= slack[at]) & ((name == "div") | (x[1] < 0))
+        ends = np.where(pole, np.inf, ends)
+    return ends
 
 
-def _function(name: str, x: Array, error: Array, y: Array, u: float) -> Array:
-    op = OPS[name]
-    x = x.astype(np.float64)
-    if op.monotone or op.name in ("floor", "round"):
-        # A monotone function is off by no more than at the ends of the argument's interval.
-        low, high = op.numpy(x - error), op.numpy(x + error)
-        spread = np.maximum(np.abs(high - y), np.abs(y - low))
-        spread = np.where(error == 0, 0.0, spread)
-    else:
-        spread = error
-    own = 2 * op.ulps * u * np.abs(y) + TINY * (u > 0)
+def _own(name: str, x: Sequence[Array], y: Array, u: float) -> Array:
+    """The rounding of the operation itself."""
+    if name in ("neg", "abs", "minimum", "maximum", "floor", "round") or not u:
+        return np.zeros(())
+    own = 2 * OPS[name].ulps * u * np.abs(y) + TINY
+    if name == "pow":
+        own = own * np.maximum(np.abs(x[1]), 1)
     if name in ("exp", "exp2", "expm1"):
         # The argument is scaled by log2(e), in f32, before the power of two.
-        own = own + 2 * u * np.where(np.isfinite(x), np.abs(x), 0.0) * np.abs(y)
-    return np.asarray(spread + (own if op.rule == "real" else 0.0))
+        own = own + 2 * u * np.where(np.isfinite(x[0]), np.abs(x[0]), 0.0) * np.abs(y)
+    return own
 
 
-def cast_error(x: Array, error: Array, y: Array, dtype: str) -> Array:
-    """A cast may round differently from the oracle wherever its argument is off, or where a rewrite moved it."""
+def _division_error(name: str, x: Sequence[Array], slack: Sequence[Array], y: Array, u: float) -> Array:
+    """``//`` and ``%`` of floats: a kernel may round the quotient, across an integer too."""
+    quotient = x[0] / x[1]
+    off = _carried("div", x, slack, quotient) + 4 * u * np.abs(quotient)
+    jump = spread(np.floor(quotient), (np.floor(quotient - off), np.floor(quotient + off)))
+    exact = (slack[0] + slack[1] == 0) & (np.floor(quotient) * x[1] == x[0]) & (np.abs(quotient) < WHOLE)
+    jump = np.where(exact, 0.0, jump)
+    if name == "floordiv":
+        return np.asarray(jump + u * np.abs(y))
+    rest = slack[0] + np.abs(np.floor(quotient)) * slack[1] + u * (np.abs(x[0]) + np.abs(y))
+    return np.asarray(np.where(np.isfinite(y), jump * np.abs(x[1]) + np.where(exact, 0.0, rest), 0.0))
+
+
+def _whole_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Array) -> Array:
+    """The error of an operation whose result is an integer or a truth."""
+    total = np.asarray(sum(errors) + np.zeros(y.shape))
+    if not bool(total.any()):
+        return total
+    if name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        near = ~(np.abs(args[0].astype(np.float64) - args[1].astype(np.float64)) > total)
+        return ((total > 0) & near).astype(float)
+    if y.dtype == bool:
+        flips = itertools.product(*((a, a ^ (e > 0)) for a, e in zip(args, errors, strict=True)))
+        return spread(y.astype(float), (OPS[name].numpy(*f).astype(float) for f in flips))
+    if name in ("add", "sub", "mul", "neg", "abs", "minimum", "maximum"):
+        x = [a.astype(np.float64) for a in args]
+        return _carried(name, x, errors, y.astype(np.float64))
+    return np.where(total > 0, np.inf, 0.0)
+
+
+def cast_error(x: Array, error: Array, y: Array, dtype: str, wide: bool, free: bool, to: Callable[..., Array]) -> Array:
+    """The error of a cast, done by ``to``.
+
+    ``wide`` says that the argument was computed in f64 and so is rounded even by a cast to f32; ``free`` that the
+    numerics let the kernel leave the rounding away.
+    """
     row = DTYPES[dtype]
-    if row.is_float:
-        if dtype in ("f64", "f32"):
-            return np.asarray(error + 0 * np.abs(y))
-        quantum = 2.0 ** (row.min_exponent - row.precision + 1)
-        return np.asarray(error + 2 * row.unit_roundoff * (np.abs(y) + error) + quantum)
-    if x.dtype.kind != "f":
-        return np.asarray(error + 0 * np.abs(y))
-    low, high = np.trunc(x - error), np.trunc(x + error)
-    return np.asarray(np.where(error == 0, 0.0, np.maximum(np.abs(high - y), np.abs(y - low))))
+    ends = spread(y.astype(np.float64), (to(x - error, dtype).astype(float), to(x + error, dtype).astype(float)))
+    carried = np.where(error > 0, ends, 0.0)
+    if not row.is_float or dtype == "f64":
+        return carried
+    # A rewrite may have moved the rounding past a factor; integers beyond 2^24 pass through f32.
+    moved = (error > 0) if dtype != "f32" else np.zeros((), bool)
+    if wide or free or x.dtype.kind == "i":
+        moved = moved | wide | (free and dtype != "f32") | ((x.dtype.kind == "i") & (np.abs(x) > WHOLE))
+    own = 2 * row.unit_roundoff * np.abs(y) + 2.0 ** (row.min_exponent - row.precision + 1)
+    return np.asarray(carried + np.where(moved & np.isfinite(y), own, 0.0))
 
 
-def sum_error(magnitude: Array, inherited: Array, terms: int, dtype: str, narrow: float = 0.0) -> Array:
+def sum_error(magnitude: Array, inherited: Array, terms: int, products: int, dtype: str, narrow: float) -> Array:
     """A sum: what its terms carry, plus the roundings of adding them.
 
-    ``narrow`` is the unit roundoff to which one operand of the products may be rounded (design, section 2, *Numerics*).
+    ``magnitude`` is the sum of their absolute values. ``products`` counts the multiplications in a term that its error
+    does not; ``narrow`` is the rounding of an operand that the numerics allow (design, section 2).
     """
     u = unit(dtype)
-    return np.asarray(inherited + (u * (growth(terms) + 2) + narrow) * magnitude + (TINY if u else 0.0))
+    if not u:
+        return inherited
+    own = (u * (growth(terms) + products) + narrow) * magnitude + (terms > 1) * terms * TINY
+    own = np.where(np.isfinite(magnitude), own, 0.0)
+    # A partial sum may overflow where the whole does not.
+    return np.asarray(inherited + np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own))
 
 
 def prod_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], terms: int, dtype: str) -> Array:
-    u = unit(dtype)
-    spread = np.prod(np.abs(x) + error, axis=axes) - np.prod(np.abs(x), axis=axes)
-    return np.asarray(np.abs(spread) + u * terms * np.abs(y) + (TINY if u else 0.0))
+    """A product of many: as its factors are off together; nothing is known where a part of it overflows or vanishes."""
+    size = np.abs(x).astype(np.float64)
+    carried = np.abs(np.prod(size + error, axis=axes) - np.prod(size, axis=axes))
+    carried = np.where(np.any(error > 0, axis=axes), np.where(np.isnan(carried), np.inf, carried), 0.0)
+    if not DTYPES[dtype].is_float:
+        return carried
+    tails = np.prod(np.maximum(size, 1), axis=axes), np.prod(np.where(size == 0, 1, np.minimum(size, 1)), axis=axes)
+    lost = (terms > 2) & np.isfinite(y) & ((tails[0] > DTYPES[dtype].largest) | (tails[1] < TINY))
+    own = np.where(np.isfinite(y), unit(dtype) * (terms - 1) * np.abs(y) + (terms > 1) * TINY, 0.0)
+    return np.asarray(np.where(lost, np.inf, carried + own))
+
+
+def extreme_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], function: Callable[..., Array]) -> Array:
+    """A maximum or minimum lies between those of the ends of its elements' intervals."""
+    x = x.astype(np.float64)
+    ends = (function(x - error, axis=axes), function(x + error, axis=axes))
+    return np.where(np.any(error > 0, axis=axes), spread(y.astype(np.float64), ends), 0.0)
+
+
+def truth_error(x: Array, error: Array, axes: tuple[int, ...], function: Callable[..., Array]) -> Array:
+    """``any`` and ``all``: uncertain where the uncertain elements decide."""
+    unsure = error > 0
+    return np.asarray(function(x & ~unsure, axis=axes) != function(x | unsure, axis=axes)).astype(float)
 
 
 def argmax_error(x: Array, error: Array, axis: int) -> Array:
@@ -135,5 +211,5 @@ def argmax_error(x: Array, error: Array, axis: int) -> Array:
     best = np.argmax(x, axis=axis)
     top = np.take_along_axis(x, np.expand_dims(best, axis), axis)
     slack = np.take_along_axis(error, np.expand_dims(best, axis), axis)
-    rivals = np.sum((x + error >= top - slack) & (error + slack > 0), axis=axis)
-    return np.asarray(np.where(rivals > 1, np.inf, 0.0))
+    rivals = np.sum(~(x + error < top - slack) & (error + slack > 0), axis=axis)
+    return np.where(rivals > 1, np.inf, 0.0)

@@ -2,12 +2,13 @@
 
 The masked flag follows section 2 of the design: a literal ``-inf`` branch of ``where`` sets it. A flagged -inf stays
 what it is under anything added; ``exp`` turns it into a flagged 0; a flagged 0 annihilates in a product, even with
-infinity; and a flagged 0 divided by a flagged 0 is 0.
+infinity; and a flagged 0 divided by anything is 0. Only 0 and -inf are ever flagged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rounding
-from .cascade import Access, Call, Cast, Const, Expr, is_minus_infinity
+from .cascade import Access, Call, Cast, Const, Expr, is_minus_infinity, literal_value
 from .dtypes import DTYPES, round_to, rounds, wrap
 from .errors import EvaluationError
 from .ops import OPS
-from .types import TypeChecker, settle
+from .types import TypeChecker, join, settle
 
 Array = npt.NDArray[Any]
+Box = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,46 @@ class Value:
     def slack(self) -> Array:
         return np.zeros((1,) * self.array.ndim) if self.error is None else self.error
 
-    def apply(self, f: Any) -> Value:
+    def apply(self, f: Callable[[Array], Array]) -> Value:
         """The same reshaping, slicing or broadcasting of every part."""
         return Value(
             f(self.array),
             None if self.masked is None else f(self.masked),
             None if self.error is None else f(self.error),
         )
+
+    def as_kind(self, dtype: str) -> Value:
+        """The same numbers in the NumPy type that holds a dtype."""
+        return Value(self.array.astype(array_type(dtype), copy=False), self.masked, self.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The ranks in scope: for each the axis along which it runs, and its coordinates there."""
+
+    axes: Mapping[str, tuple[int, Array]]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def over(cls, ranks: Sequence[str], box: Box) -> Scope:
+        return cls({}, ()).extend(ranks, [np.arange(a, b, dtype=np.int64) for a, b in box])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def coordinate(self, rank: str) -> Array:
+        axis, values = self.axes[rank]
+        return values.reshape(tuple(-1 if i == axis else 1 for i in range(self.ndim)))
+
+    def extend(self, ranks: Sequence[str], values: Sequence[Array]) -> Scope:
+        axes = dict(self.axes)
+        axes.update({r: (self.ndim + i, v) for i, (r, v) in enumerate(zip(ranks, values, strict=True))})
+        return Scope(axes, self.shape + tuple(len(v) for v in values))
 
 
 def convert(x: Array, dtype: str) -> Array:
@@ -83,10 +118,12 @@ def common(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 class Scalars:
-    """Evaluates literals, casts, operations and ``where``; names are looked up in ``values``.
+    """Evaluates literals, casts, operations and ``where`` over a scope; anything else is a value looked up by name.
 
-    `evaluate.Oracle` adds ranks, tensors and reductions; a monoid's body needs nothing more than this.
+    `reduce.Reductions` and `evaluate.Oracle` add ranks, reductions and tensors; a monoid's body needs no more.
     """
+
+    numerics = "standard"
 
     def __init__(self, checker: TypeChecker, values: Mapping[str, Value], track: bool = False) -> None:
         self.checker = checker
@@ -96,78 +133,105 @@ class Scalars:
     def dtype(self, e: Expr) -> str:
         return settle(self.checker.infer(e))
 
-    def expr(self, e: Expr, ndim: int, guard: Array | None = None) -> Value:
-        """The value over ``ndim`` axes; ``guard`` says where it is needed, None everywhere."""
+    def at(self, e: Expr, scope: Scope, guard: Array | None) -> Value:
+        """The value of an expression over a scope; ``guard`` says where it is needed, None everywhere."""
         match e:
             case Const():
-                return self.literal(e, ndim)
-            case Access(tensor=name):
-                return self.values[name]
-            case Cast(dtype=dtype, arg=arg):
-                return self.cast(self.expr(arg, ndim, guard), dtype)
-            case Call(op="where", args=(condition, a, b)):
-                chosen = self.expr(condition, ndim, guard)
-                left = self.expr(a, ndim, narrowed(guard, chosen.array))
-                right = self.expr(b, ndim, narrowed(guard, ~chosen.array))
-                return self.select(e, chosen, left, right)
+                return self.literal(e, scope)
+            case Cast(dtype=name, arg=arg):
+                value = self.at(arg, scope, guard)
+                if self.track:
+                    value = Value(value.array, value.masked, self.slack(arg, value, name))
+                return self.cast(value, name, self.dtype(arg))
+            case Call(op="where"):
+                return self.where(e, scope, guard)
             case Call():
-                return self.call(e, [self.expr(a, ndim, guard) for a in e.args], guard)
+                return self.call(e, [self.at(a, scope, guard) for a in e.args], guard)
             case _:
-                raise EvaluationError(f"{type(e).__name__} has no meaning here", loc=e.loc)
+                return self.leaf(e, scope, guard)
 
-    def literal(self, e: Const, ndim: int) -> Value:
-        dtype: Any = {"int": np.int64, "float": np.float64, "bool": bool}[e.kind]
-        return self.exact(np.full((1,) * ndim, e.value, dtype))
+    def leaf(self, e: Expr, scope: Scope, guard: Array | None) -> Value:
+        """The value of what is no operation."""
+        if isinstance(e, Access):
+            return self.values[e.tensor]
+        raise EvaluationError(f"{type(e).__name__} has no meaning here", loc=e.loc)
 
     def exact(self, array: Array, masked: Array | None = None) -> Value:
         """A value without error."""
         return Value(array, masked, np.zeros((1,) * array.ndim) if self.track else None)
 
-    def cast(self, x: Value, dtype: str) -> Value:
+    def literal(self, e: Const, scope: Scope) -> Value:
+        """A constant; the error of holding it in f32 counts where it meets that type."""
+        dtype: Any = {"int": np.int64, "float": np.float64, "bool": bool}[e.kind]
+        array = np.full((1,) * scope.ndim, e.value, dtype)
+        return Value(array, None, rounding.held(array.astype(np.float64)) if self.track else None)
+
+    def slack(self, e: Expr, value: Value, dtype: str) -> Array:
+        """The error with which a value enters arithmetic in a type: literals are exact in f64 and in integers."""
+        exact = literal_value(e) is not None and dtype != "f32"
+        return np.zeros((1,) * value.array.ndim) if exact else value.slack()
+
+    def cast(self, x: Value, dtype: str, source: str) -> Value:
+        """A value computed as ``source``, converted."""
         y = convert(x.array, dtype)
-        masked = x.masked if DTYPES[dtype].is_float else None
+        masked = flagged(y, x.masked)
         if not self.track:
             return Value(y, masked)
-        error = rounding.cast_error(x.array, x.slack(), y, dtype)
+        wide, free = source == "f64", self.numerics == "fast"
+        error = rounding.cast_error(x.array, x.slack(), y, dtype, wide, free, convert)
         return Value(y, masked, rounding.settle(y, error, dtype, masked))
 
-    def select(self, e: Call, condition: Value, a: Value, b: Value) -> Value:
-        """``where``: a literal -inf branch is flagged; an uncertain condition may give either branch."""
-        a, b = (
-            Value(v.array, np.ones((1,) * v.array.ndim, bool), v.error) if is_minus_infinity(branch) else v
-            for v, branch in ((a, e.args[1]), (b, e.args[2]))
-        )
+    def where(self, e: Call, scope: Scope, guard: Array | None) -> Value:
+        """Each branch is evaluated where it is taken; where rounding may tip an unsure condition, both are."""
+        condition = self.at(e.args[0], scope, guard)
+        chosen, unsure = condition.array, condition.slack() > 0
+        a = self._branch(e.args[1], scope, guard, chosen, unsure)
+        b = self._branch(e.args[2], scope, guard, ~chosen, unsure)
         left, right = common(a.array, b.array)
-        y = self.wrapped(e, np.where(condition.array, left, right))
+        y = self.wrapped(e, np.where(chosen, left, right))
         masked = None
         if a.masked is not None or b.masked is not None:
-            masked = np.where(condition.array, a.flag(), b.flag())
+            masked = flagged(y, np.where(chosen, a.flag(), b.flag()))
         if not self.track:
             return Value(y, masked)
-        error = np.where(condition.array, a.slack(), b.slack())
-        unsure = condition.slack() > 0
+        dtype = self.dtype(e)
+        error = np.where(chosen, self.slack(e.args[1], a, dtype), self.slack(e.args[2], b, dtype))
         if bool(unsure.any()):
             apart = np.abs(left.astype(float) - right.astype(float)) + a.slack() + b.slack()
-            error = np.where(unsure, np.where(np.isnan(apart), np.inf, apart), error)
+            error = np.where(unsure & (left != right), np.where(np.isnan(apart), np.inf, apart), error)
         return Value(y, masked, error)
 
+    def _branch(self, e: Expr, scope: Scope, guard: Array | None, chosen: Array, unsure: Array) -> Value:
+        if is_minus_infinity(e):
+            value = self.at(e, scope, guard)
+            return Value(value.array, np.ones((1,) * scope.ndim, bool), value.error)
+        if not bool(unsure.any()):
+            return self.at(e, scope, narrowed(guard, chosen))
+        try:
+            return self.at(e, scope, narrowed(guard, chosen | unsure))
+        except EvaluationError:
+            # Outside its bounds the branch means nothing: a kernel that rounds into it may give anything.
+            value = self.at(e, scope, narrowed(guard, chosen))
+            return Value(value.array, value.masked, np.where(unsure, np.inf, value.slack()))
+
     def wrapped(self, e: Expr, array: Array) -> Array:
-        """Wrap an integer result into the type in which it is computed."""
+        """A result in the type in which it is computed: integers wrap."""
         if array.dtype.kind not in "iu":
             return array
         dtype = self.dtype(e)
-        return wrap(array.astype(np.int64), dtype) if DTYPES[dtype].bits < 64 else array
+        if DTYPES[dtype].is_float:
+            return array.astype(np.float64)
+        return wrap(array.astype(np.int64), dtype)
 
     def call(self, e: Call, args: Sequence[Value], guard: Array | None) -> Value:
         arrays = self._operands(e, [a.array for a in args], guard)
-        y = self.wrapped(e, np.asarray(OPS[e.op].numpy(*arrays)))
-        result = Value(y)
-        if any(a.masked is not None for a in args):
-            result = masked_call(e.op, args, y)
+        result = masked_call(e.op, args, self.wrapped(e, np.asarray(OPS[e.op].numpy(*arrays))))
         if not self.track:
             return result
         dtype = self.dtype(e)
-        error = rounding.call_error(e.op, arrays, [a.slack() for a in args], result.array, dtype)
+        within = join(*(self.dtype(a) for a in e.args)) if OPS[e.op].rule == "compare" else dtype
+        slack = [self.slack(node, value, within) for node, value in zip(e.args, args, strict=True)]
+        error = rounding.call_error(e.op, arrays, slack, result.array, dtype)
         return Value(result.array, result.masked, rounding.settle(result.array, error, dtype, result.masked))
 
     def _operands(self, e: Call, arrays: list[Array], guard: Array | None) -> list[Array]:
@@ -175,23 +239,23 @@ class Scalars:
         op = OPS[e.op]
         if op.rule in ("divide", "real"):
             return [a.astype(np.float64) for a in arrays]
-        if op.rule in ("arith", "same"):
+        if op.rule in ("arith", "same", "power", "integer"):
             arrays = [a.astype(np.int64) if a.dtype == bool else a for a in arrays]
         if op.rule == "power":
-            return [
-                arrays[0].astype(np.int64) if arrays[0].dtype == bool else arrays[0],
-                arrays[1].astype(arrays[0].dtype),
-            ]
+            return [arrays[0], arrays[1].astype(arrays[0].dtype)]
         if op.arity == 2:
             arrays = list(common(*arrays))
         if op.name in ("floordiv", "mod") and arrays[1].dtype.kind == "i":
             zero = arrays[1] == 0
             if needed(zero, guard):
-                raise EvaluationError(f"an integer is divided by zero in `{op.symbol}`", loc=e.loc)
+                hint = f"guard it: where(b != 0, a {op.symbol} b, 0)"
+                raise EvaluationError(f"an integer is divided by zero in `{op.symbol}`", hint=hint, loc=e.loc)
             arrays[1] = np.where(zero, 1, arrays[1])
         if op.rule == "integer":
             if needed((arrays[1] < 0) | (arrays[1] > 63), guard):
-                raise EvaluationError(f"`{op.symbol}` shifts by less than 0 or more than 63 bits", loc=e.loc)
+                hint = "guard it with where(…)"
+                message = f"`{op.symbol}` shifts by less than 0 or more than 63 bits"
+                raise EvaluationError(message, hint=hint, loc=e.loc)
             arrays[1] = np.clip(arrays[1], 0, 63)
         return arrays
 
@@ -205,9 +269,17 @@ def narrowed(guard: Array | None, condition: Array) -> Array:
     return condition if guard is None else condition & guard
 
 
+def flagged(y: Array, masked: Array | None) -> Array | None:
+    """The flags that a result keeps: only a 0 or -inf can stand for what a mask left out."""
+    if masked is None or y.dtype.kind != "f":
+        return None
+    kept = masked & ((y == 0) | (y == -np.inf))
+    return kept if bool(kept.any()) else None
+
+
 def masked_call(name: str, args: Sequence[Value], y: Array) -> Value:
-    """The flag of a result, and the result itself where the flag decides it."""
-    if y.dtype.kind != "f":
+    """The flag of an operation's result, and the result itself where the flag decides it."""
+    if y.dtype.kind != "f" or all(a.masked is None for a in args):
         return Value(y)
     zero = [a.flag() & (a.array == 0) for a in args]
     minus = [a.flag() & (a.array == -np.inf) for a in args]
@@ -223,9 +295,12 @@ def masked_call(name: str, args: Sequence[Value], y: Array) -> Value:
             to_zero, to_minus = zero[0] & zero[1], minus[0] | minus[1]
         case "sub":
             to_zero, to_minus = zero[0] & zero[1], minus[0]
-        case "maximum" | "minimum":
+        case "maximum":
             both = args[0].flag() & args[1].flag()
             to_zero, to_minus = both & (y == 0), both & (y == -np.inf)
+        case "minimum":
+            to_minus = minus[0] | minus[1]
+            to_zero = zero[0] & zero[1]
         case "pow":
             to_zero = zero[0] & (args[1].array > 0)
         case _ if len(args) == 1:
@@ -236,8 +311,7 @@ def masked_call(name: str, args: Sequence[Value], y: Array) -> Value:
         case _:
             return Value(y)
     y = np.where(to_zero, 0.0, np.where(to_minus, -np.inf, y))
-    flags = np.broadcast_to(to_zero | to_minus, y.shape)
-    return Value(y, flags if bool(flags.any()) else None)
+    return Value(y, flagged(y, np.broadcast_to(to_zero | to_minus, y.shape)))
 
 
 def _scales(x: Value) -> Array:

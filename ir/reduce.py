@@ -1,0 +1,291 @@
+"""Reductions in the oracle: built-in ones piece by piece, sums of products without the products, monoids as folds.
+
+What a mask left out is nothing: a sum of it alone, or of no terms, is the flagged 0, a maximum the flagged -inf. So a
+reduction is what folding the masked operation of `scalar` gives, in whatever order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from . import rounding
+from .cascade import Call, Const, Expr, Monoid, Reduce, tensors_read
+from .dtypes import DTYPES
+from .errors import EvaluationError
+from .ops import OPS, REDUCTIONS
+from .scalar import Array, Box, Scalars, Scope, Value, array_type, flagged, masked_call, needed
+from .types import TypeChecker, body_types
+from .verify import component_dependence
+
+# Elements of the largest temporary array.
+BLOCK = 1 << 22
+
+State = Mapping[int, Value]
+
+
+class Reductions(Scalars):
+    """Adds reductions over ranks of known extents; ``leaf`` of a subclass gives tensors and coordinates."""
+
+    monoids: Mapping[str, Monoid]
+    extents: Mapping[str, int]
+
+    def reduce(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
+        """The value of a reduction over a scope."""
+        if e.op in self.monoids:
+            return self.fold(e, scope, guard, (0,))[0]
+        if any(self.extents[r] == 0 for r in e.ranks):
+            return self._nothing(e, scope, guard)
+        total: Value | None = None
+        for coordinates in self._pieces(e, scope):
+            part = self._piece(e, scope.extend(e.ranks, coordinates), _widen(guard, len(e.ranks)))
+            total = part if total is None else self._join(e, total, part)
+        assert total is not None
+        return Value(self.wrapped(e, total.array), total.masked, total.error)
+
+    def _pieces(self, e: Reduce, scope: Scope) -> Iterator[list[Array]]:
+        """The reduced coordinates, cut so that each piece fits a block; an argmax is not cut."""
+        box = tuple((0, self.extents[r]) for r in e.ranks)
+        room = BLOCK // max(1, scope.size) if e.op != "argmax" else self.extents[e.ranks[0]]
+        for piece in split(box, max(1, room)):
+            yield [np.arange(a, b, dtype=np.int64) for a, b in piece]
+
+    def _nothing(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
+        """What a reduction over no coordinates gives: its identity."""
+        if e.op == "argmax":
+            if needed(np.ones((1,) * scope.ndim, bool), guard):
+                message = f"argmax over rank `{e.ranks[0]}`, which is empty"
+                hint = f"guard it: where(extent({e.ranks[0]}) > 0, argmax[{e.ranks[0]}](…), 0)"
+                raise EvaluationError(message, hint=hint, rank=e.ranks[0], loc=e.loc)
+            return self.exact(np.zeros((1,) * scope.ndim, np.int64))
+        dtype = DTYPES[self.dtype(e)]
+        identity: Any = REDUCTIONS[e.op].identity
+        if dtype.is_integer and e.op in ("max", "min"):
+            identity = dtype.lowest if e.op == "max" else dtype.highest
+        array = np.full((1,) * scope.ndim, identity, array_type(dtype.name))
+        return self.exact(array, flagged(array, np.ones(array.shape, bool)))
+
+    def _piece(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
+        count = len(e.ranks)
+        axes = tuple(range(scope.ndim - count, scope.ndim))
+        if e.op == "sum" and (product := self._contract(e, scope, guard, axes)) is not None:
+            return product
+        value = self.at(e.arg, scope, guard)
+        value = value.apply(lambda a: np.broadcast_to(a, a.shape[:-count] + scope.shape[scope.ndim - count :]))
+        array = value.array
+        if array.dtype == bool and e.op not in ("any", "all"):
+            array = array.astype(np.int64)
+        result = np.asarray(REDUCTIONS[e.op].numpy(array, axis=axes[0] if e.op == "argmax" else axes))
+        masked = None
+        if value.masked is not None and e.op not in ("argmax", "any", "all"):
+            result, masked = _masked_reduction(e.op, array, value.masked, result, axes)
+        if not self.track:
+            return Value(result, masked)
+        error = self._error(e, array, np.broadcast_to(value.slack(), array.shape), result, axes)
+        return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
+
+    def _error(self, e: Reduce, x: Array, error: Array, y: Array, axes: tuple[int, ...]) -> Array:
+        dtype, terms = self.dtype(e), self._terms(e)
+        match e.op:
+            case "sum":
+                narrow = self._narrow(e)
+                return rounding.sum_error(np.sum(np.abs(x), axes), np.sum(error, axes), terms, 0, dtype, narrow)
+            case "prod":
+                return rounding.prod_error(x, error, y, axes, terms, dtype)
+            case "argmax":
+                return rounding.argmax_error(x.astype(float), error, axes[0])
+            case "any" | "all":
+                return rounding.truth_error(x, error, axes, REDUCTIONS[e.op].numpy)
+            case _:
+                return rounding.extreme_error(x, error, y, axes, REDUCTIONS[e.op].numpy)
+
+    def _terms(self, e: Reduce) -> int:
+        return math.prod(self.extents[r] for r in e.ranks)
+
+    def _join(self, e: Reduce, a: Value, b: Value) -> Value:
+        """Two pieces of one built-in reduction."""
+        op = REDUCTIONS[e.op].combine
+        joined = masked_call(op, (a, b), np.asarray(OPS[op].numpy(a.array, b.array)))
+        if not self.track:
+            return joined
+        error = a.slack() + b.slack()
+        if e.op != "sum":
+            parts = [a.array, b.array], [a.slack(), b.slack()]
+            error = rounding.call_error(op, *parts, joined.array, self.dtype(e))
+        return Value(joined.array, joined.masked, rounding.settle(joined.array, error, self.dtype(e), joined.masked))
+
+    # Sums of products
+
+    def _contract(self, e: Reduce, scope: Scope, guard: Array | None, axes: tuple[int, ...]) -> Value | None:
+        """A sum of products without the array of products, by np.einsum; None where that is not the same."""
+        factors = _factors(e.arg)
+        types = [self.dtype(f) for f in factors]
+        if len(factors) < 2 or not all(DTYPES[t].is_float for t in types):
+            return None
+        values = [self.at(f, scope, guard) for f in factors]
+        arrays = [v.array for v in values]
+        if any(scope.shape[a] != 1 and all(x.shape[a] == 1 for x in arrays) for a in axes):
+            return None
+        if not all(bool(np.isfinite(x).all()) for x in arrays):
+            return None
+        kept = [a for a in range(scope.ndim) if a not in axes]
+        result = _contract_arrays(arrays, kept)
+        masked = None
+        if any(v.masked is not None for v in values):
+            live = [np.broadcast_to(~v.flag(), x.shape).astype(float) for v, x in zip(values, arrays, strict=True)]
+            masked = flagged(result, _contract_arrays(live, kept) == 0)
+        if not self.track:
+            return Value(result, masked)
+        magnitudes = [np.abs(x) for x in arrays]
+        magnitude = _contract_arrays(magnitudes, kept)
+        inherited = np.zeros_like(magnitude)
+        if any(bool(v.slack().any()) for v in values):
+            # Beyond this the bound is infinite anyway, and infinity times a 0 would be NaN.
+            wide = [m + np.minimum(v.slack(), 1e300) for m, v in zip(magnitudes, values, strict=True)]
+            inherited = np.maximum(_contract_arrays(wide, kept) - magnitude, 0.0)
+        products, narrow = len(factors) - 1, self._narrow(e)
+        error = rounding.sum_error(magnitude, inherited, self._terms(e), products, self.dtype(e), narrow)
+        return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
+
+    def _narrow(self, e: Reduce) -> float:
+        """The rounding that the numerics mode allows on an operand of a contraction (design, section 2)."""
+        factors = _factors(e.arg)
+        types = [self.dtype(f) for f in factors]
+        if self.numerics == "strict" or len(factors) < 2 or not all(DTYPES[t].is_float for t in types):
+            return 0.0
+        halves = [DTYPES[t].unit_roundoff for t in types if DTYPES[t].bits <= 16]
+        wide = [t for t, f in zip(types, factors, strict=True) if DTYPES[t].bits > 16 and not isinstance(f, Const)]
+        if halves and wide:
+            return 2 * max(2.0**-11 if h < 2.0**-11 else min(h, 2.0**-8) for h in halves)
+        return 2.0**-10 if self.numerics == "fast" and "f64" not in types else 0.0
+
+    # Monoids
+
+    def fold(self, e: Reduce, scope: Scope, guard: Array | None, wanted: Sequence[int]) -> list[Value]:
+        """The wanted components of a monoid's state: from the identity, one element after another, ranks in order."""
+        m = self.monoids[e.op]
+        needed = frozenset().union(*(component_dependence(m)[i] for i in wanted))
+        merge = Merge(m, self.checker.state_types(e), needed, self.track)
+        state = merge.identity(scope.ndim)
+        count = len(e.ranks)
+        for coordinates in self._pieces(e, scope):
+            inner = scope.extend(e.ranks, coordinates)
+            values = {i: self.at(e.args[i], inner, _widen(guard, count)) for i in needed}
+            for place in np.ndindex(*inner.shape[scope.ndim :]):
+                state = merge(state, {i: _element(v, place) for i, v in values.items()})
+        return [state[i] for i in wanted]
+
+
+class Merge:
+    """A monoid's combine over arrays of states, for state types and for the components that are asked for."""
+
+    def __init__(self, m: Monoid, types: Sequence[str], components: frozenset[int], track: bool) -> None:
+        self.m = m
+        self.types = types
+        self.components = sorted(components)
+        self.track = track
+        names = {n for i in self.components for n in (m.params[i], m.params[i + m.width])}
+        self.body: list[tuple[str, Expr]] = []
+        for name, value in m.body:
+            if names.issuperset(tensors_read(value)):
+                self.body.append((name, value))
+                names.add(name)
+        self.checker = TypeChecker(body_types(m, tuple(types)), {})
+
+    def identity(self, ndim: int) -> State:
+        """The empty state: as nothing went into it, its 0 and -inf count as masked."""
+        scalars, scope = Scalars(self.checker, {}, self.track), Scope({}, (1,) * ndim)
+        values = {i: scalars.at(self.m.identity[i], scope, None).as_kind(self.types[i]) for i in self.components}
+        return {i: Value(v.array, flagged(v.array, np.ones(v.array.shape, bool)), v.error) for i, v in values.items()}
+
+    def __call__(self, state: State, element: State) -> State:
+        """One application to two states whose arrays broadcast against each other."""
+        m = self.m
+        values: dict[str, Value] = {}
+        for i in self.components:
+            values[m.params[i]] = state[i].as_kind(self.types[i])
+            values[m.params[i + m.width]] = element[i].as_kind(self.types[i])
+        scalars = Scalars(self.checker, values, self.track)
+        scope = Scope({}, (1,) * max((v.array.ndim for v in values.values()), default=0))
+        for name, value in self.body:
+            values[name] = scalars.at(value, scope, None).as_kind(self.checker.tensors[name])
+        return {i: values[m.results[i]].as_kind(self.types[i]) for i in self.components}
+
+
+def combine_states(
+    m: Monoid, types: Sequence[str], state: Sequence[Value], element: Sequence[Value], *, track: bool = False
+) -> list[Value]:
+    """One application of a monoid to two whole states."""
+    merged = Merge(m, types, frozenset(range(m.width)), track)(dict(enumerate(state)), dict(enumerate(element)))
+    return [merged[i] for i in range(m.width)]
+
+
+def _masked_reduction(
+    op: str, array: Array, masked: Array, result: Array, axes: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+    """The result of a reduction over values some of which a mask left out, and its flags."""
+    flags = np.broadcast_to(masked, array.shape)
+    every = np.all(flags, axes)
+    zero = np.any(flags & (array == 0), axes)
+    minus = np.any(flags & (array == -np.inf), axes)
+    match op:
+        case "sum":
+            result = np.where(minus, -np.inf, result)
+            every = every | minus
+        case "min":
+            every = every | minus
+            result = np.where(minus, -np.inf, result)
+        case "prod":
+            result, every = np.where(zero, 0.0, result), zero
+        case _:
+            pass
+    return result, flagged(result, np.asarray(every))
+
+
+def split(box: Box, room: int) -> Iterator[Box]:
+    """Cut a box into boxes of at most ``room`` elements, along its leading axes."""
+    sizes = [b - a for a, b in box]
+    cuts = []
+    for axis, (a, b) in enumerate(box):
+        step = max(1, min(b - a, room // max(1, math.prod(sizes[axis + 1 :]))))
+        cuts.append(list(pairwise([*range(a, b, step), b])))
+    for place in np.ndindex(*(len(c) for c in cuts)):
+        yield tuple(c[i] for c, i in zip(cuts, place, strict=True))
+
+
+def _factors(e: Expr) -> list[Expr]:
+    """The factors of a product, left to right."""
+    if isinstance(e, Call) and e.op == "mul":
+        return _factors(e.args[0]) + _factors(e.args[1])
+    return [e]
+
+
+def _element(value: Value, place: tuple[int, ...]) -> Value:
+    """The value at one place of the last axes, of which some may have size 1."""
+
+    def at(a: Array) -> Array:
+        index = (..., *(min(i, n - 1) for i, n in zip(place, a.shape[a.ndim - len(place) :], strict=True)))
+        return np.asarray(a[index])
+
+    return value.apply(at)
+
+
+def _widen(guard: Array | None, count: int) -> Array | None:
+    return None if guard is None else guard.reshape(guard.shape + (1,) * count)
+
+
+def _contract_arrays(arrays: list[Array], kept: list[int]) -> Array:
+    """Multiply arrays that share axes and sum those not kept; axes of size 1 are dropped and put back."""
+    operands: list[Any] = []
+    ndim = arrays[0].ndim
+    sizes: dict[int, int] = {}
+    for a in arrays:
+        axes = [i for i in range(ndim) if a.shape[i] != 1]
+        sizes.update({i: a.shape[i] for i in axes})
+        operands += [a.reshape([a.shape[i] for i in axes]), axes]
+    result = np.einsum(*operands, [i for i in kept if i in sizes], optimize="greedy")
+    return np.asarray(result).reshape([sizes.get(i, 1) for i in kept])
