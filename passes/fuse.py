@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, tensors_read, walk
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, Reduce, tensors_read, walk
 from ..ir.ops import REDUCTIONS
 from ..ir.verify import scan_step
 
@@ -48,6 +48,34 @@ def fusible(c: Cascade, extents: Mapping[str, int]) -> dict[str, tuple[tuple[str
         )
         if good:
             found[e.name] = (e.output.ranks, e.expr)
+    return found
+
+
+def nominal_extents(c: Cascade) -> dict[str, int]:
+    """Extents to judge fusion by where none are given: ranks that fit on chip 64, all others 2048.
+
+    A rank is taken to fit on chip if it is contracted inside a loop that reduces the result again (a head dimension),
+    or if a stream carries a value along it that its extremes do not have (the values of attention).
+    """
+    small: set[str] = set()
+    for e in c.einsums:
+        if len(e.outputs) > 1:
+            narrow = min((set(o.ranks) for o in e.outputs), key=len)
+            small |= {r for o in e.outputs for r in o.ranks} - narrow
+        elif isinstance(e.expr, Reduce) and e.expr.op == "sum" and set(e.output.ranks) & _reduced_by_readers(c, e.name):
+            small |= set(e.expr.ranks)
+    return {r: 64 if r in small else 2048 for r in c.ranks}
+
+
+def _reduced_by_readers(c: Cascade, name: str) -> set[str]:
+    """The ranks over which those that read a tensor, through maps or not, reduce."""
+    names = {name}
+    found: set[str] = set()
+    for e in c.einsums:
+        if names & set(tensors_read(e.expr)):
+            if is_map(e):
+                names.add(e.name)
+            found |= {r for n in e.reductions for r in n.ranks}
     return found
 
 

@@ -179,20 +179,31 @@ def _together(r: Explanation) -> list[Line]:
     return found
 
 
+def _wrapped(first: Line, text: str, style: str) -> list[Line]:
+    """A line that goes on, indented, where an expression is long."""
+    indent = sum(len(part) for part, _ in first)
+    lines = wrap(text, max(40, WIDTH - indent), drop_whitespace=False, break_long_words=False) or [""]
+    found: list[Line] = [[*first, (lines[0].rstrip(), style)]]
+    return found + [[(" " * indent, ""), (line.strip(), style)] for line in lines[1:]]
+
+
 def _rewrites(r: Explanation) -> list[Line]:
     found: list[Line] = [[("Rewrites", "head")]]
     for number, step in enumerate(r.rewrites, 1):
         found.append([(f"    {number}. ", "dim"), (step.name, "title"), (f"   {step.reason}", "")])
-        found += [[("        before  ", "dim"), (line, "")] for line in step.before.splitlines()]
-        found += [[("        after   ", "dim"), (line, "good")] for line in step.after.splitlines()]
+        for line in step.before.splitlines():
+            found += _wrapped([("        before  ", "dim")], line, "")
+        for line in step.after.splitlines():
+            found += _wrapped([("        after   ", "dim")], line, "good")
     return found if r.rewrites else []
 
 
 def _barriers(r: Explanation) -> list[Line]:
     found: list[Line] = [[("Barriers that stand", "head")]]
     for b in r.barriers:
-        found.append([("    ", ""), (b.einsum, "tensor"), (" over ", "dim"), (b.rank, "rank"), (f"   {b.reason}", "")])
-        found.append([("        because of  ", "dim"), (b.expression, "bar")])
+        found += _wrapped([("    ", ""), (b.rank, "rank"), ("   ", "")], b.reason, "")
+        found += _wrapped([("        because of  ", "dim")], b.expression, "bar")
+        found += _wrapped([("        in          ", "dim")], b.einsum, "tensor")
     return found if r.barriers else []
 
 
@@ -204,9 +215,11 @@ def _states(r: Explanation) -> list[Line]:
         )
         wide = _longest(s.components)
         for name, identity, combine in zip(s.components, s.identity, s.combine, strict=True):
-            found.append([("        ", ""), (name.ljust(wide), "tensor"), (f"   from {identity}, then {combine}", "")])
+            found += _wrapped(
+                [("        ", ""), (name.ljust(wide), "tensor")], f"   from {identity}, then {combine}", ""
+            )
         if s.correction:
-            found.append([("        correction  ", "dim"), (s.correction, "")])
+            found += _wrapped([("        correction  ", "dim")], s.correction, "")
     return found if r.states else []
 
 
@@ -223,7 +236,8 @@ def _kernels(r: Explanation) -> list[Line]:
     for k in r.kernels:
         streams = f", streams {k.streamed}" if k.streamed else ""
         over = f"   parallel over {', '.join(k.parallel)}{streams}" if k.parallel else streams.replace(", ", "   ")
-        found.append([("    ", ""), (k.name, "title"), (over, "rank"), (f"   {k.reason}", "")])
+        why = [(f"   {k.reason}", "")] if k.reason else []
+        found.append([("    ", ""), (k.name, "title"), (over, "rank"), *why])
         found += _filled([("        Einsums  ", "dim")], [[(name, "tensor")] for name in k.einsums])
     return found if r.kernels else []
 
