@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from castile.ir.cascade import (
     Access,
     Call,
@@ -192,13 +193,14 @@ class _Machine:
             kept = [r for r in e.ranks if r in o.ranks]
             order = [kept.index(r) for r in o.ranks]
 
-            def placed(x: Tensor, full: list[int] = full, kept: int = len(kept), order: list[int] = order) -> Tensor:
+            drop = [i for i, r in enumerate(e.ranks) if r not in o.ranks]
+
+            def placed(x: Tensor, full: list[int] = full, drop: list[int] = drop, order: list[int] = order) -> Tensor:
                 for axis in range(x.ndim):
                     if full[axis] == 1:
                         x = x.narrow(axis, 0, 1)
                 x = x.broadcast_to(full)
-                drop = [i for i, r in enumerate(e.ranks) if r not in o.ranks]
-                return (x.squeeze(drop) if drop else x).permute(order) if kept else x.reshape(())
+                return (x.squeeze(drop) if drop else x).permute(order)
 
             self.tensors[o.name] = Value(placed(v.data), None if v.masked is None else placed(v.masked))
 
@@ -285,7 +287,6 @@ class _Machine:
         inner = scope.extend(e.ranks, [range(self.extents[r]) for r in e.ranks])
         wide = None if guard is None else guard.reshape(*guard.shape, *(1,) * len(e.ranks))
         value = self.at(e.arg, inner, wide)
-        axes = tuple(range(scope.ndim, inner.ndim))
         shape = [*value.data.shape[: scope.ndim], *inner.shape[scope.ndim :]]
         data = value.data.broadcast_to(shape)
         if data.dtype == torch.bool and e.op not in ("any", "all"):
@@ -317,7 +318,6 @@ class _Machine:
                 y = flat.any(-1)
             case _:
                 y = flat.all(-1)
-        del axes
         return Value(y, masked)
 
     def _fold(self, e: Reduce, scope: Scope, guard: Tensor | None) -> list[Value]:

@@ -1,0 +1,76 @@
+"""Extents of a cascade that was made from another: the same ranks must keep the same sizes.
+
+A rank that no parameter has takes the largest extent with which what the text reads stays in bounds. A text that reads
+less may say another extent, and then means another thing.
+"""
+
+from __future__ import annotations
+
+from ..ir.cascade import Access, Cascade, Const, Expr, Extent, Rank, walk
+from ..ir.errors import CastileError
+from ..ir.extents import bindings, extent_of, resolve
+from .transpose import Names
+
+# The extents with which two cascades are compared: far apart, and larger than any window written out in a text.
+SAMPLES = ((211, 13), (307, -7))
+
+
+def sizes(c: Cascade) -> tuple[dict[str, Expr], dict[str, tuple[str, int]]]:
+    """Extents that are others: ``{"j": extent(k)}`` where j only reads along k, and the parameters' axes read so."""
+    known: dict[str, Expr] = {}
+    axes: dict[str, tuple[str, int]] = {}
+    for b in bindings(c):
+        if b.param is not None or not b.within or not all(isinstance(u.index, Rank) for u in b.within):
+            continue
+        found = {c.indices_of(u.tensor)[u.axis] for u in b.within}
+        index = found.pop()
+        if not found and isinstance(index, Rank | Const):
+            known[b.rank] = known.get(index.name, Extent(index.name)) if isinstance(index, Rank) else index
+        first = b.within[0]
+        if first.tensor in c.param_of and all((u.tensor, u.axis) == (first.tensor, first.axis) for u in b.within):
+            axes[b.rank] = (first.tensor, first.axis)
+    return known, axes
+
+
+def changed_extent(c: Cascade, made: Cascade, names: Names) -> str | None:
+    """A rank of a cascade made from ``c`` that would have another extent than in it, or none; None if all agree."""
+    for start, step in SAMPLES:
+        given = {b.rank: start + step * i for i, b in enumerate(bindings(c)) if b.param is not None}
+        before = resolve(c, _fitting(c, given))
+        try:
+            own = [b.rank for b in bindings(made) if b.param is not None]
+        except CastileError as error:
+            return error.rank
+        known = {r: _size(r, before, names) for r in own}
+        after = resolve(made, {r: n for r, n in known.items() if n is not None})
+        for r, n in after.items():
+            if n != before.get(names.copies.get(r, r), n):
+                return r
+    return None
+
+
+def _fitting(c: Cascade, given: dict[str, int]) -> dict[str, int]:
+    """Extents no larger than those of the axes along which their ranks read."""
+    reads = [
+        (index.name, axis.name)
+        for e in c.einsums
+        for n in walk(e.expr)
+        if isinstance(n, Access)
+        for index, axis in zip(n.indices, c.indices_of(n.tensor), strict=True)
+        if isinstance(index, Rank) and isinstance(axis, Rank) and {index.name, axis.name} <= given.keys()
+    ]
+    fitting: dict[str, int] = dict(given)
+    before: dict[str, int] = {}
+    while fitting != before:
+        before = dict(fitting)
+        for small, large in reads:
+            fitting[small] = min(fitting[small], fitting[large])
+    return fitting
+
+
+def _size(rank: str, before: dict[str, int], names: Names) -> int | None:
+    origin = names.copies.get(rank, rank)
+    if origin in before:
+        return before[origin]
+    index = names.sizes.get(rank, Rank(rank))
+    return int(index.value) if isinstance(index, Const) else extent_of(index, before)
