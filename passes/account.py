@@ -25,8 +25,8 @@ def rewrites(d: Derivation) -> tuple[Rewrite, ...]:
     return tuple(Rewrite(s.name, s.before, s.after, s.reason) for s in d.steps)
 
 
-def barriers(c: Cascade, d: Derivation) -> tuple[Barrier, ...]:
-    """The barriers that stand, with the statement of the cascade in which each was met."""
+def barriers(d: Derivation) -> tuple[Barrier, ...]:
+    """The barriers that stand, each with the integrand in which it was met."""
     return tuple(Barrier(b.integrand, ", ".join(b.ranks), b.expression, b.reason) for b in d.barriers)
 
 

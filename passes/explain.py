@@ -70,7 +70,7 @@ class Rewrite:
 class Barrier:
     """A reduction over ``rank`` that must wait for another: the expression that blocks it, and why."""
 
-    einsum: str
+    integrand: str
     rank: str
     expression: str
     reason: str

@@ -203,7 +203,7 @@ def _barriers(r: Explanation) -> list[Line]:
     for b in r.barriers:
         found += _wrapped([("    ", ""), (b.rank, "rank"), ("   ", "")], b.reason, "")
         found += _wrapped([("        because of  ", "dim")], b.expression, "bar")
-        found += _wrapped([("        in          ", "dim")], b.einsum, "tensor")
+        found += _wrapped([("        in          ", "dim")], b.integrand, "tensor")
     return found if r.barriers else []
 
 
