@@ -42,7 +42,10 @@ def changed_extent(c: Cascade, made: Cascade, names: Names) -> str | None:
         except CastileError as error:
             return error.rank
         known = {r: _size(r, before, names) for r in own}
-        after = resolve(made, {r: n for r, n in known.items() if n is not None})
+        try:
+            after = resolve(made, {r: n for r, n in known.items() if n is not None})
+        except CastileError as error:
+            return error.rank
         for r, n in after.items():
             if n != before.get(names.copies.get(r, r), n):
                 return r

@@ -46,7 +46,7 @@ from .adjoint import ONE, ZERO, added, collected, folded, is_negated, negated, q
 from .count import needed
 from .extent import changed_extent, sizes
 from .normaliser import Extremes, Normaliser, Route, access_to, replaced, routes, save_normalisers
-from .transpose import Names, Share, guarded, transpose, unshadowed
+from .transpose import Names, Share, guarded, reads, transpose, unshadowed
 
 Step = Einsum | Normaliser
 
@@ -140,6 +140,9 @@ class _Backward:
         self.backward: list[Einsum] = []
         self.shares: dict[str, list[Share]] = {}
         self.adjoint: dict[str, Access] = {}
+        # Reductions inside the step of a scan, which wait until its adjoint is there.
+        self.waiting: list[tuple[Reduce, Expr, _Place]] = []
+        self.after_scan = False
         self.known: dict[tuple[str, Expr, tuple[Expr, ...]], Access] = {}
 
     def run(self) -> Cascade:
@@ -227,12 +230,16 @@ class _Backward:
 
     def _total(self, tensor: str, axes: tuple[str, ...]) -> Expr | None:
         """The adjoint of a tensor over its own ranks: the sum of all shares."""
+        shares = self.shares.get(tensor)
+        return self._summed(shares, axes) if shares else None
+
+    def _summed(self, shares: Sequence[Share], axes: tuple[str, ...]) -> Expr:
         terms = []
-        for s in collected(self.shares.get(tensor, [])):
+        for s in collected(shares):
             minus = is_negated(s.value)
             e = transpose(replace(s, value=negated(s.value)) if minus else s, axes, self.names)
             terms.append(negated(e) if minus else e)
-        return added(terms) if terms else None
+        return added(terms)
 
     def _written(self, name: str, ranks: tuple[str, ...], total: Expr, dtype: str) -> Access:
         """An adjoint as a tensor; one that is another's value just as it stands is that one."""
@@ -267,14 +274,15 @@ class _Backward:
             adjoint = self._written(name, ranks, total, dtype)
         self.adjoint[e.name] = adjoint
         self.types.setdefault(name, dtype)
-        expr = unshadowed(e.expr, set(ranks), self.names)
-        if expr != e.expr:
-            self.forward[e.name] = e = replace(e, expr=expr)
         self._walk(e.expr, adjoint, _Place(e, ranks))
         if scan:
             total = self._total(e.name, ranks)
             assert total is not None
             self._written(name, ranks, total, dtype)
+            self.after_scan, waiting, self.waiting = True, self.waiting, []
+            for step in waiting:
+                self._walk_apart(*step)
+            self.after_scan = False
 
     def _walk(self, e: Expr, adjoint: Expr, place: _Place) -> None:
         """Carry the adjoint of an expression to the accesses in it."""
@@ -287,31 +295,59 @@ class _Backward:
             case Cast(arg=arg):
                 self._walk(arg, adjoint, place)
             case Call(op="where", args=(condition, a, b)):
+                condition = self._light(condition, place)
                 self._walk(a, adjoint, place.under(condition))
                 self._walk(b, adjoint, place.under(Call("not", (condition,))))
             case Call(args=args):
                 for i, a in enumerate(args):
                     if self._flows(a):
                         self._walk(a, self._through(e, i, adjoint, place), place)
-            case Reduce(op="sum", ranks=ranks, arg=arg):
-                self._walk(arg, adjoint, replace(place, ranks=place.ranks + ranks))
-            case Reduce(op="max" | "min"):
+            case Reduce() if any(r not in free_ranks(e) for r in place.ranks):
+                self._walk_apart(e, adjoint, place)
+            case Reduce():
+                self._walk_reduction(e, adjoint, place)
+
+    def _walk_reduction(self, e: Reduce, adjoint: Expr, place: _Place) -> None:
+        match e.op:
+            case "sum":
+                self._walk(e.arg, adjoint, replace(place, ranks=place.ranks + e.ranks))
+            case "max" | "min":
                 self._walk_extreme(e, adjoint, place)
-            case Reduce(op="prod"):
+            case "prod":
                 self._walk_product(e, adjoint, place)
-            case Reduce(op=op):
+            case _:
                 raise VerifyError(
-                    f"the monoid `{op}` has no derivative",
+                    f"the monoid `{e.op}` has no derivative",
                     hint="write the reductions that it stands for",
                     einsum=place.einsum.name,
                     loc=e.loc,
                 )
 
+    def _walk_apart(self, e: Reduce, adjoint: Expr, place: _Place) -> None:
+        """A reduction that some of the ranks in scope leave as it is: its adjoint is summed over them first."""
+        if scan_step(place.einsum) is not None and not self.after_scan:
+            if reads(e, place.einsum.name):
+                # It is part of the step, so it stays there.
+                e = unshadowed(e, set(place.ranks), self.names)
+                self._walk_reduction(e, adjoint, place)
+            else:
+                self.waiting.append((e, adjoint, place))
+            return
+        ranks = tuple(r for r in place.ranks if r in free_ranks(e))
+        share = Share(tuple(Rank(r) for r in ranks), place.ranks, place.guards, adjoint)
+        name = self.names.fresh(f"d{place.einsum.name}_{e.op}")
+        total = self._written(name, ranks, self._summed([share], ranks), self._float(e))
+        guards = tuple(g for g in place.guards if free_ranks(g) <= set(ranks))
+        self._walk(e, total, replace(place, ranks=ranks, guards=guards))
+
+    def _float(self, e: Expr) -> str:
+        return "f64" if self.checker.infer(e) == "f64" else "f32"
+
     def _through(self, e: Call, i: int, adjoint: Expr, place: _Place) -> Expr:
         """The adjoint of one argument of an operation, from the op table."""
         if e.op == "div":
             down = self._light(e.args[1], place)
-            above = adjoint if i == 0 else times(adjoint, self._value(e, place))
+            above = adjoint if i == 0 else times(adjoint, self._light(e, place))
             return quotient(above, down) if i == 0 else negated(quotient(above, down))
         row = OPS[e.op]
         text = row.derivative[i] if row.derivative else None
@@ -324,7 +360,7 @@ class _Backward:
             )
         values = {"a": e.args[0], "b": e.args[-1], "y": e}
         slope = parse_expr(text, values)
-        used = {name: self._value(values[name], place) for name in tensors_read(slope)}
+        used = {name: self._light(values[name], place) for name in tensors_read(slope)}
 
         def filled(n: Expr) -> Expr:
             return used.get(n.tensor, n) if isinstance(n, Access) else n
@@ -333,12 +369,13 @@ class _Backward:
 
     def _walk_extreme(self, e: Reduce, adjoint: Expr, place: _Place) -> None:
         """Ties of a maximum share the gradient, as torch.amax has it: where(x == max, d / ties, 0)."""
-        extreme = self._value(e, place)
+        extreme = self._light(e, place)
         equal = Call("eq", (e.arg, extreme))
         count = Reduce("sum", e.ranks, (Call("where", (equal, ONE, ZERO)),))
         ties = self._named(count, f"{place.einsum.name}_ties", place)
-        inner = replace(place, ranks=place.ranks + e.ranks).under(Call("eq", (self._light(e.arg, place), extreme)))
-        self._walk(e.arg, quotient(adjoint, ties), inner)
+        inner = replace(place, ranks=place.ranks + e.ranks)
+        same = Call("eq", (self._light(e.arg, inner), extreme))
+        self._walk(e.arg, quotient(adjoint, ties), inner.under(same))
 
     def _walk_product(self, e: Reduce, adjoint: Expr, place: _Place) -> None:
         """Of a factor, the product of all others: the whole one divided by it, or where that is 0, of what is not 0."""
@@ -356,35 +393,38 @@ class _Backward:
 
     # Values that adjoints need
 
-    def _value(self, e: Expr, place: _Place) -> Expr:
-        """A value of the forward cascade: its tensor where an Einsum is nothing else, else what it is."""
-        t = place.einsum
-        if e is t.expr and (t.output.dtype is None or DTYPES[t.output.dtype].bits >= 32):
-            return Access(t.name, tuple(Rank(r) for r in t.output.ranks))
-        return self._light(e, place)
-
     def _light(self, e: Expr, place: _Place) -> Expr:
-        """The expression with a tensor for each reduction in it."""
-        if isinstance(e, Reduce):
-            return self._named(e, f"{place.einsum.name}_{e.op}", place)
-        if isinstance(e, Call) and e.op == "where":
-            condition, a, b = e.args
-            a, b = self._light(a, place.under(condition)), self._light(b, place.under(Call("not", (condition,))))
-            return replace(e, args=(self._light(condition, place), a, b))
-        if isinstance(e, Call):
-            return replace(e, args=tuple(self._light(x, place) for x in e.args))
-        return replace(e, arg=self._light(e.arg, place)) if isinstance(e, Cast) else e
+        """An expression of the forward cascade with a tensor for each reduction in it, and for all of an Einsum."""
+        t = place.einsum.output
+        if (
+            e is place.einsum.expr
+            and set(t.ranks) <= set(place.ranks)
+            and (t.dtype is None or DTYPES[t.dtype].bits >= 32)
+        ):
+            return Access(t.name, tuple(Rank(r) for r in t.ranks))
+        match e:
+            case Reduce():
+                return self._named(e, f"{place.einsum.name}_{e.op}", place)
+            case Call(op="where", args=(condition, a, b)):
+                condition = self._light(condition, place)
+                a, b = self._light(a, place.under(condition)), self._light(b, place.under(Call("not", (condition,))))
+                return replace(e, args=(condition, a, b))
+            case Call(args=args):
+                return replace(e, args=tuple(self._light(x, place) for x in args))
+            case Cast(arg=arg):
+                return replace(e, arg=self._light(arg, place))
+            case _:
+                return e
 
     def _named(self, e: Reduce, name: str, place: _Place) -> Access:
         """A reduction as a tensor over the ranks in scope that it depends on, 0 where it is not needed."""
-        if e is place.einsum.expr and name.endswith(f"_{e.op}"):
-            return Access(place.einsum.name, tuple(Rank(r) for r in place.einsum.output.ranks))
         key = (place.einsum.name, e, place.guards)
         if key not in self.known:
-            value = guarded(place.guards, e)
+            dtype = settle(self.checker.infer(e))
+            value = guarded(place.guards, e, _nothing(dtype))
             ranks = tuple(r for r in place.ranks if r in free_ranks(value))
             name = self.names.fresh(name)
-            self.types[name] = settle(self.checker.infer(e))
+            self.types[name] = dtype
             self.extra.setdefault(place.einsum.name, []).append(Einsum((Output(name, ranks),), value))
             self.known[key] = Access(name, tuple(Rank(r) for r in ranks))
         return self.known[key]
@@ -408,7 +448,6 @@ class _Backward:
         dlse = self._written(name, n.ranks, negated(total) if minus else total, "f32")
         at = Einsum((Output(n.name, n.ranks),), ONE)
         for over, score in n.parts:
-            score = unshadowed(score, {*n.ranks, *over}, self.names)
             value = Call("exp", (Call("sub", (score, n.access)),))
             same = next((e.name for e in self.plain.einsums if e.expr == value), None)
             share = times(access_to(self.plain, same) if same is not None else value, dlse)
@@ -527,6 +566,11 @@ class _Backward:
                 meaning = Einsum((Output(n.name, n.ranks),), Call("log", (added(sums),)))
                 doc += f" {print_einsum(meaning)}."
         return doc
+
+
+def _nothing(dtype: str) -> Expr:
+    row = DTYPES[dtype]
+    return ZERO if row.is_float else Const(False) if row.kind == "bool" else Const(0)
 
 
 def _sources(step: Step) -> list[Expr]:

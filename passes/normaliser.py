@@ -366,15 +366,19 @@ class Extremes:
 
     def __init__(self, c: Cascade) -> None:
         self.reader = read(c, "full")
-        self.used: set[bytes] = set()
+        self.used: set[int] = set()
         self.known: dict[Reduce, bool] = {}
+        self.shapes: dict[bytes, int] = {}
+        seen: set[bytes] = set()
         stack: list[Value] = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
         stack += [v for values in self.reader.opaque.values() for v in values]
         while stack:
             v = stack.pop()
-            if v.digest in self.used:
+            if v.digest in seen:
                 continue
-            self.used.add(v.digest)
+            seen.add(v.digest)
+            if isinstance(v, Atom) and _is_extreme(v):
+                self.used.add(self._shape(v))
             if isinstance(v, Form):
                 for m in v.terms:
                     stack.extend(a for a, _ in m.factors)
@@ -385,9 +389,33 @@ class Extremes:
     def dead(self, node: Reduce) -> bool:
         """Whether no output depends on this extreme."""
         if node not in self.known:
-            found = list(_inside(self.reader.value(uncast(node)), _is_extreme))
-            self.known[node] = bool(found) and not any(a.digest in self.used for a in found)
+            # What stands in the step of a scan was read as it is written.
+            found = [a for level in ("full", "none") for a in _inside(self._value(node, level), _is_extreme)]
+            self.known[node] = bool(found) and not any(self._shape(a) in self.used for a in found)
         return self.known[node]
+
+
+    def _value(self, node: Reduce, level: str) -> Value:
+        reductions = self.reader.reductions
+        before, reductions.level = reductions.level, level
+        value = self.reader.value(uncast(node))
+        reductions.level = before
+        return value
+
+    def _shape(self, v: Value) -> int:
+        """A hash of the value that does not tell ranks apart: another instance of one is the same."""
+        if v.digest not in self.shapes:
+            if isinstance(v, Atom):
+                name = "" if v.kind == "rank" else v.name
+                self.shapes[v.digest] = hash((v.kind, name, *map(self._shape, v.args)))
+            else:
+                self.shapes[v.digest] = hash(frozenset((self._term(m), q) for m, q in v.terms.items()))
+        return self.shapes[v.digest]
+
+    def _term(self, m: Monomial) -> int:
+        factors = frozenset((self._shape(a), p) for a, p in m.factors)
+        exponent = None if m.exponent is None else self._shape(m.exponent)
+        return hash((factors, exponent, frozenset(map(self._shape, m.brackets))))
 
 
 # What the outputs owe to a saved logarithm

@@ -116,8 +116,8 @@ def transpose(share: Share, axes: tuple[str, ...], names: Names) -> Expr:
     return Reduce("sum", over, (e,)) if over else e
 
 
-def guarded(conditions: Iterable[Expr], value: Expr) -> Expr:
-    """``where(conditions, value, 0.0)``, each condition read only where those before it hold."""
+def guarded(conditions: Iterable[Expr], value: Expr, otherwise: Expr = ZERO) -> Expr:
+    """``where(conditions, value, otherwise)``, each condition read only where those before it hold."""
     groups: list[Expr] = []
     for condition in dict.fromkeys(conditions):
         if groups and not tensors_read(condition):
@@ -125,7 +125,7 @@ def guarded(conditions: Iterable[Expr], value: Expr) -> Expr:
         else:
             groups.append(condition)
     for condition in reversed(groups):
-        value = Call("where", (condition, value, ZERO))
+        value = Call("where", (condition, value, otherwise))
     return value
 
 

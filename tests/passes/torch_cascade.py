@@ -30,10 +30,10 @@ from castile.ir.cascade import (
     Reduce,
     is_minus_infinity,
 )
-from castile.ir.dtypes import DTYPES
+from castile.ir.dtypes import DTYPES, wrap
 from castile.ir.extents import resolve
 from castile.ir.ops import OPS, REDUCTIONS
-from castile.ir.scalar import convert, wrap
+from castile.ir.scalar import convert
 from castile.ir.types import TypeChecker, settle, tensor_types
 from castile.ir.verify import scan_step
 
