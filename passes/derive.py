@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Monoid, Output, Rank, Reduce
+from ..ir.cascade import Access, Call, Cascade, Const, Einsum, Expr, Extent, Monoid, Output, Rank, Reduce
+from ..ir.errors import CastileError
+from ..ir.extents import Binding, bindings
+from ..ir.ops import OPS
 from ..ir.print import print_expr
 from ..ir.verify import verify
 from .count import count_passes
@@ -123,7 +127,8 @@ class _Deriver:
         self.bodies = {x.digest for a in live for x in a.args}
         for name, values in self.reader.opaque.items():
             self.inner |= {a.digest for v in values for a in _reading(v, name)}
-        self.inner |= {a.digest for a in live if _reads_beyond(a)}
+        certain = self._certain()
+        self.inner |= {a.digest for a in live if a.digest not in certain and self._needs_guard(a)}
         for atom in live:
             if atom.digest in self.inner:
                 continue
@@ -140,6 +145,8 @@ class _Deriver:
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
         derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
+        if not keeps_extents(c, derived, self.reader.instances):
+            return Derivation("as written", c, before, (), (self._unknown_extent(),), ())
         verify(derived)
         after = count_passes(derived)
         passes = {r: after.get(r, 0) for r in before}
@@ -148,7 +155,35 @@ class _Deriver:
         form = form_name(self.level, self.kind, bool(self.streams))
         return Derivation(form, derived, passes, self._steps(), self._blocks(), tuple(self.streams))
 
+    def _unknown_extent(self) -> Block:
+        loose = ", ".join(b.rank for b in bindings(self.c) if b.param is None)
+        return Block((), loose, "", f"only indices say how large {loose} is, and a rewrite would drop some of them")
+
     # What is there
+
+    def _certain(self) -> set[bytes]:
+        """What the cascade computes under no condition: reductions that may stand on their own."""
+        roots = list(self.reader.forms.values()) + [v for vs in self.reader.opaque.values() for v in vs]
+        found: set[bytes] = set()
+        stack = list(roots)
+        while stack:
+            v = stack.pop()
+            if v.digest in found:
+                continue
+            found.add(v.digest)
+            if isinstance(v, Atom):
+                stack.extend(() if v.kind == "pred" and v.name == "where" else v.args)
+                continue
+            for m in v.terms:
+                # What brackets ask is computed; what they guard may not be.
+                stack.extend(m.brackets if m.brackets else parts_of(m))
+        return found
+
+    def _needs_guard(self, a: Atom) -> bool:
+        """Whether a condition around a reduction may be what gives it a meaning: reads in bounds, a fiber not empty."""
+        if a.name == "argmax":
+            return True
+        return any(self.reader.reads_elsewhere(x) for x in a.args)
 
     def _live(self, roots: list[Value], tensors: list[str]) -> list[Atom]:
         """Every reduction that the outputs need, innermost first; the tensors that stay are gone into."""
@@ -329,7 +364,7 @@ class _Deriver:
         for name, value in self.reader.forms.items():
             if (
                 not isinstance(value, Form)
-                or value.atom is not None
+                or (value.atom is not None and value.atom.kind != "fn")
                 or value.constant is not None
                 or name in self.c.outputs
             ):
@@ -345,7 +380,7 @@ class _Deriver:
     def _hook(self, a: Atom) -> Expr | None:
         if a.kind == "red" and a.digest not in self.inner:
             return self._access(a)
-        return None
+        return self._named(lift(a)) if a.kind == "fn" else None
 
     def _access(self, a: Atom) -> Expr:
         name, ranks = self.named[self._ensure(a)]
@@ -487,7 +522,7 @@ class _Deriver:
         lowering = self._lowering()
         if isinstance(v, Form) and dtype[0] in "fb" and dtype != "bool":
             return lowering.float(v)
-        return lowering.value(v)
+        return lowering.form(v, whole=True) if isinstance(v, Form) else lowering.atom(v)
 
     def _output(self, name: str) -> None:
         if any(o.name == name for e in self.einsums for o in e.outputs):
@@ -562,6 +597,41 @@ class _Deriver:
         return Block(b.ranks, self._show(b.blocking, itself=True), self._show(b.integrand), reason)
 
 
+def keeps_extents(c: Cascade, derived: Cascade, instances: Mapping[str, str]) -> bool:
+    """Whether ranks that only indices bound get their extents from the same indices as before."""
+    before = {b.rank: b for b in bindings(c)}
+    try:
+        after = bindings(derived)
+    except CastileError:
+        return False
+    found = {b.rank: _places(c, b, instances) for b in before.values()}
+    return all(
+        b.param is not None or _places(derived, b, instances) == found.get(instances.get(b.rank, b.rank)) for b in after
+    )
+
+
+def _places(c: Cascade, b: Binding, instances: Mapping[str, str]) -> set[tuple[str, tuple[int, ...]]]:
+    """The indices that bound a rank and the axes that they read, by values at two probes, whatever the spelling."""
+    found = set()
+    for u in b.within:
+        axis = c.indices_of(u.tensor)[u.axis]
+        size = instances.get(axis.name, axis.name) if isinstance(axis, Rank) else print_expr(axis)
+        found.add((size, tuple(_probe(u.index, salt, instances) for salt in (3, 7))))
+    return found
+
+
+def _probe(e: Expr, salt: int, instances: Mapping[str, str]) -> int:
+    match e:
+        case Const(value=value):
+            return int(value)
+        case Rank(name=name) | Extent(rank=name):
+            return zlib.crc32(f"{instances.get(name, name)}{salt}".encode()) % 10007
+        case Call(op=op, args=args):
+            return int(OPS[op].numpy(*(_probe(a, salt, instances) for a in args)))
+        case _:
+            return -1
+
+
 def _reading(v: Value, tensor: str) -> list[Atom]:
     """The reductions inside a value that read the tensor."""
     found: list[Atom] = []
@@ -580,29 +650,6 @@ def _reading(v: Value, tensor: str) -> list[Atom]:
 
     reads(v)
     return found
-
-
-def _reads_beyond(v: Atom) -> bool:
-    """Whether a reduction reads a tensor at a shifted place that its own brackets do not guard.
-
-    Such a read is in bounds only under the condition where it stands, so the reduction stays there.
-    """
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if isinstance(x, Atom):
-            if x.kind == "access" and any(isinstance(i, Form) and _shifted(i) for i in x.args):
-                return True
-            stack.extend(x.args)
-        else:
-            for m in x.terms:
-                if not m.brackets:
-                    stack.extend(parts_of(m))
-    return False
-
-
-def _shifted(index: Form) -> bool:
-    return index.single is None and any(m.is_one for m in index.terms)
 
 
 def _positive(f: Form) -> bool:

@@ -11,7 +11,7 @@ from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
-from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, negate
+from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, negate
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -63,14 +63,23 @@ class Lowering:
 
     # Sums
 
-    def form(self, f: Form) -> Expr:
+    def form(self, f: Form, *, whole: bool | None = None) -> Expr:
+        """A form; ``whole`` says that it must be an integer, None that it is one if it can be."""
         if not f.terms:
             return Const(0)
         if self.named is not None and (found := self.named(f)) is not None:
             return found
-        whole = is_integral(f)
-        masks = [a for m, _ in f.terms.items() if (a := _mask(m)) is not None]
-        terms = [(m, q) for m, q in f.terms.items() if _mask(m) is None]
+        whole = is_integral(f) if whole is None else whole
+        return self._masked(list(f.terms.items()), whole)
+
+    def _masked(self, every: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
+        """A sum, or -inf where one of its masks leaves it out: what it reads stands under the masks."""
+        masks = [a for m, q in every if (a := _mask(m, q)) is not None]
+        passed = {p for a in masks for p in _conjuncts(a.args[0])}
+        # Under a mask, what it masks needs no bracket of its own.
+        terms = [
+            (Monomial(m.factors, m.exponent, set(m.brackets) - passed), q) for m, q in every if _mask(m, q) is None
+        ]
         e = self._sum(terms, whole) if terms else Const(0.0)
         if masks:
             e = self._where([p for a in masks for p in a.args if isinstance(p, Atom)], e, MINUS_INF)
@@ -109,13 +118,17 @@ class Lowering:
             )
             mine = groups.pop(brackets)
             if other is None:
+                if brackets and any(_mask(m, q) is not None for m, q in mine):
+                    e = self._masked(mine, whole)
+                    parts.append((self._where(brackets, e, Const(0) if whole else Const(0.0)), True))
+                    continue
                 parts += [self._term(Monomial(m.factors, m.exponent, brackets), q, whole) for m, q in mine]
                 continue
             p, complement = other
             theirs = groups.pop(complement)
             if p.name == "not":
                 p, mine, theirs = negate(p), theirs, mine
-            e = call("where", self.atom(p), self._sum(mine, whole), self._sum(theirs, whole))
+            e = call("where", self.atom(p), self._masked(mine, whole), self._masked(theirs, whole))
             rest = brackets & complement
             parts.append((self._where(rest, e, Const(0) if whole else Const(0.0)) if rest else e, True))
         return parts
@@ -249,7 +262,7 @@ class Lowering:
             return found
         match a.kind:
             case "access":
-                return Access(a.name, tuple(self.form(_form(i)) for i in a.args))
+                return Access(a.name, tuple(self.form(_form(i), whole=True) for i in a.args))
             case "rank":
                 return Rank(a.name)
             case "extent":
@@ -279,13 +292,12 @@ class Lowering:
         """The argument of a reduction: a float where the reduction is one."""
         if isinstance(x, Atom):
             return self.atom(x)
-        return self.float(x) if a.dtype in ("f32", "f64") else self.form(x)
+        return self.float(x) if a.dtype in ("f32", "f64") else self.form(x, whole=None if a.name == "argmax" else True)
 
     def _integer(self, a: Atom) -> Expr:
-        args = [self.value(x) for x in a.args]
         if a.name.startswith("cast:"):
-            return Cast(a.name[5:], args[0])
-        return Call(a.name, tuple(args))
+            return Cast(a.name[5:], self.value(a.args[0]))
+        return Call(a.name, tuple(self.form(x, whole=True) if isinstance(x, Form) else self.atom(x) for x in a.args))
 
     def _predicate(self, a: Atom) -> Expr:
         if a.name in ("true", "false"):
@@ -323,7 +335,7 @@ class Lowering:
         if op == "ge" and right.get(one) == ONE_FRACTION and len(right) > 1:
             del right[one]
             op = "gt"
-        return call(op, self.form(Form(left)), self.form(Form(right)))
+        return call(op, self.form(Form(left), whole=True), self.form(Form(right), whole=True))
 
 
 def _form(v: Value) -> Form:
@@ -338,11 +350,19 @@ def _reads_data(v: Value) -> bool:
     return any(_reads_data(a) for m in v.terms for a, _ in m.factors)
 
 
-def _mask(m: Monomial) -> Atom | None:
-    """The lbr of a term that is nothing but a multiple of it."""
-    if m.exponent is not None or m.brackets:
+def _conjuncts(p: Value) -> tuple[Atom, ...]:
+    parts = p.args if isinstance(p, Atom) and p.kind == "pred" and p.name == "and" else (p,)
+    return tuple(a for a in parts if isinstance(a, Atom))
+
+
+def _mask(m: Monomial, q: Fraction) -> Atom | None:
+    """The lbr of a term that is nothing but a positive multiple of it."""
+    if m.exponent is not None or m.brackets or q < 0:
         return None
-    return next((a for a, _ in m.factors if a.kind == "lbr"), None)
+    found = [a for a, p in m.factors if a.kind == "lbr" and p == 1]
+    others = [a for a, _ in m.factors if a.kind != "lbr"]
+    alone = len(found) == 1 and len(others) == len(m.factors) - 1
+    return found[0] if alone and all(map(atom_nonnegative, others)) else None
 
 
 def _power(e: Expr, n: int) -> Expr:
@@ -389,4 +409,4 @@ def is_integral(f: Form) -> bool:
 def _integral_atom(a: Atom) -> bool:
     if a.kind == "poly":
         return is_integral(_form(a.args[0]))
-    return a.kind in ("rank", "extent", "int") or (a.kind in ("access", "red") and a.dtype[0] in "iu")
+    return a.kind in ("rank", "extent") or (a.kind in ("int", "access", "red") and a.dtype[0] in "iu")

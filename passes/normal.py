@@ -12,7 +12,7 @@ logarithm of a bracket, 0 or -inf; ``where(p, a, -inf)`` is ``a + lbr(p)``."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Any
@@ -448,8 +448,10 @@ def exp(f: Form) -> Form:
             product.append(power(inner, int(q)))
         else:
             exponent[m] = q
-    base = Form({Monomial((), Form(exponent) if exponent else None, brackets): ONE_FRACTION})
-    return mul(base, *product)
+    # Under its own brackets the exponent needs none of them.
+    passed = set(brackets)
+    bare = add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q}) for m, q in exponent.items()))
+    return mul(Form({Monomial((), bare if bare.terms else None, brackets): ONE_FRACTION}), *product)
 
 
 def _log_is_total(a: Atom) -> bool:
@@ -607,12 +609,19 @@ def select(p: Atom, a: Form, b: Form) -> Form:
     if p == TRUE or a == b:
         return a
     if p == FALSE:
-        return b
+        # What a mask leaves out stays marked as that, unlike -inf in the data.
+        return lift(lbr(p)) if b == minus else b
     if b == minus:
-        return add(a, lift(lbr(p)))
+        return masked(a, [p])
     if a == minus:
-        return add(b, lift(lbr(negate(p))))
+        return masked(b, [negate(p)])
     return add(bracketed(p, a), bracketed(negate(p), b))
+
+
+def masked(f: Form, conditions: Iterable[Atom]) -> Form:
+    """``where(p, f, -inf)``: what f reads stays under the condition, as ``[p] f + lbr(p)``."""
+    p = conjunction(conditions)
+    return f if p == TRUE else add(bracketed(p, f), lift(lbr(p)))
 
 
 def bracketed(p: Atom, f: Form) -> Form:
@@ -688,7 +697,33 @@ def _sqrt(f: Form) -> Form:
     return lift(Atom("fn", "sqrt", (f,)))
 
 
-# Substitution
+# Walking and substitution
+
+
+def parts_of(v: Value) -> Iterable[Value]:
+    """What a value is made of, one level down: an atom's arguments; a form's atoms, brackets and exponents."""
+    if isinstance(v, Atom):
+        yield from v.args
+        return
+    for m in v.terms:
+        yield from (a for a, _ in m.factors)
+        yield from m.brackets
+        if m.exponent is not None:
+            yield m.exponent
+
+
+def values_inside(*roots: Value, into: Callable[[Value], bool] = lambda v: True) -> Iterator[Value]:
+    """Every value inside the roots, themselves included, once each; ``into`` says whose parts are gone into."""
+    seen: set[bytes] = set()
+    stack: list[Value] = list(roots)
+    while stack:
+        v = stack.pop()
+        if v.digest in seen:
+            continue
+        seen.add(v.digest)
+        yield v
+        if into(v):
+            stack.extend(parts_of(v))
 
 
 def rewrite(value: Value, f: Callable[[Atom], Form | Atom | None], memo: dict[bytes, Value]) -> Value:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Expr
-from .normal import Atom, Form, Monomial, add, lbr, lift
+from .normal import Atom, Form, Monomial, compare, lift, masked
 
 # The place of no element: greater than any.
 NOWHERE = 2**31 - 1
@@ -31,12 +31,12 @@ class Ranking:
 
     def pair(self, j: int) -> tuple[Atom, Atom]:
         """The value and the place of the j-th best, as reductions that leave out those before it."""
-        body = add(self.values, *(lift(lbr(p)) for p in self._left_out(j)))
+        body = self.values
+        for p in self._left_out(j):
+            body = masked(body, [p])
         return Atom("red", "max", (body,), (self.rank,)), Atom("red", "argmax", (body,), (self.rank,), "i64")
 
     def _left_out(self, j: int) -> list[Atom]:
-        from .normal import compare
-
         here = lift(Atom("rank", self.rank, dtype="i64"))
         return [compare("ne", here, lift(p), integer=True) for p in self.places[:j]]
 
@@ -57,7 +57,8 @@ def split_masks(body: Form, rank: str) -> tuple[Form, list[Atom]]:
             conditions += parts
         else:
             values[m] = q
-    return Form(values), conditions
+    passed = set(conditions)
+    return Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q for m, q in values.items()}), conditions
 
 
 def place_left_out(condition: Atom, rank: str) -> Atom | None:

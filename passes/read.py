@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
 from ..ir.dtypes import DTYPES, rounds
+from ..ir.extents import bindings
 from ..ir.types import TypeChecker, is_float, settle, tensor_types
 from ..ir.verify import scan_step
 from .normal import (
@@ -29,10 +30,12 @@ from .normal import (
     mul,
     neg,
     negate,
+    nonnegative,
     pred,
     rewrite,
     select,
     sub,
+    values_inside,
 )
 from .normal import power as raise_to
 from .separate import Reductions, cast
@@ -52,6 +55,7 @@ class Reader:
         self.types = tensor_types(self.c)
         self.checker = TypeChecker(self.types, self.c.monoid_of)
         self.known: dict[str, frozenset[str]] = {}
+        self.sized = {b.rank for b in bindings(self.c) if b.param is not None}
 
     def read(self) -> None:
         for e in self.c.einsums:
@@ -74,8 +78,10 @@ class Reader:
         if not self._is_monoid(e):
             # What is reduced inside a step of a scan reads the scan itself: it stays as it is written.
             self.reductions.level = "none"
+        scan = scan_step(e)
         for a in args:
-            values.append(self.value(a))
+            value = self.value(a)
+            values.append(value if scan is None else self._apart(value, scan.rank))
         self.reductions.level = level
         reduced = frozenset().union(*(v.reduced for v in values))
         if isinstance(e.expr, Reduce) and self._is_monoid(e):
@@ -83,6 +89,36 @@ class Reader:
         for o in e.outputs:
             self.known[o.name] = reduced
             self.opaque[o.name] = tuple(values)
+
+    def _apart(self, value: Value, rank: str) -> Value:
+        """Reductions over a rank that a scan steps along are over another instance of it."""
+        memo: dict[bytes, Value] = {}
+
+        def visit(a: Atom) -> Form | Atom | None:
+            if a.kind not in ("red", "pred") or rank not in a.ranks:
+                return None
+            fresh = {rank: self._instance(rank, frozenset(a.ranks).union(*(x.free for x in a.args)))}
+            args = tuple(rewrite(rewrite(x, _renamer(fresh), {}), visit, memo) for x in a.args)
+            return Atom(a.kind, a.name, args, tuple(fresh.get(r, r) for r in a.ranks), a.dtype, a.reduced)
+
+        return rewrite(value, visit, memo)
+
+    def reads_elsewhere(self, v: Value) -> bool:
+        """Whether a value reads a tensor at anything but a rank's own places, so that a guard may keep it in bounds."""
+        for x in values_inside(v):
+            if isinstance(x, Atom) and (x.kind == "access" or (x.kind == "pred" and x.name.startswith("access:"))):
+                declared = self.c.indices_of(x.name.removeprefix("access:"))
+                if not all(self._in_place(i, own) for i, own in zip(x.args, declared, strict=True)):
+                    return True
+        return False
+
+    def _in_place(self, index: Value, own: Expr) -> bool:
+        """An index is a rank that has the axis's extent; or one that only indices bound, so that none leads outside."""
+        at = index.atom if isinstance(index, Form) else None
+        if at is None or at.kind != "rank" or not isinstance(own, Rank):
+            return False
+        rank = self.instances.get(at.name, at.name)
+        return rank == own.name or rank not in self.sized
 
     def _rounded(self, e: Einsum, value: Value) -> Value:
         """The conversion that a declared type makes."""
@@ -131,16 +167,16 @@ class Reader:
         if isinstance(v, Atom):
             if target == "bool":
                 return v
+            if DTYPES[target].is_integer:
+                return lift(Atom("int", f"cast:{target}", (v,), dtype=target, nonnegative=True))
             v = bracket(v)
             source = "i32"
         if target == "bool":
             return negate(compare("eq", v, const(0), integer=not DTYPES[source].is_float))
         if DTYPES[target].is_float:
+            v = as_float(v, source, target)
             return cast(target, v) if rounds(target) else v
         if source == target and not DTYPES[source].is_float:
-            return v
-        c = v.constant
-        if c is not None and c.denominator == 1 and DTYPES[target].lowest <= c <= DTYPES[target].highest:
             return v
         return lift(Atom("int", f"cast:{target}", (v,), dtype=target))
 
@@ -194,6 +230,8 @@ class Reader:
                 body, ranks_now = renamed, tuple(fresh.get(r, r) for r in ranks_now)
             inner = rewrite(body, visit, memo)
             assert isinstance(inner, Form)
+            if not is_float(a.dtype) and a.name != "argmax":
+                return lift(Atom("red", a.name, (inner,), ranks_now, a.dtype))
             if self.reductions.is_bare(a):
                 self.reductions.keep_bare(inner)
             return self.reductions.reduce(a.name, ranks_now, inner, a.dtype)
@@ -228,20 +266,28 @@ class Reader:
             condition = self.predicate(e.args[0])
             a, b = self.value(e.args[1]), self.value(e.args[2])
             if isinstance(a, Atom) and isinstance(b, Atom):
+                if any(self.reads_elsewhere(v) for v in (a, b)):
+                    # The branch may be read out of bounds where the condition fails: it stays a select.
+                    return pred("where", condition, a, b)
                 return disjunction([conjunction([condition, a]), conjunction([negate(condition), b])])
             return select(condition, _number(a), _number(b))
         args = [self.value(a) for a in e.args]
         dtype = self.checker.infer(e)
         if e.op in ("lt", "le", "gt", "ge", "eq", "ne"):
             integer = not any(is_float(self.checker.infer(a)) for a in e.args)
-            return compare(e.op, _number(args[0]), _number(args[1]), integer)
+            return compare(
+                e.op, _number(args[0]), _number(args[1]), integer and all(_is_small(_number(a)) for a in args)
+            )
         if dtype == "bool":
             parts = [a for a in args if isinstance(a, Atom)]
             return negate(parts[0]) if e.op == "not" else conjunction(parts) if e.op == "and" else disjunction(parts)
         forms = tuple(_number(a) for a in args)
         if not is_float(dtype):
             return self._integer(e.op, forms, settle(dtype))
-        return self._float(e.op, forms)
+        sources = [settle(self.checker.infer(a)) for a in e.args]
+        if e.op == "pow":
+            return self._float(e.op, (as_float(forms[0], sources[0], dtype), forms[1]))
+        return self._float(e.op, tuple(as_float(f, s, dtype) for f, s in zip(forms, sources, strict=True)))
 
     def _integer(self, op: str, args: tuple[Form, ...], dtype: str) -> Form:
         """Integer arithmetic: sums and multiples of ranks, extents and constants are exact; all else may wrap."""
@@ -283,6 +329,14 @@ class Reader:
                 return function(op, args)
 
 
+def as_float(v: Form, source: str, target: str) -> Form:
+    """An integer's value as a float: data is converted before float arithmetic, coordinates and extents are exact."""
+    if not DTYPES[source].is_integer or all(a.kind in ("rank", "extent") for m in v.terms for a, _ in m.factors):
+        return v
+    dtype = "f64" if target == "f64" else "f32"
+    return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v)))
+
+
 def _number(v: Value) -> Form:
     return bracket(v) if isinstance(v, Atom) else v
 
@@ -299,6 +353,15 @@ def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
     return visit
 
 
+def _is_small(f: Form) -> bool:
+    """Whether a difference with the form does not wrap in i64: it is made of coordinates and values of 32 bits."""
+    return all(
+        a.kind in ("rank", "extent") or a.name == "argmax" or DTYPES[a.dtype].bits <= 32
+        for m in f.terms
+        for a, _ in m.factors
+    )
+
+
 def _is_exact(f: Form) -> bool:
     """Whether a form is made of ranks, extents and integers only, so that i64 arithmetic on it does not wrap."""
     return all(
@@ -309,8 +372,6 @@ def _is_exact(f: Form) -> bool:
 
 
 def _int_nonnegative(op: str, args: tuple[Form, ...]) -> bool:
-    from .normal import nonnegative
-
     return op in ("floordiv", "mod", "and", "rshift", "abs") and all(nonnegative(a) for a in args)
 
 

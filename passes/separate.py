@@ -34,8 +34,8 @@ from .normal import (
     exp,
     factored,
     function,
-    lbr,
     lift,
+    masked,
     mul,
     negate,
     nonnegative,
@@ -387,19 +387,19 @@ class Reductions:
         # exp, and whatever increases, lets the extreme through.
         if m.exponent is not None and m.exponent.free & over and q > 0:
             varying = [(a, p) for a, p in m.factors if a.free & over]
-            masked = [b for b in m.brackets if b.free & over]
-            if not varying and not (masked and op == "min"):
+            hidden = [b for b in m.brackets if b.free & over]
+            if not varying and not (hidden and op == "min"):
                 rest = Form(
                     {
                         Monomial(
                             [(a, p) for a, p in m.factors if not a.free & over],
                             None,
-                            [b for b in m.brackets if b not in masked],
+                            [b for b in m.brackets if b not in hidden],
                         ): q
                     }
                 )
                 if nonnegative(rest):
-                    exponent = add(m.exponent, *(lift(lbr(b)) for b in masked))
+                    exponent = masked(m.exponent, hidden)
                     return mul(rest, exp(self.extreme(op, ranks, exponent, dtype)))
         atom = body.atom
         if atom is not None and atom.kind == "fn" and atom.name in _INCREASING and len(atom.args) == 1:
@@ -468,7 +468,7 @@ class Reductions:
 
         result = rewrite(whole, visit, {})
         assert isinstance(result, Form)
-        return add(result, lift(lbr(self._enough(ranking)))) if reached else None
+        return masked(result, [self._enough(ranking)]) if reached else None
 
     def _ranked(self, ranks: tuple[str, ...], body: Form) -> tuple[Ranking, bool] | None:
         """The ranking that a masked maximum continues, and whether it compares the very values."""
@@ -477,9 +477,9 @@ class Reductions:
         values, conditions = split_masks(body, ranks[0])
         if not conditions:
             return None
-        masked = any(a.kind == "lbr" for m in values.terms for a, _ in m.factors)
+        already = any(a.kind == "lbr" for m in values.terms for a, _ in m.factors)
         orders = [(values, True)]
-        if not masked:
+        if not already:
             orders.append((self._ordering(values, frozenset(ranks)), False))
         for kept, plain in orders:
             ranking = ranking_of(kept, conditions, ranks[0])
@@ -517,7 +517,7 @@ class Reductions:
             varying = [(a, p) for a, p in m.factors if a.free & over]
             fixed = [(a, p) for a, p in m.factors if not a.free & over]
             if m.exponent is not None and not varying and q > 0 and all(atom_nonnegative(a) for a, _ in fixed):
-                body, changed = add(m.exponent, *(lift(lbr(b)) for b in m.brackets)), True
+                body, changed = masked(m.exponent, m.brackets), True
                 continue
             good = [(a, p) for a, p in fixed if atom_nonnegative(a) or p % 2 == 0]
             if good or abs(q) != 1:

@@ -41,9 +41,9 @@ from .normal import (
     const,
     exp,
     function,
-    lbr,
     lift,
     log,
+    masked,
     mul,
     rewrite,
     scale,
@@ -195,7 +195,7 @@ class Plan:
         over = frozenset(atom.ranks)
         shared = frozenset.intersection(*(frozenset(m.brackets) for m in body.terms))
         brackets = tuple(sorted((b for b in shared if b.free & over), key=lambda b: b.digest))
-        bounded = add(exponent, *(lift(lbr(b)) for b in brackets))
+        bounded = masked(exponent, brackets)
         value = self.reductions.extreme("max", atom.ranks, bounded)
         if waits(exponent, over) or outside_of(value, atom.ranks):
             # The state must hold all that its correction needs: then the maximum of the whole exponent is carried.
@@ -252,7 +252,10 @@ class Plan:
                 trail.append(count_of(atom.ranks))
             if not all(self._include(n, trail, depth + 1) for n in needed):
                 return False
-            trail.extend(carried(a, atom.ranks) for a in outside_of(centre.reference, atom.ranks))
+            outside = outside_of(centre.reference, atom.ranks)
+            if any(a.kind in ("pred", "lbr") for a in outside):
+                return False
+            trail.extend(carried(a, atom.ranks) for a in outside)
         return True
 
     def _rank(self, ranking: Ranking) -> None:
@@ -565,18 +568,18 @@ class StreamWriter:
             body = a.args[0]
             assert isinstance(body, Form)
             if a.name != "sum":
-                return Form({m: q for m, q in body.terms.items() if not any(x.kind == "lbr" for x, _ in m.factors)})
+                kept = [(m, q) for m, q in body.terms.items() if not any(x.kind == "lbr" for x, _ in m.factors)]
+                return add(*(Form({self._passed(m): q}) for m, q in kept))
             value = self.leaf_value(a, with_exponent=True)
-            return add(
-                *(
-                    Form({Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over]): q})
-                    for m, q in value.terms.items()
-                )
-            )
+            return add(*(Form({self._passed(m): q}) for m, q in value.terms.items()))
 
         result = rewrite(self.counted(v), visit, {})
         assert isinstance(result, Form)
         return result
+
+    def _passed(self, m: Monomial) -> Monomial:
+        """A monomial at an element that its brackets let pass."""
+        return Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over])
 
     # The monoid
 
@@ -738,7 +741,7 @@ def _name(prefix: str, c: Component) -> Expr:
 def extended(gauge: Gauge, ranks: tuple[str, ...]) -> Atom:
     """The extreme that an extended exponent streams: the greatest rounded multiple of ln 2 among the exponents."""
     n = function("round", (mul(gauge.exponent, raise_to(const(LN2), -1)),))
-    return Atom("red", "max", (add(n, *(lift(lbr(b)) for b in gauge.brackets)),), ranks)
+    return Atom("red", "max", (masked(n, gauge.brackets),), ranks)
 
 
 def vanishing(v: Form) -> list[Atom]:
