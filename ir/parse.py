@@ -166,11 +166,18 @@ def _source_of(function: Callable[..., Any]) -> Source:
 
 
 def _parse(source: Source, monoids: Mapping[str, Monoid]) -> Cascade:
+    reader = _Reader(source)
     try:
-        c = _Reader(source).module(to_ast(source), monoids)
+        c = reader.module(to_ast(source), monoids)
         verify(c)
         return c
+    except RecursionError:
+        # The caller's own stack is nearly full: what is left holds no expression of the depth that is allowed.
+        message = "the text nests too deep for the stack that is left"
+        raise ParseError(message, hint="parse it higher up", loc=reader.signature, source=source) from None
     except CastileError as error:
+        # What has no place of its own is wrong with what the signature promises.
+        error.loc = error.loc or reader.signature
         raise attach(error, source) from None
 
 
@@ -184,6 +191,7 @@ class _Reader:
         self.tensors = tensors
         self.monoids = monoids
         self.depth = 0
+        self.signature = Loc(1, 1, 2)
 
     def fail(self, node: Located, message: str, hint: str) -> NoReturn:
         raise ParseError(message, hint=hint, loc=location(node, self.source), source=self.source)
@@ -224,6 +232,7 @@ class _Reader:
     def definition(self, node: ast.FunctionDef, monoids: frozenset[str]) -> Cascade:
         numerics = self.options(node)
         self.plain(node)
+        self.signature = location(node.returns or node, self.source)
         names = [a.arg for a in node.args.args]
         for statement in node.body:
             names += _targets(statement)

@@ -95,7 +95,7 @@ class Reductions(Scalars):
                 narrow = self._narrow(e)
                 return rounding.sum_error(np.sum(np.abs(x), axes), np.sum(error, axes), terms, 0, dtype, narrow)
             case "prod":
-                return rounding.prod_error(x, error, y, axes, terms, dtype)
+                return rounding.prod_error(x, error, y, axes, dtype)
             case "argmax":
                 return rounding.argmax_error(x.astype(float), error, axes[0])
             case "any" | "all":

@@ -107,7 +107,7 @@ def _own(name: str, x: Sequence[Array], y: Array, u: float) -> Array:
     """The rounding of the operation itself."""
     if name in ("neg", "abs", "minimum", "maximum", "floor", "round") or not u:
         return np.zeros(())
-    own = 2 * OPS[name].ulps * u * np.abs(y) + TINY
+    own = 2 * OPS[name].ulps * u * np.abs(y) + np.where(y == 0, 0.0, TINY)
     if name == "pow":
         own = own * np.maximum(np.abs(x[1]), 1)
     if name in ("exp", "exp2", "expm1"):
@@ -180,13 +180,14 @@ def sum_error(magnitude: Array, inherited: Array, terms: int, products: int, dty
     return np.asarray(inherited + np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own))
 
 
-def prod_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], terms: int, dtype: str) -> Array:
+def prod_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], dtype: str) -> Array:
     """A product of many: as its factors are off together; nothing is known where a part of it overflows or vanishes."""
     size = np.abs(x).astype(np.float64)
     carried = np.abs(np.prod(size + error, axis=axes) - np.prod(size, axis=axes))
     carried = np.where(np.any(error > 0, axis=axes), np.where(np.isnan(carried), np.inf, carried), 0.0)
     if not DTYPES[dtype].is_float:
         return carried
+    terms = math.prod(x.shape[a] for a in axes)
     tails = np.prod(np.maximum(size, 1), axis=axes), np.prod(np.where(size == 0, 1, np.minimum(size, 1)), axis=axes)
     lost = (terms > 2) & np.isfinite(y) & ((tails[0] > DTYPES[dtype].largest) | (tails[1] < TINY))
     own = np.where(np.isfinite(y), unit(dtype) * (terms - 1) * np.abs(y) + (terms > 1) * TINY, 0.0)

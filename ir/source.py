@@ -18,7 +18,7 @@ from .cascade import MAX_DEPTH
 from .errors import Loc, ParseError, Source
 
 MAX_CHARS = 1_000_000
-MAX_TOKENS = 150_000
+MAX_TOKENS = 120_000
 MAX_BRACKETS = MAX_DEPTH + 10
 # The bound may be as many times the depth as there are levels of binding; a tree of that depth is no danger yet.
 MAX_TREE = 9 * MAX_DEPTH
@@ -27,7 +27,7 @@ MAX_NAME = 120
 
 # Line joints and comments come first, as they hide what they hold; strings too, where they are closed.
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\f]+|\\\n|\#[^\n]*)
+    r"""(?P<space>(?:[ \t\f]|\\\n)+|\#[^\n]*)
     |(?P<newline>\n)
     |(?P<string>[A-Za-z]{0,2}(?:
         '{3}[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'{3} | '[^'\\\n]*(?:\\.[^'\\\n]*)*'

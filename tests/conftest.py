@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, so that a red test is a change's fault; a nightly run may draw others.
+settings.register_profile("castile", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("castile")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what the tests got as the goldens")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with a file of tests/golden, or writes it there under --update-golden."""
+
+    def compare(name: str, text: str) -> None:
+        path = ROOT / "tests" / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path} is missing; --update-golden writes it"
+        assert text == path.read_text(encoding="utf-8"), f"{name} has changed; --update-golden accepts it"
+
+    return compare
 
 
 @pytest.fixture(scope="session")
