@@ -108,11 +108,11 @@ def transpose(share: Share, axes: tuple[str, ...], names: Names) -> Expr:
         )
         ranges += tests
     e = guarded([*ranges, *guards, *places], value)
-    used = free_ranks(e)
-    for r in ranks:
-        if r not in used:
-            e = Call("mul", (names.extent(r), e))
-    over = tuple(r for r in ranks if r in used)
+    # Another instance of a rank gets its extent from what it reads along.
+    idle = [r for r in ranks if r in names.copies and r not in free_ranks(e)]
+    for r in idle:
+        e = Call("mul", (names.extent(r), e))
+    over = tuple(r for r in ranks if r not in idle)
     return Reduce("sum", over, (e,)) if over else e
 
 
@@ -129,18 +129,24 @@ def guarded(conditions: Iterable[Expr], value: Expr, otherwise: Expr = ZERO) -> 
     return value
 
 
-def _apart(share: Share, axes: tuple[str, ...], names: Names) -> Share:
-    """The share with other names for its ranks, bound or free, that are those of the tensor's axes by chance."""
+def clashes(share: Share, axes: tuple[str, ...]) -> list[str]:
+    """The ranks of the share that a tensor's axis has by name but not in the same place."""
 
     def same(rank: str) -> bool:
         places = [i for i, index in enumerate(share.indices) if rank in ranks_named(index)]
         return len(places) == 1 and share.indices[places[0]] == Rank(rank) and axes[places[0]] == rank
 
+    return [r for r in share.ranks if r in axes and not same(r)]
+
+
+def _apart(share: Share, axes: tuple[str, ...], names: Names) -> Share:
+    """The share with other names for its ranks, bound or free, that are those of the tensor's axes by chance."""
+
     parts = [*share.indices, *share.guards, share.value]
     bound = {r for e in parts for n in walk(e) if isinstance(n, Reduce) for r in n.ranks}
     # A name that is both free and bound inside is two ranks: the bound one is told apart first.
     inner = {r: names.copy(r) for r in sorted(bound & {*share.ranks, *axes})}
-    free = {r: names.copy(r) for r in share.ranks if r in axes and not same(r)}
+    free = {r: names.copy(r) for r in clashes(share, axes)}
 
     def renamed(e: Expr) -> Expr:
         return substitute(_rename_bound(e, inner), {r: Rank(n) for r, n in free.items()})

@@ -267,6 +267,8 @@ class _Machine:
         if len(datas) == 2 and op.rule != "power":
             datas = list(_common(*datas))
         datas = [_safe(a, bad) for a in datas]
+        if e.op in ("floordiv", "mod") and not datas[1].is_floating_point():
+            datas[1] = _safe(datas[1], datas[1] == 0)
         if op.rule == "power":
             y = datas[0] ** int(datas[1].flatten()[0])
         else:
@@ -274,7 +276,7 @@ class _Machine:
         if y.dtype == torch.int64:
             dtype = settle(self.checker.infer(e))
             y = torch.as_tensor(wrap(y.numpy(), dtype)) if DTYPES[dtype].bits < 64 else y
-        if to_zero is None or to_minus is None:
+        if to_zero is None or to_minus is None or not y.is_floating_point():
             return Value(y)
         y = torch.where(to_zero, 0.0, torch.where(to_minus, -INF, y))
         return Value(y, (to_zero | to_minus).broadcast_to(y.shape))
