@@ -24,11 +24,15 @@ from .normal import Atom, Form, Value, add, atom_nonnegative, exp, function, is_
 from .places import ranking_behind
 from .read import Reader
 from .separate import WAITED, Barrier, Reductions, parts_of, waited_for
-from .stabilise import Component, Gauge, Plan, Stream, StreamWriter
+from .stabilise import Component, Gauge, Plan, Stream
+from .step import StepWriter
 
 T = TypeVar("T")
 
 LEVELS = ("none", "defer", "full")
+
+# How deep a shown value nests before an ellipsis.
+SHOWN_DEPTH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class _Deriver:
         self.group_of: dict[bytes, int] = {}
         self.groups: list[list[Atom]] = []
         self.bodies: set[bytes] = set()
+        self.finished: dict[bytes, Value] = {}
 
     def run(self) -> Derivation:
         c = self.c
@@ -252,17 +257,18 @@ class _Deriver:
                 gauge = self.plan.gauge(atom)
                 self.component[atom.digest] = Component(atom, name, self._ranks(atom), atom.name, gauge)
         claimed: set[str] = set()
+        fresh = {component.name: digest for digest, component in self.component.items()}
         for name, value in self.reader.forms.items():
-            if not isinstance(value, Form):
-                continue
-            held = self._finished(value).atom
+            held = self._finished(value).atom if isinstance(value, Form) else None
+            digest = fresh.get(held.name) if held is not None and held.kind == "access" else None
             output = self.c.einsum_of[name].output
-            for digest, component in self.component.items():
-                fits = held is not None and held.kind == "access" and held.name == component.name
-                if fits and name not in claimed and set(output.ranks) == set(component.ranks):
-                    claimed.add(name)
-                    self.component[digest] = replace(component, name=name, ranks=output.ranks)
-                    break
+            if digest is None or name in claimed:
+                continue
+            component = self.component[digest]
+            if component.name in fresh and set(output.ranks) == set(component.ranks):
+                claimed.add(name)
+                self.component[digest] = replace(component, name=name, ranks=output.ranks)
+        self.finished = {}
         for component in self.component.values():
             if component.atom.name == "sum" and component.gauge is not None and not component.gauge.power:
                 self.guarded[component.name] = self._top(component.gauge)
@@ -271,7 +277,7 @@ class _Deriver:
 
     def _finished(self, v: Form) -> Form:
         """A form over the tensors that hold the streams' results: mantissas times exponentials of their gauges."""
-        memo: dict[bytes, Value] = {}
+        memo = self.finished
 
         def visit(a: Atom) -> Form | Atom | None:
             component = self.component.get(a.digest)
@@ -466,11 +472,15 @@ class _Deriver:
             )
             return
         name = self._fresh("stream")
-        writer = StreamWriter(self.plan, components, self.kind, self._finished)
+        writer = StepWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)
         self.einsums.append(einsum)
-        self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum))
+        plain = all(
+            c.atom.name in ("sum", "max", "min") and not (c.gauge is not None and c.gauge.power) for c in components
+        )
+        step = writer.step(self._lowering()) if plain else ()
+        self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum, step))
 
     def _write_outside(self, v: Value, mine: set[bytes]) -> None:
         """Before a stream: whatever its elements read that is not part of it."""
@@ -579,7 +589,7 @@ class _Deriver:
 
         if isinstance(v, Atom) and v.kind != "pred" and v.kind != "lbr":
             v = lift(v)
-        return print_expr(Lowering(hook, named=named).value(v))
+        return print_expr(Lowering(hook, named=named, room=SHOWN_DEPTH).value(v))
 
     def _steps(self) -> tuple[Step, ...]:
         return tuple(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from math import comb, inf
+from typing import TYPE_CHECKING
 
 from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Rank, Reduce
 from .lower import LN2_PARTS, MINUS_INF, Lowering, call, literal
@@ -53,6 +54,9 @@ from .normal import (
 from .normal import power as raise_to
 from .places import NOWHERE, Ranking, merged, ranking_behind, split_masks
 from .separate import Reductions, centred_factors, common_exponent, parts_of, split_core, waits
+
+if TYPE_CHECKING:
+    from .step import Step
 
 GAUGES = ("maximum", "exponent")
 
@@ -89,12 +93,16 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Reductions over the same ranks that are carried together; written as one Einsum over a monoid."""
+    """Reductions over the same ranks that are carried together; written as one Einsum over a monoid.
+
+    ``step`` says how the state takes in a whole tile; empty where it takes in one element after another.
+    """
 
     ranks: tuple[str, ...]
     components: tuple[Component, ...]
     monoid: Monoid | None
     einsum: Einsum | None
+    step: Step = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ For attention this is FlashAttention's loop body.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Const, Expr, tensors_read
 from .lower import MINUS_INF, Lowering, call
-from .normal import Form, Monomial, add, conjunction, exp, mul, sub
-from .normal import power as raise_to
+from .normal import Form, Monomial, add, conjunction, exp, sub
 from .stabilise import Centre, Component, StreamWriter, centres
 
 
@@ -123,7 +121,3 @@ def _body(c: Component) -> Form:
     body = c.atom.args[0]
     assert isinstance(body, Form)
     return body
-
-
-Finish = Callable[[Form], Form]
-__all__ = ["Let", "Step", "StepWriter", "Take", "mul", "raise_to"]
