@@ -107,13 +107,28 @@ def _own(name: str, x: Sequence[Array], y: Array, u: float) -> Array:
     """The rounding of the operation itself."""
     if name in ("neg", "abs", "minimum", "maximum", "floor", "round") or not u:
         return np.zeros(())
-    own = 2 * OPS[name].ulps * u * np.abs(y) + np.where(y == 0, 0.0, TINY)
+    own = 2 * OPS[name].ulps * u * np.abs(y) + np.where((y == 0) & ~_vanished(name, x), 0.0, TINY)
     if name == "pow":
         own = own * np.maximum(np.abs(x[1]), 1)
     if name in ("exp", "exp2", "expm1"):
         # The argument is scaled by log2(e), in f32, before the power of two.
         own = own + 2 * u * np.where(np.isfinite(x[0]), np.abs(x[0]), 0.0) * np.abs(y)
     return own
+
+
+def _vanished(name: str, x: Sequence[Array]) -> Array:
+    """Where a result of 0 is too small a number rather than none: a kernel's may be another such number."""
+    match name:
+        case "exp" | "exp2" | "sigmoid":
+            return np.asarray(np.isfinite(x[0]))
+        case "mul":
+            return np.asarray((x[0] != 0) & (x[1] != 0))
+        case "div":
+            return np.asarray((x[0] != 0) & np.isfinite(x[1]))
+        case "pow":
+            return np.asarray(x[0] != 0)
+        case _:
+            return np.zeros((), bool)
 
 
 def _division_error(name: str, x: Sequence[Array], slack: Sequence[Array], y: Array, u: float) -> Array:

@@ -62,7 +62,7 @@ def test_examples_agree_with_the_oracle(name: str, gauge: str) -> None:
 def test_attention_is_one_kernel_that_streams_its_keys() -> None:
     derivation = derive(castile.load(CASCADES / "attention_causal.cascade"))
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None}
-    extents = {r: 64 for r in derivation.cascade.ranks}
+    extents = dict.fromkeys(derivation.cascade.ranks, 64)
     (kernel,) = tile_program(derivation.cascade, Tiling(), steps=steps, extents=extents).kernels
     (loop,) = [op for op in kernel.body if isinstance(op, For)]
     assert loop.rank == "k"
