@@ -38,6 +38,8 @@ def disagreement(c: Cascade, derived: Cascade, inputs: dict[str, object], empty:
             good = (off <= slack + 1e-11 * np.abs(want)) | ~np.isfinite(want) | np.isinf(slack)
         # What reduces nothing divides by it: 0 / 0 may come to light where the original's flags hid it.
         good |= empty & np.isnan(np.asarray(got[name], float))
+        # A comparison hides that what it compares is not finite, as extremes of nothing are not.
+        good |= empty & (value.array.dtype == bool)
         if not good.all():
             return f"{name}: {np.asarray(got[name])[~good].flat[0]} for {want[~good].flat[0]}"
     return ""
