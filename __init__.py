@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from castile.ir.parse import load as load
     from castile.ir.parse import monoid as monoid
     from castile.ir.parse import parse as parse
+    from castile.passes.grad import grad as grad
     from castile.passes.partial import merge as merge
     from castile.passes.partial import partial as partial
 
@@ -40,6 +41,7 @@ _PUBLIC = {
     "evaluate": "castile.ir.evaluate:evaluate",
     "explain": "castile.driver:explain",
     "load": "castile.ir.parse:load",
+    "grad": "castile.passes.grad:grad",
     "merge": "castile.passes.partial:merge",
     "monoid": "castile.ir.parse:monoid",
     "parse": "castile.ir.parse:parse",

@@ -11,7 +11,7 @@ from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
-from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, negate
+from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, conjuncts, negate
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -35,7 +35,7 @@ class Lowering:
     """Turns values into expressions.
 
     ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", with the gauge of each that
-    has one; None guards nothing.
+    has one; None guards nothing. ``room`` is how deep atoms may nest before an ellipsis stands for them.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class Lowering:
         guarded: Mapping[str, Form | None] | None = None,
         exponents: frozenset[str] = frozenset(),
         named: Callable[[Form], Expr | None] | None = None,
+        room: int | None = None,
     ) -> None:
         self.hook = hook
         self.named = named
+        self.room = room
         self.guarded = guarded
         self.exponents = exponents
 
@@ -75,7 +77,7 @@ class Lowering:
     def _masked(self, every: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
         """A sum, or -inf where one of its masks leaves it out: what it reads stands under the masks."""
         masks = [a for m, q in every if (a := _mask(m, q)) is not None]
-        passed = {p for a in masks for p in _conjuncts(a.args[0])}
+        passed = {p for a in masks for p in conjuncts(a.args[0])}
         # Under a mask, what it masks needs no bracket of its own.
         terms = [
             (Monomial(m.factors, m.exponent, set(m.brackets) - passed), q) for m, q in every if _mask(m, q) is None
@@ -260,6 +262,16 @@ class Lowering:
     def atom(self, a: Atom) -> Expr:
         if self.hook is not None and (found := self.hook(a)) is not None:
             return found
+        if self.room is None:
+            return self._atom(a)
+        if self.room == 0:
+            return Access("…")
+        self.room -= 1
+        found = self._atom(a)
+        self.room += 1
+        return found
+
+    def _atom(self, a: Atom) -> Expr:
         match a.kind:
             case "access":
                 return Access(a.name, tuple(self.form(_form(i), whole=True) for i in a.args))
@@ -348,11 +360,6 @@ def _reads_data(v: Value) -> bool:
     if isinstance(v, Atom):
         return v.kind in ("access", "red") or v.name.startswith(("access:", "red:")) or any(map(_reads_data, v.args))
     return any(_reads_data(a) for m in v.terms for a, _ in m.factors)
-
-
-def _conjuncts(p: Value) -> tuple[Atom, ...]:
-    parts = p.args if isinstance(p, Atom) and p.kind == "pred" and p.name == "and" else (p,)
-    return tuple(a for a in parts if isinstance(a, Atom))
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

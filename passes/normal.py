@@ -435,7 +435,7 @@ def exp(f: Form) -> Form:
         if masks and q > 0 and positive and m.exponent is None:
             # A positive multiple of 0 or -inf is the same 0 or -inf.
             for mask in masks:
-                brackets += _conjuncts(mask.args[0])
+                brackets += conjuncts(mask.args[0])
         elif only is not None and only.kind == "inf":
             if q < 0:
                 return ZERO
@@ -569,7 +569,7 @@ def negate(p: Atom) -> Atom:
 
 
 def conjunction(parts: Iterable[Atom]) -> Atom:
-    flat = {q for p in parts for q in _conjuncts(p)} - {TRUE}
+    flat = {q for p in parts for q in conjuncts(p)} - {TRUE}
     if FALSE in flat or any(negate(p) in flat for p in flat):
         return FALSE
     ordered = sorted(flat, key=lambda p: p.digest)
@@ -587,7 +587,7 @@ def disjunction(parts: Iterable[Atom]) -> Atom:
     return FALSE if not ordered else ordered[0] if len(ordered) == 1 else pred("or", *ordered)
 
 
-def _conjuncts(p: Value) -> list[Atom]:
+def conjuncts(p: Value) -> list[Atom]:
     assert isinstance(p, Atom)
     if p.name == "and" and p.kind == "pred":
         return [a for a in p.args if isinstance(a, Atom)]
@@ -600,7 +600,7 @@ def bracket(p: Atom) -> Form:
         return UNIT
     if p == FALSE:
         return ZERO
-    return Form({Monomial((), None, _conjuncts(p)): ONE_FRACTION})
+    return Form({Monomial((), None, conjuncts(p)): ONE_FRACTION})
 
 
 def select(p: Atom, a: Form, b: Form) -> Form:
@@ -674,7 +674,7 @@ def function(name: str, args: tuple[Form, ...]) -> Form:
         masks = [a for m in args[0].terms for a, p in m.factors if a.kind == "lbr" and p == 1 and len(m.factors) == 1]
         if masks:
             bare = Form({m: q for m, q in args[0].terms.items() if not any(a.kind == "lbr" for a, _ in m.factors)})
-            return bracketed(conjunction(p for a in masks for p in _conjuncts(a.args[0])), function(name, (bare,)))
+            return bracketed(conjunction(p for a in masks for p in conjuncts(a.args[0])), function(name, (bare,)))
     return lift(Atom("fn", name, args))
 
 
@@ -741,6 +741,8 @@ def rewrite(value: Value, f: Callable[[Atom], Form | Atom | None], memo: dict[by
 
 
 def _rewrite_form(value: Form, f: Callable[[Atom], Form | Atom | None], memo: dict[bytes, Value]) -> Form:
+    if all(rewrite(part, f, memo).digest == part.digest for part in parts_of(value)):
+        return value
     parts = []
     for m, q in value.terms.items():
         factors = [power(_as_form(rewrite(a, f, memo)), p) for a, p in m.factors]

@@ -219,7 +219,8 @@ class Reverse:
             case Call(args=args):
                 for i, a in enumerate(args):
                     if self.flows(a):
-                        self.walk(a, self._through(e, i, adjoint, place), place)
+                        guards, through = self._through(e, i, adjoint, place)
+                        self.walk(a, through, replace(place, guards=place.guards + guards))
             case Reduce() if any(r not in free_ranks(e) for r in place.ranks):
                 self._walk_apart(e, adjoint, place)
             case Reduce():
@@ -266,12 +267,12 @@ class Reverse:
     def _float(self, e: Expr) -> str:
         return "f64" if self.checker.infer(e) == "f64" else "f32"
 
-    def _through(self, e: Call, i: int, adjoint: Expr, place: Place) -> Expr:
-        """The adjoint of one argument of an operation, from the op table."""
+    def _through(self, e: Call, i: int, adjoint: Expr, place: Place) -> tuple[tuple[Expr, ...], Expr]:
+        """The adjoint of one argument of an operation, from the op table, and where it is not 0."""
         if e.op == "div":
             down = self._light(e.args[1], place)
             above = adjoint if i == 0 else times(adjoint, self._light(e, place))
-            return quotient(above, down) if i == 0 else negated(quotient(above, down))
+            return (), quotient(above, down) if i == 0 else negated(quotient(above, down))
         row = OPS[e.op]
         text = row.derivative[i] if row.derivative else None
         if text is None:
@@ -288,7 +289,8 @@ class Reverse:
         def filled(n: Expr) -> Expr:
             return used.get(n.tensor, n) if isinstance(n, Access) else n
 
-        return times(adjoint, transform(transform(slope, filled), folded))
+        conditions, slope = _selected(transform(transform(slope, filled), folded))
+        return conditions, times(adjoint, slope)
 
     def _walk_extreme(self, e: Reduce, adjoint: Expr, place: Place) -> None:
         """Ties of a maximum share the gradient, as torch.amax has it: where(x == max, d / ties, 0)."""
@@ -351,6 +353,25 @@ class Reverse:
             self.extra.setdefault(place.einsum.name, []).append(Einsum((Output(name, ranks),), value))
             self.known[key] = Access(name, tuple(Rank(r) for r in ranks))
         return self.known[key]
+
+
+def _selected(slope: Expr) -> tuple[tuple[Expr, ...], Expr]:
+    """A slope that is 0 elsewhere as where it is not, and what it is there: so no infinity meets that 0.
+
+    where(a > b, 1.0, where(a == b, 0.5, 0.0))  ->  (a > b) | (a == b), where(a > b, 1.0, 0.5)
+    """
+    cases: list[tuple[Expr, Expr]] = []
+    while isinstance(slope, Call) and slope.op == "where":
+        cases.append((slope.args[0], slope.args[1]))
+        slope = slope.args[2]
+    if not cases or slope != ZERO:
+        for condition, value in reversed(cases):
+            slope = Call("where", (condition, value, slope))
+        return (), slope
+    somewhere, value = cases[-1]
+    for condition, other in reversed(cases[:-1]):
+        somewhere, value = Call("or", (condition, somewhere)), Call("where", (condition, other, value))
+    return (somewhere,), value
 
 
 def _nothing(dtype: str) -> Expr:

@@ -83,11 +83,14 @@ class Reductions:
 
     ``level`` says how far separation goes: "none" as written, "defer" factors only, "full" exponents and sums too.
     ``numerics`` decides which casts may move; ``order`` is the order of the ranks in a reduction over several.
+    ``room`` caps the terms that opening products of sums may add in all; ``opened`` counts them.
     """
 
     level: str = "full"
     numerics: str = "standard"
     order: dict[str, int] = field(default_factory=dict)
+    room: int = 2 * MAX_TERMS
+    opened: int = 0
     bare: set[bytes] = field(default_factory=set)
     centred: dict[bytes, Atom] = field(default_factory=dict)
     powers: dict[bytes, tuple[Atom, int]] = field(default_factory=dict)
@@ -148,15 +151,12 @@ class Reductions:
 
     def _nested(self, ranks: tuple[str, ...], body: Form) -> Form | None:
         """A factor reduced over some of the ranks that varies over the others makes two nested sums."""
-        over = frozenset(ranks)
-        for m in body.terms:
-            for part in parts_of(m):
-                done = part.reduced & over
-                if done and part.free & over and not part.free & done and waits_value(part, done):
-                    inner = tuple(r for r in ranks if r in done)
-                    outer = tuple(r for r in ranks if r not in done)
-                    return self.sum(outer, self.sum(inner, body))
-        return None
+        done = _reduced_first(ranks, body)
+        if not done:
+            return None
+        inner = tuple(r for r in ranks if r in done)
+        outer = tuple(r for r in ranks if r not in done)
+        return self.sum(outer, self.sum(inner, body))
 
     def _flattened(self, ranks: tuple[str, ...], body: Form) -> Form | None:
         """A sum of bare sums is one sum over all their ranks, so that one gauge bounds it.
@@ -171,12 +171,15 @@ class Reductions:
             if len(inner) != 1 or set(inner[0].ranks) & (over | m.free):
                 continue
             atom = inner[0]
-            del kept[m]
             rest = Form({Monomial([f for f in m.factors if f[0] != atom], m.exponent, m.brackets): q})
             held = atom.args[0]
             assert isinstance(held, Form)
             opened = add(*(mul(rest, Form({t: c})) for t, c in held.terms.items()))
-            total.append(self.sum(self._ordered(ranks + atom.ranks), opened))
+            every = self._ordered(ranks + atom.ranks)
+            if _reduced_first(every, opened):
+                continue
+            del kept[m]
+            total.append(self.sum(every, opened))
         return add(self.sum(ranks, Form(kept)), *total) if total else None
 
     def _ordered(self, ranks: tuple[str, ...]) -> tuple[str, ...]:
@@ -201,13 +204,15 @@ class Reductions:
             rest = Monomial([(b, n) for b, n in m.factors if b != a], m.exponent, m.brackets)
             core, mixed = split_core(inner, over)
             if p == 1 and mixed.terms:
+                if not self._afford(len(mixed.terms) + bool(core.terms) - 1):
+                    continue
                 opened = [(times(t, rest), q) for t, q in mixed.terms.items()]
                 pieces = [self._distribute(Form({t: q}), over) for t, q in opened if t is not None]
                 if core.terms:
                     pieces.append(self._distribute(mul(Form({rest: ONE_FRACTION}), core), over))
                 return add(*pieces)
             if p > 1 and mixed.terms:
-                if len(inner.terms) ** p > 4 * MAX_TERMS:
+                if len(inner.terms) ** p > 4 * MAX_TERMS or not self._afford(len(inner.terms) ** p - 1):
                     continue
                 product = Form({rest: ONE_FRACTION})
                 pieces = [product]
@@ -215,6 +220,11 @@ class Reductions:
                     pieces = [mul(x, Form({t: q})) for x in pieces for t, q in inner.terms.items()]
                 return add(*(self._distribute(x, over) for x in pieces))
         return Form({m: ONE_FRACTION})
+
+    def _afford(self, more: int) -> bool:
+        """Whether a sum may still be opened: in a deep chain of sums each opened one doubles those after it."""
+        self.opened += more
+        return self.opened <= self.room
 
     def _split(self, m: Monomial, over: frozenset[str]) -> tuple[Monomial, Monomial, bool]:
         """What leaves the sum, what stays, and whether an exponential was left bare."""
@@ -259,8 +269,9 @@ class Reductions:
         inner = a.args[0]
         assert isinstance(inner, Form)
         m, q = inner.single or factored(inner)
-        outer, rest, _ = self._split(m, over)
-        kept = rest.exponent if outer.exponent is not None else None
+        outer, rest, bare = self._split(m, over)
+        # An exponential that a maximum no longer keeps small leaves the cast, to be scaled with the others.
+        kept = rest.exponent if outer.exponent is not None or bare else None
         plain = Monomial(rest.factors, None if kept is not None else rest.exponent, ())
         stay: Monomial = Monomial((), kept, rest.brackets)
         if not plain.is_one or abs(q) != 1:
@@ -530,6 +541,17 @@ class Reductions:
                 assert isinstance(inner, Form)
                 body, changed = inner, True
         return body
+
+
+def _reduced_first(ranks: tuple[str, ...], body: Form) -> frozenset[str]:
+    """The ranks over which a factor is reduced already that still varies over the others: they are summed first."""
+    over = frozenset(ranks)
+    for m in body.terms:
+        for part in parts_of(m):
+            done = part.reduced & over
+            if done and part.free & over and not part.free & done and waits_value(part, done):
+                return done
+    return frozenset()
 
 
 def kept_mask(m: Monomial, mask: Atom) -> bool:

@@ -39,9 +39,11 @@ from .normal import (
     bracket,
     compare,
     conjunction,
+    conjuncts,
     const,
     exp,
     function,
+    is_mask,
     lift,
     log,
     masked,
@@ -512,7 +514,8 @@ class StreamWriter:
     def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
         lowering = self.element_lowering
         x = lowering.float(self.finish(gauge.exponent))
-        n = call("round", call("mul", x, Const(1 / LN2)))
+        # The very expression that the extreme streams: rounded otherwise, the two could differ by one.
+        n = lowering.float(self.finish(rounded_exponent(gauge)))
         for part in LN2_PARTS:
             x = call("sub", x, call("mul", n, Const(part)))
         # exp(-inf) is 1 times 2 to the -inf.
@@ -576,18 +579,12 @@ class StreamWriter:
             body = a.args[0]
             assert isinstance(body, Form)
             if a.name != "sum":
-                kept = [(m, q) for m, q in body.terms.items() if not any(x.kind == "lbr" for x, _ in m.factors)]
-                return add(*(Form({self._passed(m): q}) for m, q in kept))
-            value = self.leaf_value(a, with_exponent=True)
-            return add(*(Form({self._passed(m): q}) for m, q in value.terms.items()))
+                return passing(body)
+            return passing(self.leaf_value(a, with_exponent=True))
 
         result = rewrite(self.counted(v), visit, {})
         assert isinstance(result, Form)
         return result
-
-    def _passed(self, m: Monomial) -> Monomial:
-        """A monomial at an element that its brackets let pass."""
-        return Monomial(m.factors, m.exponent, [b for b in m.brackets if not b.free & self.over])
 
     # The monoid
 
@@ -742,14 +739,31 @@ class StreamWriter:
         return total
 
 
+def passing(v: Form) -> Form:
+    """A value at an element that its masks let pass: ``[p] a + lbr(p)`` -> ``a``; a bracket in every term holds too.
+
+    Brackets that choose between terms, ``[c] a + [not c] b``, stay.
+    """
+    masks = {m: m.factors[0][0] for m in v.terms if is_mask(m)}
+    passed = {p for mask in masks.values() for p in conjuncts(mask.args[0])}
+    rest = {m: q for m, q in v.terms.items() if m not in masks}
+    if rest:
+        passed |= frozenset.intersection(*(frozenset(m.brackets) for m in rest))
+    return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q}) for m, q in rest.items()))
+
+
 def _name(prefix: str, c: Component) -> Expr:
     return Access(prefix + c.name)
 
 
 def extended(gauge: Gauge, ranks: tuple[str, ...]) -> Atom:
     """The extreme that an extended exponent streams: the greatest rounded multiple of ln 2 among the exponents."""
-    n = function("round", (mul(gauge.exponent, raise_to(const(LN2), -1)),))
-    return Atom("red", "max", (masked(n, gauge.brackets),), ranks)
+    return Atom("red", "max", (masked(rounded_exponent(gauge), gauge.brackets),), ranks)
+
+
+def rounded_exponent(gauge: Gauge) -> Form:
+    """The multiple of ln 2 nearest to an exponent."""
+    return function("round", (mul(gauge.exponent, raise_to(const(LN2), -1)),))
 
 
 def vanishing(v: Form) -> list[Atom]:

@@ -37,7 +37,7 @@ def disagreement(c: Cascade, derived: Cascade, inputs: dict[str, object], empty:
             off = np.abs(np.asarray(got[name], float) - want)
             good = (off <= slack + 1e-11 * np.abs(want)) | ~np.isfinite(want) | np.isinf(slack)
         # What reduces nothing divides by it: 0 / 0 may come to light where the original's flags hid it.
-        good |= empty & np.isnan(np.asarray(got[name], float))
+        good |= empty & (np.isnan(np.asarray(got[name], float)) | (value.array.dtype.kind != "f"))
         # A comparison hides that what it compares is not finite, as extremes of nothing are not.
         good |= empty & (value.array.dtype == bool)
         if not good.all():

@@ -302,8 +302,9 @@ class _Machine:
             if e.op == "prod":
                 masked = (flags & (data == 0)).flatten(scope.ndim).any(-1)
         if 0 in shape[scope.ndim :]:
-            identity = REDUCTIONS[e.op].identity or 0.0
-            return Value(torch.full(shape[: scope.ndim], float(identity), dtype=torch.float64).to(data.dtype), masked)
+            identity = float(REDUCTIONS[e.op].identity or 0)
+            dtype = torch.int64 if e.op == "argmax" else data.dtype
+            return Value(torch.full(shape[: scope.ndim], identity, dtype=torch.float64).to(dtype), masked)
         flat = data.flatten(scope.ndim)
         match e.op:
             case "sum":
