@@ -1,0 +1,994 @@
+"""C++ from tile programs: one readable translation unit with a C entry point for each kernel.
+
+An operation prints as a loop nest over its tile's axes, its innermost loop along contiguous memory for the compiler to
+vectorise; a dot prints as a call of the register-blocked kernel in `tile.h`. Tensors keep their strides, ranks their
+extents as arguments: nothing but the ranks in ``whole`` is fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Param, Rank, free_ranks, literal_value, walk
+from ..ir.dtypes import DTYPES
+from ..ir.errors import VerifyError
+from ..ir.interval import is_affine
+from ..ir.ops import OPS
+from ..ir.tile import (
+    Dot,
+    Fold,
+    For,
+    GridRank,
+    Load,
+    Map,
+    Op,
+    Store,
+    Tile,
+    TileKernel,
+    operations,
+    print_kernel,
+    tiles_of,
+    verify_kernel,
+)
+from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle
+from .names import Names, comment, safe
+
+# Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
+LARGEST_ON_STACK = 1 << 15
+STACK = 1 << 17
+
+# The widest panel of B that `dot` packs, in columns.
+PANEL = 64
+
+# What -O3 adds to this costs GCC twice the time and gives these kernels nothing: their loops say what is to be done.
+FLAGS = tuple(
+    "-std=c++17 -O2 -ftree-vectorize -fpeel-loops -ffp-contract=fast -fno-math-errno -fno-trapping-math -fwrapv".split()
+)
+
+_REDUCERS = {"sum": "Sum", "prod": "Prod", "max": "Max", "min": "Min", "any": "Any", "all": "All"}
+_JOINS = {"sum": "{a} + {b}", "prod": "{a} * {b}", "max": "maximum({a}, {b})", "min": "minimum({a}, {b})"}
+_JOINS |= {"any": "{a} | {b}", "all": "{a} & {b}"}
+
+ATOM, UNARY, MUL, ADD, LOOSE = 9, 8, 7, 6, 1
+_LEVELS = {"add": (ADD, ADD, MUL), "sub": (ADD, ADD, MUL), "mul": (MUL, MUL, UNARY), "div": (MUL, MUL, UNARY)}
+
+
+# Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One 8-byte member of a kernel's argument struct.
+
+    ``kind`` is "pointer", "stride", "size" (of ``axis`` of tensor ``name``), "extent" (of rank ``name``) or "fault"
+    (where a kernel writes i when data index its i-th tensor, counted from 1, outside an axis).
+    """
+
+    kind: str
+    name: str = ""
+    axis: int = 0
+
+
+def arguments(k: TileKernel) -> tuple[Field, ...]:
+    """The members of a kernel's argument struct, in order."""
+    checked = checked_axes(k)
+    fields: list[Field] = []
+    for p in k.tensors:
+        fields.append(Field("pointer", p.name))
+        fields += [Field("stride", p.name, axis) for axis in range(len(p.indices))]
+        fields += [Field("size", p.name, axis) for axis in range(len(p.indices)) if (p.name, axis) in checked]
+    fields += [Field("extent", r) for r in runtime_ranks(k)]
+    if checked:
+        fields.append(Field("fault"))
+    return tuple(fields)
+
+
+def runtime_ranks(k: TileKernel) -> tuple[str, ...]:
+    """The ranks whose extents are arguments: those of the grid, of loops and of `extent`, unless they are whole."""
+    ranks = dict.fromkeys(g.rank for g in k.grid)
+    for op in operations(k.body):
+        if isinstance(op, For):
+            ranks[op.rank] = None
+        for e in _expressions(op):
+            ranks.update(dict.fromkeys(n.rank for n in walk(e) if isinstance(n, Extent)))
+    return tuple(r for r in ranks if r not in k.whole)
+
+
+def checked_axes(k: TileKernel) -> frozenset[tuple[str, int]]:
+    """The axes of tensors that data index: these are checked as the kernel runs."""
+    found = set()
+    for op in operations(k.body):
+        access = op.source if isinstance(op, Load) else op.target if isinstance(op, Store) else None
+        if access is not None:
+            found |= {(access.tensor, i) for i, e in enumerate(access.indices) if not is_affine(e)}
+    return frozenset(found)
+
+
+def _expressions(op: Op) -> Iterator[Expr]:
+    """The expressions of one operation, those of a loop's body not among them."""
+    match op:
+        case Load(source=source, guard=guard):
+            yield from source.indices
+            if guard is not None:
+                yield guard
+        case Map(expr=expr) | Fold(expr=expr):
+            yield expr
+        case Store(target=target, expr=expr):
+            yield from target.indices
+            yield expr
+        case For(lower=lower, upper=upper):
+            yield from (e for e in (lower, upper) if e is not None)
+        case Dot():
+            return
+
+
+def entry_names(kernels: Sequence[TileKernel]) -> tuple[str, ...]:
+    """The C symbol of each kernel."""
+    names = Names()
+    return tuple(names("entry", str(i), f"castile_{safe(k.name)}") for i, k in enumerate(kernels))
+
+
+# The translation unit
+
+
+@cache
+def header() -> str:
+    """The text of `tile.h`."""
+    return resources.files(__package__).joinpath("tile.h").read_text(encoding="utf-8")
+
+
+INCLUDE = '#include "tile.h"\n'
+
+
+def standalone(source: str) -> str:
+    """A printed translation unit with `tile.h` put in its place, so that it needs no file but itself."""
+    return source.replace(INCLUDE, header().replace("#pragma once\n\n", ""), 1)
+
+
+def print_cpp(kernels: Sequence[TileKernel], name: str) -> str:
+    """One C++17 translation unit with an ``extern "C"`` entry for each kernel.
+
+    It includes `tile.h`; `standalone` puts that in. Raises `VerifyError` for a kernel that means nothing or that C++
+    cannot hold.
+    """
+    build = f"c++ {' '.join(FLAGS)} -march=native -fopenmp -shared -fPIC {safe(name)}.cpp -o {safe(name)}.so"
+    parts = [f"{comment(name)}: generated by castile.\n// {build}\n\n{INCLUDE}\nnamespace castile {{\n"]
+    for k, entry in zip(kernels, entry_names(kernels), strict=True):
+        verify_kernel(k)
+        parts.append(Printer(k, entry).kernel())
+    return "\n".join([*parts, "}  // namespace castile\n"])
+
+
+def ctype(dtype: str) -> str:
+    """The C++ type of a value. `tile.h` has an f16 of its own, as not every compiler knows ``_Float16``."""
+    return "f16" if dtype == "f16" else DTYPES[dtype].cpp
+
+
+def stored(dtype: str) -> str:
+    """The C++ type of a tensor's element: any byte but 0 is true."""
+    return "uint8_t" if dtype == "bool" else ctype(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The text of an expression, how tightly it binds, and its dtype."""
+
+    text: str
+    level: int
+    dtype: str
+
+    def at(self, floor: int) -> str:
+        return f"({self.text})" if self.level < floor else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A rank in scope: the greatest size of its tile, the text of its first coordinate and of its count of coordinates.
+
+    ``index`` names the position within the tile.
+    """
+
+    size: int
+    base: str
+    count: str
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tile lies: its axes in the order of memory, and their sizes. A single element is a plain variable."""
+
+    tile: Tile
+    name: str
+    order: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.sizes)
+
+    @property
+    def long(self) -> tuple[str, ...]:
+        """The axes of more than one coordinate, in the order of memory."""
+        return tuple(r for r, n in zip(self.order, self.sizes, strict=True) if n != 1)
+
+    def stride(self, axis: str) -> int:
+        at = self.order.index(axis)
+        return math.prod(max(1, n) for n in self.sizes[at + 1 :])
+
+
+class Printer:
+    """Prints one kernel."""
+
+    def __init__(self, k: TileKernel, entry: str) -> None:
+        self.k = k
+        self.entry = entry
+        self.params: Mapping[str, Param] = {p.name: p for p in k.tensors}
+        self.names = Names((entry, entry + "_args"))
+        self.checked = checked_axes(k)
+        types = {p.name: p.dtype for p in k.tensors} | {t.name: t.dtype for t in _typed_tiles(k)}
+        self.checker = TypeChecker(types, {})
+        self.axes: dict[str, Axis] = {}
+        self.places: dict[str, Place] = {}
+        self.lines: list[str] = []
+        self.depth = 0
+        self.stack = 0
+        self.workspace = 0
+        self.dot_floats = 0
+        # Names in a fixed order, so that the text does not hang on what is printed first.
+        for p in k.tensors:
+            self.names("tensor", p.name)
+        for r in [*(g.rank for g in k.grid), *k.whole, *runtime_ranks(k)]:
+            self.names("rank", r)
+        for name in tiles_of(k):
+            self.names("tile", name)
+
+    # Lines
+
+    def line(self, text: str = "") -> None:
+        self.lines.append("  " * self.depth + text if text else "")
+
+    def open(self, text: str) -> None:
+        self.line(f"{text} {{".lstrip())
+        self.depth += 1
+
+    def close(self, text: str = "}") -> None:
+        self.depth -= 1
+        self.line(text)
+
+    # The kernel
+
+    def kernel(self) -> str:
+        body = self._body()
+        self.lines, self.depth = [], 0
+        head = print_kernel(self.k).split("\n")
+        for text in head[: 1 + len(self.k.tensors)]:
+            self.line(comment(text))
+        self._struct()
+        self.line()
+        self.line('extern "C"')
+        self.open(f"void {self.entry}(const {self.entry}_args* args, int64_t first, int64_t last, int64_t threads)")
+        self._unpack()
+        self._grid(body)
+        self.close()
+        return "\n".join(self.lines) + "\n"
+
+    def _struct(self) -> None:
+        """Every member takes 8 bytes, so a caller may fill it as an array of words."""
+        self.open(f"struct {self.entry}_args")
+        for p in self.k.tensors:
+            name = self.names("tensor", p.name)
+            const = "" if p.name in self.k.outputs else "const "
+            self.line(f"{const}{stored(p.dtype)}* {name};")
+            if p.indices:
+                self.line(f"int64_t {', '.join(self._stride(p.name, i) for i in range(len(p.indices)))};  // strides")
+            sizes = [self._size(p.name, i) for i in range(len(p.indices)) if (p.name, i) in self.checked]
+            if sizes:
+                self.line(f"int64_t {', '.join(sizes)};  // sizes of the axes that data index")
+        if ranks := runtime_ranks(self.k):
+            self.line(f"int64_t {', '.join(self._extent(r) for r in ranks)};")
+        if self.checked:
+            self.line("int64_t* fault;  // becomes i if data index the i-th tensor outside its axis")
+        self.close("};")
+
+    def _unpack(self) -> None:
+        for p in self.k.tensors:
+            name = self.names("tensor", p.name)
+            const = "" if p.name in self.k.outputs else "const "
+            if not p.indices and p.name not in self.k.outputs:
+                self.line(f"const {ctype(p.dtype)} {name} = {_from_memory(p.dtype, f'*args->{name}')};")
+                continue
+            self.line(f"{const}{stored(p.dtype)}* const {name} = args->{name};")
+            strides = [self._stride(p.name, i) for i in range(len(p.indices))]
+            strides += [self._size(p.name, i) for i in range(len(p.indices)) if (p.name, i) in self.checked]
+            self._from_args(strides)
+        self._from_args([self._extent(r) for r in runtime_ranks(self.k)])
+        if self.checked:
+            self.line("int64_t* const fault = args->fault;")
+
+    def _from_args(self, names: Sequence[str]) -> None:
+        for i in range(0, len(names), 4):
+            self.line("const int64_t " + ", ".join(f"{n} = args->{n}" for n in names[i : i + 4]) + ";")
+
+    def _grid(self, body: list[str]) -> None:
+        counts = []
+        for g in self.k.grid:
+            count = self._tiles(g)
+            if g.size != 1:
+                self.line(f"const int64_t {count} = tiles({self._extent_text(g.rank)}, {g.size});")
+            counts.append(count)
+        self.line(f"const int64_t points = {' * '.join(counts) or '1'};")
+        # What a thread is worth follows the operation over most ranks.
+        work = " * ".join(["1.0", *(f"{self._extent_text(r)}" for r in _widest(self.k))])
+        self.line(f"threads = worth(threads, {work});")
+        self.open("parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point)")
+        self.lines += body
+        self.close("});")
+
+    def _body(self) -> list[str]:
+        """The lines of one grid point."""
+        self.depth = 2
+        grid = self.k.grid
+        for r, n in self.k.whole.items():
+            index = self.names("rank", r)
+            self.axes[r] = Axis(n, "int64_t(0)" if n == 1 else "0", str(n), index)
+        for i, g in reversed(list(enumerate(grid))):
+            point = f"point % {self._tiles(g)}" if i else "point"
+            self._begin(g.rank, g.size, point if g.size == 1 or not i else f"({point})", self._extent_text(g.rank))
+            if i:
+                self.line(f"point /= {self._tiles(g)};")
+        start = len(self.lines)
+        self._ops(self.k.body)
+        if self.workspace or self.dot_floats:
+            # A dot packs its operands behind the tiles; where that is, is known only now.
+            size = self.workspace + 4 * self.dot_floats
+            self.lines.insert(start, "  " * self.depth + f"char* const local = workspace({size});")
+        return [t.replace("local + DOT)", f"local + {self.workspace})") for t in self.lines]
+
+    def _begin(self, rank: str, size: int, point: str, last: str) -> None:
+        """Declare the first coordinate and the count of a grid rank's tile."""
+        index = self.names("rank", rank)
+        if size == 1:
+            self.line(f"const int64_t {index} = {point};")
+            self.axes[rank] = Axis(1, index, "1", index)
+            return
+        base, count = self._base(rank), self._count(rank)
+        self.line(f"const int64_t {base} = {point} * {size}, {count} = at_most({size}, {last} - {base});")
+        self.axes[rank] = Axis(size, base, count, index)
+
+    # Names
+
+    def _stride(self, tensor: str, axis: int) -> str:
+        return self.names("stride", f"{tensor}_{axis}")
+
+    def _size(self, tensor: str, axis: int) -> str:
+        return self.names("size", f"{tensor}_size{axis}")
+
+    def _extent(self, rank: str) -> str:
+        return self.names("extent", rank, "{}_extent")
+
+    def _extent_text(self, rank: str) -> str:
+        return str(self.k.whole[rank]) if rank in self.k.whole else self._extent(rank)
+
+    def _tiles(self, g: GridRank) -> str:
+        return self._extent_text(g.rank) if g.size == 1 else self.names("tiles", g.rank, "{}_tiles")
+
+    def _base(self, rank: str) -> str:
+        return self.names("base", rank, "{}0")
+
+    def _count(self, rank: str) -> str:
+        return self.names("count", rank, "{}_n")
+
+    # Operations
+
+    def _ops(self, body: tuple[Op, ...]) -> None:
+        headings = [t.strip() for t in print_kernel(replace(self.k, tensors=(), body=body)).split("\n")[1:]]
+        at = 0
+        for op in body:
+            self.line(comment(headings[at]))
+            at += 1 + (len(list(operations(op.body))) if isinstance(op, For) else 0)
+            name = op.tile.name if isinstance(op, Load | Map | Fold | Dot) else None
+            if name is not None and name in self.k.comments:
+                self.line(comment(self.k.comments[name]))
+            match op:
+                case For():
+                    self._for(op)
+                case Store():
+                    self._store(op)
+                case Load():
+                    # A tile lies in memory as its tensor does, so that both are walked along.
+                    self._declare(op.tile, self._along(op.source, op.tile.axes))
+                    self._load(op)
+                case Map():
+                    self._declare(op.tile)
+                    self._map(op)
+                case Fold():
+                    self._declare(op.tile)
+                    self._fold(op)
+                case Dot():
+                    self._declare(op.tile)
+                    self._dot(op)
+
+    def _for(self, op: For) -> None:
+        first, last = "0", self._extent_text(op.rank)
+        scope = any(e is not None for e in (op.lower, op.upper))
+        if scope:
+            low = self.names("low", op.rank, "{}_first")
+            high = self.names("high", op.rank, "{}_last")
+            lower = self.typed(op.lower, "i64") if op.lower is not None else None
+            upper = self.typed(op.upper, "i64") if op.upper is not None else None
+            self.open("")
+            self.line(f"const int64_t {low} = {f'at_least(0, {lower})' if lower else '0'};")
+            self.line(f"const int64_t {high} = {f'at_most({last}, {upper})' if upper else last};")
+            first, last = low, high
+        index = self.names("rank", op.rank)
+        at = index if op.size == 1 else self._base(op.rank)
+        step = f"++{at}" if op.size == 1 else f"{at} += {op.size}"
+        if not op.reverse:
+            self.open(f"for (int64_t {at} = {first}; {at} < {last}; {step})")
+        else:
+            step = step.replace("+", "-")
+            span = last if first == "0" else f"{last} - {first}"
+            begin = f"(tiles({span}, {op.size}) - 1) * {op.size}" if op.size > 1 else f"{span} - 1"
+            begin = begin if first == "0" else f"{first} + {begin}"
+            self.open(f"for (int64_t {at} = {begin}; {at} >= {first}; {step})")
+        places = dict(self.places)
+        stack = self.stack
+        if op.size == 1:
+            self.axes[op.rank] = Axis(1, index, "1", index)
+        else:
+            count = self._count(op.rank)
+            self.line(f"const int64_t {count} = at_most({op.size}, {last} - {at});")
+            self.axes[op.rank] = Axis(op.size, at, count, index)
+        self._ops(op.body)
+        del self.axes[op.rank]
+        self.places, self.stack = places, stack
+        self.close()
+        if scope:
+            self.close()
+
+    def _declare(self, tile: Tile, last: str | None = None) -> None:
+        """Make room for a tile, unless it has some. ``last`` is the axis to lay along memory, else its own last one."""
+        if tile.name in self.places:
+            return
+        order = tile.axes if last is None else (*(r for r in tile.axes if r != last), last)
+        place = Place(tile, self.names("tile", tile.name), order, tuple(self.axes[r].size for r in order))
+        self.places[tile.name] = place
+        kind = ctype(tile.dtype)
+        if place.elements == 1:
+            self.line(f"{kind} {place.name};")
+            return
+        size = max(1, place.elements) * DTYPES[tile.dtype].bits // 8
+        if size <= LARGEST_ON_STACK and self.stack + size <= STACK:
+            self.stack += size
+            self.line(f"alignas(64) {kind} {place.name}[{max(1, place.elements)}];")
+            return
+        cast = f"reinterpret_cast<{kind}*>(local + {self.workspace})"
+        self.line(f"{kind}* const {place.name} = {cast};")
+        self.workspace += -(-size // 64) * 64
+
+    def _element(self, name: str) -> str:
+        """A tile's element at the loops' positions."""
+        place = self.places[name]
+        if place.elements == 1:
+            return place.name
+        terms = []
+        for r in place.long:
+            stride = place.stride(r)
+            terms.append(self.axes[r].index + (f" * {stride}" if stride != 1 else ""))
+        return f"{place.name}[{' + '.join(terms)}]"
+
+    def _nest(self, ranks: Sequence[str], body: Callable[[], None], pragma: str = "") -> None:
+        """Loops over positions, one rank each; ``pragma`` stands before the innermost."""
+        loops = [r for r in ranks if self.axes[r].size != 1]
+        for r in loops:
+            axis = self.axes[r]
+            if pragma and r == loops[-1]:
+                self.line(pragma)
+            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
+        body()
+        for _ in loops:
+            self.close()
+
+    def _map(self, op: Map) -> None:
+        def body() -> None:
+            self.line(f"{self._element(op.tile.name)} = {self.typed(op.expr, op.tile.dtype, frozenset(op.tile.axes))};")
+
+        self._nest(self.places[op.tile.name].order, body, "#pragma omp simd")
+
+    # Memory
+
+    def _load(self, op: Load) -> None:
+        axes = frozenset(op.tile.axes)
+        param = self.params[op.source.tensor]
+        order, unit = self._order(op.source, op.tile.axes)
+        checks = any((param.name, i) in self.checked for i in range(len(param.indices)))
+
+        def body() -> None:
+            name = self.names("tensor", param.name)
+            text = f"{name}[{self._offset(op.source, axes)}]"
+            if not param.indices:
+                text = f"*{name}" if param.name in self.k.outputs else name
+            held = "bool" if param.dtype == "bool" and not param.indices else param.dtype
+            loaded = Value(_from_memory(param.dtype, text) if param.indices else text, ATOM, held)
+            value = _converted(loaded, op.tile.dtype)
+            if op.guard is not None:
+                other = self.literal(op.other, op.tile.dtype)
+                value = f"{self.typed(op.guard, 'bool', axes, ATOM)} ? {value} : {other}"
+            self.line(f"{self._element(op.tile.name)} = {value};")
+
+        self._access(order, unit, op.source, body, checks, True)
+
+    def _store(self, op: Store) -> None:
+        axes = frozenset(op.axes)
+        param = self.params[op.target.tensor]
+        order, unit = self._order(op.target, op.axes)
+        checks = any((param.name, i) in self.checked for i in range(len(param.indices)))
+        moving = {r for r in op.axes if self.axes[r].size != 1}
+        apart = all(is_affine(i) for i in op.target.indices)
+        apart = apart and moving <= {r for i in op.target.indices if isinstance(i, Rank) for r in (i.name,)}
+
+        def body() -> None:
+            name = self.names("tensor", param.name)
+            at = f"{name}[{self._offset(op.target, axes)}]" if param.indices else f"*{name}"
+            self.line(f"{at} = {self.typed(op.expr, param.dtype, axes)};")
+
+        self._access(order, unit, op.target, body, checks, apart)
+
+    def _access(
+        self,
+        order: Sequence[str],
+        unit: int | None,
+        access: Access,
+        body: Callable[[], None],
+        checks: bool,
+        apart: bool,
+    ) -> None:
+        """The loops around a load or store; ``unit`` is the tensor's axis along which the innermost loop runs."""
+        pragma = "#pragma omp simd" if apart else ""
+        if checks:
+            self.open("")
+            self.line("bool outside = false;")
+            pragma = pragma and pragma + " reduction(|:outside)"
+        if unit is not None:
+            stride = self._stride(access.tensor, unit)
+            self.open(f"with_stride({stride}, [&](auto {stride})")
+        self._nest(order, body, pragma)
+        if unit is not None:
+            self.close("});")
+        if checks:
+            number = 1 + list(self.params).index(access.tensor)
+            self.line(f"if (outside) *fault = {number};")
+            self.close()
+
+    def _order(self, access: Access, axes: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
+        """The loops of a load or store, innermost last, and the tensor's axis that the innermost alone moves along."""
+        inner = self._along(access, axes)
+        if inner is None:
+            return axes, None
+        along = [i for i, index in enumerate(access.indices) if inner in free_ranks(index)]
+        order = (*(r for r in axes if r != inner), inner)
+        whole = len(along) == 1 and is_affine(access.indices[along[0]])
+        return order, along[0] if whole else None
+
+    def _along(self, access: Access, axes: tuple[str, ...]) -> str | None:
+        """The axis of a loop nest that moves along the tensor's last index; the nest's last one if none does."""
+        moving = [r for r in axes if self.axes[r].size != 1]
+        for index in reversed(access.indices):
+            found = [r for r in moving if r in free_ranks(index)]
+            if found and is_affine(index):
+                return found[-1]
+        return moving[-1] if moving else None
+
+    def _offset(self, access: Access, axes: frozenset[str]) -> str:
+        """The position of an element, in elements from the tensor's first."""
+        terms = []
+        for i, index in enumerate(access.indices):
+            stride = self._stride(access.tensor, i)
+            if literal_value(index) == 0:
+                continue
+            if (access.tensor, i) in self.checked and not is_affine(index):
+                text = f"inside({self.typed(index, 'i64', axes)}, {self._size(access.tensor, i)}, outside)"
+            else:
+                text = self.typed(index, "i64", axes, MUL)
+            terms.append(f"{text} * {stride}")
+        return " + ".join(terms) or "0"
+
+    # Reductions
+
+    def _fold(self, op: Fold) -> None:
+        tile, axes = op.tile, frozenset((*op.tile.axes, *op.over))
+        if op.op not in _REDUCERS and op.op != "argmax":
+            raise VerifyError(f"`{op.op}` is no reduction that a tile program folds")
+        if op.op == "argmax":
+            self._argmax(op, axes)
+            return
+        element = settle(self.checker.infer(op.expr))
+        total = "bool" if op.op in ("any", "all") else settle(join(compute_type(tile.dtype), compute_type(element)))
+        inner = self._contiguous(op.expr, (*tile.axes, *op.over))
+        own = any(isinstance(n, Access) and n.tensor == tile.name for n in walk(op.expr))
+        moving = self.places[tile.name].long
+        if inner and moving and inner == moving[-1] and total == tile.dtype and not own:
+            self._fold_outer(op, total, axes)
+            return
+        reduced = [r for r in op.over if self.axes[r].size != 1]
+        if inner in reduced:
+            reduced = [*(r for r in reduced if r != inner), inner]
+        reducer = _REDUCERS[op.op]
+
+        def body() -> None:
+            target = self._element(tile.name)
+            begin = f"{reducer}::identity<{ctype(total)}>"
+            if op.accumulate:
+                begin = _converted(Value(target, ATOM, tile.dtype), total)
+            value = self.typed(op.expr, total, axes)
+            if not reduced:
+                joined = f"{reducer}::join<{ctype(total)}>({begin}, {value})"
+                self.line(f"{target} = {_converted(Value(joined, ATOM, total), tile.dtype)};")
+                return
+            last = self.axes[reduced[-1]]
+
+            def folded(start: str) -> str:
+                element = f"[&](int64_t {last.index}) {{ return {value}; }}"
+                return f"fold<{reducer}, {ctype(total)}>({last.count}, {start}, {element})"
+
+            if len(reduced) == 1:
+                text = folded(begin)
+                self.line(f"{target} = {_converted(Value(text, ATOM, total), tile.dtype)};")
+                return
+            name = self.names("total", tile.name, "{}_total")
+            self.line(f"{ctype(total)} {name} = {begin};")
+            self._nest(reduced[:-1], lambda: self.line(f"{name} = {folded(name)};"))
+            self.line(f"{target} = {_converted(Value(name, ATOM, total), tile.dtype)};")
+
+        self._nest(tile.axes, body)
+
+    def _fold_outer(self, op: Fold, total: str, axes: frozenset[str]) -> None:
+        """A reduction whose contiguous axis is kept: whole rows are joined, the tile being the accumulators."""
+        name = op.tile.name
+        *outer, inner = self.places[name].long
+
+        def rows() -> None:
+            if not op.accumulate:
+                begin = f"{_REDUCERS[op.op]}::identity<{ctype(total)}>"
+                self._nest([inner], lambda: self.line(f"{self._element(name)} = {begin};"), "#pragma omp simd")
+            at = self._element(name)
+            joined = _JOINS[op.op].format(a=at, b=self.typed(op.expr, total, axes, UNARY))
+            self._nest([*op.over, inner], lambda: self.line(f"{at} = {joined};"), "#pragma omp simd")
+
+        self._nest(outer, rows)
+
+    def _argmax(self, op: Fold, axes: frozenset[str]) -> None:
+        if len(op.over) != 1 or op.accumulate:
+            raise VerifyError("argmax goes over one rank and starts afresh")
+        axis = self.axes[op.over[0]]
+
+        def body() -> None:
+            value = self.typed(op.expr, settle(self.checker.infer(op.expr)), axes)
+            dtype = settle(self.checker.infer(op.expr))
+            if not DTYPES[dtype].is_integer:
+                value = _converted(Value(value, ATOM, dtype), settle(compute_type(dtype)))
+            found = axis.base
+            if axis.size != 1:
+                found = f"fold_argmax({axis.count}, [&](int64_t {axis.index}) {{ return {value}; }})"
+                found = found if axis.base == "0" else f"{axis.base} + {found}"
+            self.line(f"{self._element(op.tile.name)} = {_converted(Value(found, LOOSE, 'i64'), op.tile.dtype)};")
+
+        self._nest(op.tile.axes, body)
+
+    def _contiguous(self, e: Expr, axes: tuple[str, ...]) -> str | None:
+        """The axis along which most of the tiles in an expression are contiguous; None if there is none to tell."""
+        votes: dict[str, int] = {}
+        for node in walk(e):
+            if isinstance(node, Access) and node.tensor in self.places:
+                place = self.places[node.tensor]
+                if place.long:
+                    votes[place.long[-1]] = votes.get(place.long[-1], 0) + max(1, len(place.long) - 1)
+        return max(votes, key=lambda r: (votes[r], axes.index(r))) if votes else None
+
+    # Dot
+
+    def _dot(self, op: Dot) -> None:
+        plan = self._dot_plan(op)
+        if plan is None:
+            self._dot_loops(op)
+        elif not op.annihilates:
+            self._dot_call(op, plan)
+        else:
+            # A zero on the left and an infinity or NaN on the right are rare: only then are the products looked at.
+            right = self.places[op.right]
+            finite = self.names("finite", op.right, "{}_finite")
+            kind = ctype(right.tile.dtype)
+            self.line(f"bool {finite} = true;")
+            check = f"{finite} = {finite} & is_finite<{kind}>({self._element(op.right)});"
+            self._nest(right.order, lambda: self.line(check), f"#pragma omp simd reduction(&:{finite})")
+            self.open(f"if ({finite})")
+            self._dot_call(op, plan)
+            self.depth -= 1
+            self.open("} else")
+            self._dot_loops(op)
+            self.close()
+
+    def _dot_loops(self, op: Dot) -> None:
+        """A dot as a plain reduction of products."""
+        wanted = op.tile.dtype
+        operands: list[Expr] = []
+        for name in (op.left, op.right):
+            e: Expr = Access(name)
+            if op.operand is not None:
+                e = Cast(op.operand, e)
+            if settle(self.checker.infer(e)) != wanted:
+                e = Cast(wanted, e)
+            operands.append(e)
+        product: Expr = Call("mul", tuple(operands))
+        if op.annihilates:
+            product = Call("where", (Call("eq", (operands[0], Const(0))), Const(0), product))
+        self._fold(Fold(op.tile, "sum", op.over, product, op.accumulate))
+
+    def _dot_plan(self, op: Dot) -> DotPlan | None:
+        """How a dot maps onto the micro-kernel; None where plain loops do better or are the only way."""
+        left, right = self.places[op.left], self.places[op.right]
+        types = {left.tile.dtype, right.tile.dtype, op.operand or "f32"}
+        if op.tile.dtype != "f32" or not all(DTYPES[t].is_float and t != "f64" for t in types):
+            return None
+        if op.tile.name in (op.left, op.right):
+            return None
+        long = {r for r in (*left.tile.axes, *right.tile.axes) if self.axes[r].size != 1}
+        kept = [r for r in self.places[op.tile.name].order if r in long]
+        over = [r for r in op.over if r in long]
+        if not kept or not over:
+            return None
+        if kept[-1] not in right.tile.axes:
+            left, right = right, left
+        rows = [r for r in kept if r not in right.tile.axes]
+        n = kept[-1]
+        if n in left.tile.axes or not rows:
+            return None
+        m = max(rows, key=lambda r: self.axes[r].size)
+        k = max(over, key=lambda r: self.axes[r].size)
+        if self.axes[n].size < 4:
+            return None
+        batch, outer = tuple(r for r in kept if r not in (m, n)), tuple(r for r in over if r != k)
+        return DotPlan(left, right, m, n, k, batch, outer)
+
+    def _dot_call(self, op: Dot, plan: DotPlan) -> None:
+        m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))
+        self.dot_floats = max(self.dot_floats, k.size * PANEL + m.size * k.size)
+        target = self.places[op.tile.name]
+        accumulate = op.accumulate or bool(plan.over)
+
+        def matrix(place: Place, row: str, column: str, kind: str) -> str:
+            fixed = [r for r in place.tile.axes if r not in (row, column) and self.axes[r].size != 1]
+            at = "".join(f" + {self.axes[r].index} * {place.stride(r)}" for r in fixed)
+            return f"Matrix<{kind}>{{{place.name}{at}, {place.stride(row)}, {place.stride(column)}}}"
+
+        def zero() -> None:
+            self.line(f"{self._element(op.tile.name)} = 0;")
+
+        def call() -> None:
+            a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
+            self.line(f"dot<{ctype(op.operand or 'f32')}, {a_type}, {b_type}>(")
+            self.line(f"    {matrix(target, plan.m, plan.n, 'float')},")
+            self.line(f"    {matrix(plan.left, plan.m, plan.k, 'const ' + a_type)},")
+            self.line(f"    {matrix(plan.right, plan.k, plan.n, 'const ' + b_type)},")
+            scratch = "reinterpret_cast<float*>(local + DOT)"
+            flag = "true" if accumulate else "false"
+            self.line(f"    {m.count}, {n.count}, {k.count}, {flag}, {scratch});")
+
+        if plan.over and not op.accumulate:
+            self._nest(op.tile.axes, zero, "#pragma omp simd")
+        self._nest((*plan.batch, *plan.over), call)
+
+    # Expressions
+
+    def typed(self, e: Expr | None, dtype: str, axes: frozenset[str] = frozenset(), floor: int = 0) -> str:
+        """The text of an expression as a value of a dtype, in a loop nest over ``axes``."""
+        assert e is not None
+        v = self.value(e, axes, dtype)
+        if v.dtype == dtype:
+            return v.at(floor)
+        return _converted(v, dtype)
+
+    def value(self, e: Expr, axes: frozenset[str], wanted: str | None = None) -> Value:
+        """An expression in its own type; a literal takes the wanted one."""
+        folded = self._literal(e, wanted)
+        if folded is not None:
+            return folded
+        match e:
+            case Rank(name=name):
+                return self._coordinate(name, axes)
+            case Extent(rank=rank):
+                whole = rank in self.k.whole
+                return Value(f"int64_t({self.k.whole[rank]})" if whole else self._extent(rank), ATOM, "i64")
+            case Access(tensor=tensor):
+                if tensor in self.places:
+                    return Value(self._element(tensor), ATOM, self.places[tensor].tile.dtype)
+                param = self.params[tensor]
+                name = self.names("tensor", tensor)
+                text = _from_memory(param.dtype, f"*{name}") if tensor in self.k.outputs else name
+                return Value(text, UNARY if tensor in self.k.outputs else ATOM, param.dtype)
+            case Cast(dtype=dtype, arg=arg):
+                found = self.value(arg, axes, None)
+                return found if found.dtype == dtype else Value(_converted(found, dtype), ATOM, dtype)
+            case Call():
+                return self._call(e, axes, wanted)
+            case _:
+                raise VerifyError(f"{type(e).__name__} has no place in a tile program")
+
+    def _coordinate(self, rank: str, axes: frozenset[str]) -> Value:
+        axis = self.axes[rank]
+        if axis.size == 1 or rank not in axes:
+            return Value(axis.base if axis.base != "0" else "int64_t(0)", ATOM, "i64")
+        if axis.base == "0":
+            return Value(axis.index, ATOM, "i64")
+        return Value(f"{axis.base} + {axis.index}", ADD, "i64")
+
+    def _literal(self, e: Expr, wanted: str | None) -> Value | None:
+        """A literal, perhaps negated."""
+        number = literal_value(e)
+        if number is None:
+            return None
+        dtype = self.checker.infer(e)
+        if dtype == WEAK_FLOAT:
+            dtype = wanted if wanted in ("f32", "f64") else "f32"
+        elif dtype == WEAK_INT:
+            row = DTYPES[wanted or "bool"]
+            fits = row.is_integer and row.lowest <= number <= row.highest
+            exact = wanted in ("f32", "f64") and abs(number) < 1 << 24
+            dtype = str(wanted) if fits or exact else "i64"
+        text = self.literal(number, dtype)
+        return Value(text, UNARY if text.startswith("-") else ATOM, dtype)
+
+    def literal(self, number: float | int | bool, dtype: str) -> str:
+        """A number as a literal of a dtype."""
+        row = DTYPES[dtype]
+        if row.kind == "bool":
+            return "true" if number else "false"
+        if row.is_integer:
+            number = int(number)
+            if dtype == "i64":
+                return f"int64_t({number})" if number > -(2**63) else "INT64_MIN"
+            return f"{number}u" if dtype == "u32" else f"{ctype(dtype)}({number})" if row.bits < 32 else _i32(number)
+        number = float(number)
+        if math.isnan(number):
+            return f'to<{ctype(dtype)}>(__builtin_nanf(""))'
+        if dtype == "f64":
+            return repr(number) if math.isfinite(number) else ("-" if number < 0 else "") + "double(inf)"
+        with np.errstate(over="ignore"):
+            finite = bool(np.isfinite(np.float32(number)))
+        text = f"{number!r}f" if finite else "inf" if number > 0 else "-inf"
+        return text if dtype == "f32" else f"to<{ctype(dtype)}>({text})"
+
+    def _call(self, e: Call, axes: frozenset[str], wanted: str | None) -> Value:
+        row = OPS[e.op]
+        types = [self.checker.infer(a) for a in e.args]
+        own = self.checker.infer(e)
+        dtype = settle(own)
+        if own == WEAK_FLOAT and wanted == "f64" or own == WEAK_INT and e.op == "where" and wanted in ("i32", "u32"):
+            dtype = str(wanted)
+        within = self._within(e, dtype, types)
+        if e.op == "where":
+            condition = self.typed(e.args[0], "bool", axes)
+            arms = ", ".join(self.typed(a, within, axes) for a in e.args[1:])
+            return Value(f"select<{ctype(within)}>({condition}, {arms})", ATOM, within)
+        if e.op == "pow":
+            return Value(f"power<{literal_value(e.args[1])}>({self.typed(e.args[0], within, axes)})", ATOM, within)
+        if e.op in ("lshift", "rshift"):
+            return self._shift(e, within, axes)
+        if e.op == "not":
+            sign = "!" if within == "bool" else "~"
+            return Value(sign + self.typed(e.args[0], within, axes, ATOM), UNARY, within)
+        result = "bool" if row.rule == "compare" else within
+        if row.symbol and row.arity == 2 and e.op not in ("floordiv", "mod"):
+            level, left, right = _LEVELS.get(e.op, (LOOSE, ATOM, ATOM))
+            a, b = self.typed(e.args[0], within, axes, left), self.typed(e.args[1], within, axes, right)
+            text = Value(row.cpp.format(a=a, b=b), level, result)
+        elif e.op == "neg":
+            text = Value("-" + self.typed(e.args[0], within, axes, ATOM), UNARY, result)
+        else:
+            args = dict(zip("abc", (self.typed(a, within, axes) for a in e.args), strict=False))
+            called = row.cpp.format(**args)
+            if DTYPES[within].is_integer:
+                called = called.replace("(", f"<{ctype(within)}>(", 1)
+            text = Value(called, ATOM, result)
+        # Where the arithmetic was done in a wider type, the result is what wraps or rounds.
+        if row.rule != "compare" and within != dtype:
+            return Value(_converted(text, dtype), ATOM, dtype)
+        return text
+
+    def _within(self, e: Call, dtype: str, types: list[str]) -> str:
+        """The type in which an operation is computed: its own, but for comparisons and what would lose an operand."""
+        rule = OPS[e.op].rule
+        if rule == "compare":
+            joined = settle(join(types[0], types[1]))
+            # An integer of 32 bits or more is no f32, so a mixed comparison is made in f64.
+            mixed = is_float(types[0]) != is_float(types[1])
+            wide = [t for t in types if not is_float(t) and t in DTYPES and DTYPES[t].bits >= 32]
+            if mixed and wide:
+                return "f64"
+            dtype = joined
+        if rule == "divide" and not any(is_float(t) for t in types):
+            return "f64"
+        if rule in ("compare", "arith", "integer", "logic") and DTYPES[dtype].is_integer and dtype != "i64":
+            row = DTYPES[dtype]
+            literals = [literal_value(a) for a, t in zip(e.args, types, strict=True) if t == WEAK_INT]
+            if any(n is not None and not row.lowest <= n <= row.highest for n in literals):
+                return "i64"
+        return dtype
+
+    def _shift(self, e: Call, within: str, axes: frozenset[str]) -> Value:
+        count = literal_value(e.args[1])
+        a = self.typed(e.args[0], within, axes, ATOM)
+        if e.op == "rshift" and isinstance(count, int) and 0 <= count < DTYPES[within].bits:
+            return Value(f"{a} >> {count}", LOOSE, within)
+        name = "shift_left" if e.op == "lshift" else "shift_right"
+        b = self.typed(e.args[1], within, axes)
+        value = self.typed(e.args[0], within, axes)
+        return Value(f"{name}<{ctype(within)}>({value}, {b})", ATOM, within)
+
+
+@dataclass(frozen=True, slots=True)
+class DotPlan:
+    """Which axes of a dot are the micro-kernel's m, n and k, and which are looped over outside it."""
+
+    left: Place
+    right: Place
+    m: str
+    n: str
+    k: str
+    batch: tuple[str, ...]
+    over: tuple[str, ...]
+
+
+def _converted(v: Value, dtype: str) -> str:
+    return v.text if v.dtype == dtype else f"to<{ctype(dtype)}>({v.text})"
+
+
+def _from_memory(dtype: str, text: str) -> str:
+    return f"({text} != 0)" if dtype == "bool" else text
+
+
+def _i32(number: int) -> str:
+    return str(number) if number > -(2**31) else "INT32_MIN"
+
+
+def _typed_tiles(k: TileKernel) -> list[Tile]:
+    """The kernel's tiles; one name has one dtype, or its expressions would have none."""
+    found: dict[str, Tile] = {}
+    for op in operations(k.body):
+        if isinstance(op, Load | Map | Fold | Dot):
+            known = found.setdefault(op.tile.name, op.tile)
+            if known.dtype != op.tile.dtype:
+                raise VerifyError(f"in kernel `{k.name}`: tile `{op.tile.name}` has two dtypes")
+    return list(found.values())
+
+
+def _widest(k: TileKernel) -> tuple[str, ...]:
+    """The ranks of the operation that goes over most of them, the grid's first."""
+    best: tuple[str, ...] = ()
+
+    def visit(body: tuple[Op, ...], loops: tuple[str, ...]) -> None:
+        nonlocal best
+        for op in body:
+            match op:
+                case For():
+                    visit(op.body, (*loops, op.rank))
+                    continue
+                case Store(axes=axes):
+                    ranks = axes
+                case Fold(tile=tile, over=over) | Dot(tile=tile, over=over):
+                    ranks = (*tile.axes, *over)
+                case Load(tile=tile) | Map(tile=tile):
+                    ranks = tile.axes
+            found = tuple(dict.fromkeys((*loops, *ranks)))
+            if len(found) > len(best):
+                best = found
+
+    visit(k.body, tuple(g.rank for g in k.grid))
+    return best

@@ -1,0 +1,194 @@
+"""The compiler and the cache of what it made: nothing breaks, and nothing foreign is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from castile.codegen import build
+from castile.ir.errors import UsageError
+
+SOURCE = 'extern "C" int answer() { return %d; }\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def answer(number: int) -> int:
+    library: ctypes.CDLL = build.load(SOURCE % number)
+    return int(library.answer())
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("the compiler ran")
+
+    monkeypatch.setattr(build, "_compile", refuse)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_built_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer(1) == 1
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (entry,) = build.entries()
+    assert entry.bytes == entry.path.stat().st_size
+
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("the compiler ran")
+
+    monkeypatch.setattr(build, "_compile", refuse)
+    assert build.build(SOURCE % 1) == entry.path
+    with pytest.raises(AssertionError):
+        build.build(SOURCE % 2)
+
+
+def test_list_and_clear(folder: Path) -> None:
+    build.build(SOURCE % 3)
+    build.build(SOURCE % 4)
+    (folder / ".new-left").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    assert len(build.entries()) == 2
+    assert build.clear() == 2
+    assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "change", "widen", "link", "folder", "empty"])
+def test_a_spoilt_entry_is_built_again(folder: Path, tmp_path: Path, spoil: str) -> None:
+    path = build.build(SOURCE % 5)
+    data = path.read_bytes()
+    if spoil == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif spoil == "empty":
+        path.write_bytes(b"")
+    elif spoil == "change":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif spoil == "widen":
+        path.chmod(0o777)
+    else:
+        path.unlink()
+        if spoil == "folder":
+            path.mkdir()
+        else:
+            other = tmp_path / "other.so"
+            other.write_bytes(data)
+            path.symlink_to(other)
+    assert not build._sound(path)
+    assert answer(5) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_another_users_entries_are_not_loaded(folder: Path) -> None:
+    path = build.build(SOURCE % 6)
+    os.chown(path, 12345, -1)
+    assert not build._sound(path)
+    os.chown(folder, 12345, -1)
+    assert build.cache_folder() is None
+    assert not str(build.build(SOURCE % 6)).startswith(str(folder))
+
+
+def test_an_open_folder_is_closed(folder: Path) -> None:
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    build.build(SOURCE % 7)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / place))
+        assert build.cache_folder() is None
+        assert answer(8) == 8
+        assert build.entries() == ()
+        assert build.clear() == 0
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "link"))
+    assert build.cache_folder() is None
+
+
+def test_a_full_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = build._keep
+
+    def full(place: Path, key: str, data: bytes) -> Path:
+        if place == folder:
+            raise OSError(28, "No space left on device")
+        return keep(place, key, data)
+
+    monkeypatch.setattr(build, "_keep", full)
+    assert answer(9) == 9
+    assert list(folder.iterdir()) == []
+
+
+def test_nowhere_to_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "_keep", full)
+    with pytest.raises(UsageError, match="written nowhere"):
+        build.build(SOURCE % 10)
+
+
+@pytest.mark.parametrize("named", ["", "no-such-compiler", "no-such-compiler -x", "'"])
+def test_no_compiler(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler|names no program"):
+        build.build(SOURCE % 11)
+
+
+def test_a_compiler_that_dies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", "kill -9 $$\n"))
+    with pytest.raises(UsageError, match="killed by signal 9"):
+        build.build(SOURCE % 12)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_compiler_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", "echo kernel.cpp:1: error: no >&2\nexit 1\n"))
+    with pytest.raises(UsageError, match="error: no"):
+        build.build(SOURCE % 13)
+
+
+def test_a_compiler_without_openmp(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = build.find_compiler().command[0]
+    text = f'case "$*" in *"-fopenmp "*) exit 1;; esac\nexec {real} "$@"\n'
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
+    assert answer(14) == 14
+
+
+def test_the_key_knows_what_matters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = build.find_compiler()
+    keys = [build.key_of(SOURCE % 1, compiler), build.key_of(SOURCE % 2, compiler)]
+    monkeypatch.setenv("CASTILE_CXXFLAGS", "-g")
+    keys.append(build.key_of(SOURCE % 1, compiler))
+    monkeypatch.delenv("CASTILE_CXXFLAGS")
+    keys.append(build.key_of(SOURCE % 1, build.Compiler(compiler.command, "another")))
+    monkeypatch.setattr(build, "cpu_identity", lambda: "another")
+    keys.append(build.key_of(SOURCE % 1, compiler))
+    assert len(set(keys)) == len(keys)
+
+
+def test_eight_processes_at_once(folder: Path) -> None:
+    code = f"from castile.codegen import build\nassert build.load({SOURCE % 15!r}).answer() == 15"
+    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    for process in running:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    assert all(build._sound(e.path) for e in build.entries())
+    assert not [p for p in folder.iterdir() if p.name.startswith(".new-")]
