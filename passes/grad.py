@@ -57,7 +57,8 @@ def grad(c: Cascade, wrt: str | Sequence[str] | None = None, saved: str | Sequen
     ``saved`` names tensors of the forward cascade that become parameters instead of being computed again; "lse" stands
     for the logarithm of every normaliser ``Σ exp(S)``. They are called lse, lse2, … in the order of the text, or as the
     output that each one is; the doc says what they are. An output that helps (O, for ``Σ dO · O``) becomes a parameter
-    too. `forward` is the cascade that computes all of them.
+    too. `forward` is the cascade that computes all of them. What is saved is data: of a tensor of masked scores, -inf
+    where a whole row is masked comes back as NaN, so save the logarithm instead.
 
     Raises `UsageError` for a name that does not fit, `VerifyError` where no gradient is defined.
     """

@@ -40,11 +40,15 @@ from .transpose import Names, Share, clashes, guarded, reads, transpose, unshado
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an expression stands: in which Einsum, over which ranks, under which conditions."""
+    """Where an expression stands: in which Einsum, over which ranks, and under which conditions.
+
+    ``guards`` are those of the forward cascade, outermost first; ``slopes`` say where the adjoint is not 0.
+    """
 
     einsum: Einsum
     ranks: tuple[str, ...]
     guards: tuple[Expr, ...] = ()
+    slopes: tuple[Expr, ...] = ()
 
     def under(self, condition: Expr) -> Place:
         return replace(self, guards=(*self.guards, condition))
@@ -209,7 +213,7 @@ class Reverse:
         match e:
             case Access(tensor=tensor, indices=indices):
                 if tensor not in self.closed:
-                    self.share(tensor, Share(indices, place.ranks, place.guards, adjoint))
+                    self.share(tensor, Share(indices, place.ranks, place.guards + place.slopes, adjoint))
             case Cast(arg=arg):
                 self.walk(arg, adjoint, place)
             case Call(op="where", args=(condition, a, b)):
@@ -219,9 +223,9 @@ class Reverse:
             case Call(args=args):
                 for i, a in enumerate(args):
                     if self.flows(a):
-                        guards, through = self._through(e, i, adjoint, place)
-                        self.walk(a, through, replace(place, guards=place.guards + guards))
-            case Reduce() if any(r not in free_ranks(e) for r in place.ranks):
+                        slopes, through = self._through(e, i, adjoint, place)
+                        self.walk(a, through, replace(place, slopes=place.slopes + slopes))
+            case Reduce() if place.slopes or any(r not in free_ranks(e) for r in place.ranks):
                 self._walk_apart(e, adjoint, place)
             case Reduce():
                 self._walk_reduction(e, adjoint, place)
@@ -258,11 +262,11 @@ class Reverse:
                 self.waiting.append((e, adjoint, place))
             return
         ranks = tuple(r for r in place.ranks if r in free_ranks(e))
-        share = Share(tuple(Rank(r) for r in ranks), place.ranks, place.guards, adjoint)
+        share = Share(tuple(Rank(r) for r in ranks), place.ranks, place.guards + place.slopes, adjoint)
         name = self.names.fresh(f"d{place.einsum.name}_{e.op}")
         total = self.written(name, ranks, self.summed([share], ranks), self._float(e))
         guards = tuple(g for g in place.guards if free_ranks(g) <= set(ranks))
-        self.walk(e, total, replace(place, ranks=ranks, guards=guards))
+        self.walk(e, total, replace(place, ranks=ranks, guards=guards, slopes=()))
 
     def _float(self, e: Expr) -> str:
         return "f64" if self.checker.infer(e) == "f64" else "f32"
@@ -300,7 +304,7 @@ class Reverse:
         ties = self._named(count, f"{place.einsum.name}_ties", place)
         inner = replace(place, ranks=place.ranks + e.ranks)
         same = Call("eq", (self._light(e.arg, inner), extreme))
-        self.walk(e.arg, quotient(adjoint, ties), inner.under(same))
+        self.walk(e.arg, quotient(adjoint, ties), replace(inner, slopes=(*inner.slopes, same)))
 
     def _walk_product(self, e: Reduce, adjoint: Expr, place: Place) -> None:
         """Of a factor, the product of all others: the whole one divided by it, or where that is 0, of what is not 0."""
@@ -370,8 +374,16 @@ def _selected(slope: Expr) -> tuple[tuple[Expr, ...], Expr]:
         return (), slope
     somewhere, value = cases[-1]
     for condition, other in reversed(cases[:-1]):
-        somewhere, value = Call("or", (condition, somewhere)), Call("where", (condition, other, value))
+        somewhere, value = _either(condition, somewhere), Call("where", (condition, other, value))
     return (somewhere,), value
+
+
+def _either(a: Expr, b: Expr) -> Expr:
+    """``a | b``, where the two are of the same values one comparison."""
+    wider = {"gt": "ge", "lt": "le"}
+    if isinstance(a, Call) and isinstance(b, Call) and a.op in wider and b.op == "eq" and set(a.args) == set(b.args):
+        return replace(a, op=wider[a.op])
+    return Call("or", (a, b))
 
 
 def _nothing(dtype: str) -> Expr:

@@ -101,10 +101,9 @@ def transpose(share: Share, axes: tuple[str, ...], names: Names) -> Expr:
             continue
         rank, at, tests = solution
         ranks.remove(rank)
-        swap = {rank: at}
-        value = substitute(value, swap)
+        value = _put(value, rank, at)
         indices, guards, places, ranges = (
-            [substitute(e, swap) for e in part] for part in (indices, guards, places, ranges)
+            [_put(e, rank, at) for e in part] for part in (indices, guards, places, ranges)
         )
         ranges += tests
     e = guarded([*ranges, *guards, *places], value)
@@ -114,6 +113,17 @@ def transpose(share: Share, axes: tuple[str, ...], names: Names) -> Expr:
         e = Call("mul", (names.extent(r), e))
     over = tuple(r for r in ranks if r not in idle)
     return Reduce("sum", over, (e,)) if over else e
+
+
+def _put(e: Expr, rank: str, at: Expr) -> Expr:
+    """An expression with a value in a rank's place, sums in indices added up: F[t + 1 - 1] is F[t]."""
+
+    def summed(n: Expr) -> Expr:
+        if not isinstance(n, Access) or isinstance(at, Rank):
+            return n
+        return replace(n, indices=tuple(spelled(*linear(i)) for i in n.indices))
+
+    return transform(substitute(e, {rank: at}), summed)
 
 
 def guarded(conditions: Iterable[Expr], value: Expr, otherwise: Expr = ZERO) -> Expr:
