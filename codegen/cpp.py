@@ -100,6 +100,14 @@ def runtime_ranks(k: TileKernel) -> tuple[str, ...]:
     return tuple(r for r in ranks if r not in k.whole)
 
 
+def bounded_ranks(k: TileKernel) -> frozenset[str]:
+    """The ranks of loops that all end where an expression says: these need no extent."""
+    found = {op.rank for op in operations(k.body) if isinstance(op, For)}
+    found -= {op.rank for op in operations(k.body) if isinstance(op, For) and op.upper is None}
+    found -= {n.rank for op in operations(k.body) for e in _expressions(op) for n in walk(e) if isinstance(n, Extent)}
+    return frozenset(found - {g.rank for g in k.grid})
+
+
 def checked_axes(k: TileKernel) -> frozenset[tuple[str, int]]:
     """The axes of tensors that data index: these are checked as the kernel runs."""
     found = set()

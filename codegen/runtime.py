@@ -21,11 +21,11 @@ import numpy as np
 from ..ir.cascade import Cascade, Param
 from ..ir.dtypes import DTYPES, numpy_dtype
 from ..ir.errors import InputError, VerifyError, did_you_mean
-from ..ir.extents import extent_of, resolve, shape_of
+from ..ir.extents import LARGEST_EXTENT, extent_of, resolve, shape_of
 from ..ir.print import print_param
 from ..ir.tile import TileKernel
 from .build import load
-from .cpp import arguments, entry_names, print_cpp, standalone
+from .cpp import arguments, bounded_ranks, entry_names, print_cpp, standalone
 
 # Signatures of which the checked plan is kept.
 PLANS = 64
@@ -479,9 +479,9 @@ class CpuProgram:
                 case "size":
                     value = layouts[f.name].shape[f.axis]
                 case "extent":
-                    if f.name not in extents:
+                    if f.name not in extents and f.name not in bounded_ranks(k):
                         raise VerifyError(f"kernel `{k.name}` iterates rank `{f.name}`, which has no extent")
-                    value = extents[f.name]
+                    value = extents.get(f.name, LARGEST_EXTENT)
             words.append(value)
         return tuple(words), tuple(holes)
 

@@ -439,7 +439,8 @@ def samples(dtype: str) -> Any:
     if dtype == "f32":
         return every_half()
     if dtype == "f64":
-        halves = every_half()[::7].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            halves = every_half()[::7].astype(np.float64)
         powers = np.ldexp(1.0, np.arange(-1074, 1024, 3))
         edges = np.array(
             [2.0**31, 2.0**32, 2.0**63, 2.0**31 - 1, 2.0**63 * (1 - 2.0**-53), 127, 128, 255, 256, 32767.5]
@@ -477,8 +478,8 @@ def test_casts(run: dict[str, CpuProgram], dtype: str) -> None:
 @pytest.mark.parametrize("name", REALS)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_functions(run: dict[str, CpuProgram], name: str, dtype: str) -> None:
-    x = np.concatenate([every_half(), np.linspace(-20, 20, 100003, dtype=np.float32)]).astype(numpy_dtype(dtype))
     with np.errstate(all="ignore"):
+        x = np.concatenate([every_half(), np.linspace(-20, 20, 100003, dtype=np.float32)]).astype(numpy_dtype(dtype))
         want = np.asarray(OPS[name].numpy(x.astype(np.float64)), dtype=np.float64)
         got = run[f"{name} {dtype}"](X=x)
         if dtype == "f64":
