@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from .errors import Loc
+from .errors import Loc, Source
 
 
 def _loc() -> Loc | None:
@@ -177,6 +177,8 @@ class Cascade:
     monoids: tuple[Monoid, ...] = ()
     numerics: str = "standard"
     doc: str = field(default="", compare=False, repr=False)
+    # Where the text stands, for errors. What a pass makes of a cascade comes from no text, so `replace` drops it.
+    source: Source | None = field(default=None, init=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         from .print import print_cascade

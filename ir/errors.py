@@ -89,11 +89,9 @@ class CastileError(Exception):
 
     def __str__(self) -> str:
         lines = []
-        if self.loc is not None:
-            name = self.source.filename if self.source else "<cascade>"
-            lines.append(f"{name}:{self.line}:{self.column}: {self.message}")
-            if self.source is not None:
-                lines.extend(_excerpt(self.source.line(self.loc.line), self.loc))
+        if self.loc is not None and self.source is not None:
+            lines.append(f"{self.source.filename}:{self.line}:{self.column}: {self.message}")
+            lines.extend(_excerpt(self.source.line(self.loc.line), self.loc))
         else:
             lines.append(f"in `{self.einsum}`: {self.message}" if self.einsum else self.message)
         if self.expected and self.got:

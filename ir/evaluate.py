@@ -21,7 +21,7 @@ import numpy as np
 from . import rounding
 from .cascade import Access, Cascade, Einsum, Expr, Extent, Rank, Reduce, children, tensors_read, walk
 from .dtypes import DTYPES, rounds
-from .errors import EvaluationError
+from .errors import EvaluationError, attach
 from .extents import resolve, shape_of
 from .inputs import read_inputs as read_inputs
 from .inputs import sample_points
@@ -60,11 +60,14 @@ def evaluate_values(
     values = read_inputs(c, inputs)
     extents = resolve(c, {}, {n: v.shape for n, v in values.items()})
     oracle = Oracle(c, values, extents, track=track, numerics=numerics or c.numerics)
-    if at is None:
+    points = {} if at is None else sample_points(c, at, extents)
+    try:
+        if at is not None:
+            return deeply(c, lambda: {name: oracle.sample(name, points) for name in c.outputs})
         with np.errstate(all="ignore"):
             return {name: oracle.full(name) for name in c.outputs}
-    points = sample_points(c, at, extents)
-    return deeply(c, lambda: {name: oracle.sample(name, points) for name in c.outputs})
+    except EvaluationError as error:
+        raise (attach(error, c.source) if c.source is not None else error) from None
 
 
 class Oracle(Reductions):
@@ -137,8 +140,8 @@ class Oracle(Reductions):
             return self.boxes[key]
         e = self.c.einsum_of[name]
         ranks = next(o.ranks for o in e.outputs if o.name == name)
-        if (scan := scan_step(e)) is not None and 8 * math.prod(self.shapes[name]) <= SCAN_BYTES:
-            self.whole[name] = self._scan(e, scan, {})
+        if scan_step(e) is not None and 8 * math.prod(self.shapes[name]) <= SCAN_BYTES:
+            self.whole.update(self._compute(e, {}))
             return self.fetch(name, box)
         computed = self._compute(e, dict(zip(ranks, box, strict=True)), name)[name]
         self.boxes[key] = computed
@@ -158,11 +161,15 @@ class Oracle(Reductions):
                 shape = " x ".join(str(b - a) for a, b in box)
                 hint = "evaluate a sample of the outputs: evaluate(c, inputs, at={rank: coordinates})"
                 raise EvaluationError(f"`{name}` has {shape} elements, too many to hold", hint=hint, loc=e.loc)
-        if len(e.outputs) > 1:
-            return self._state(e, {n: b for n, b in boxes.items() if only in ("", n)})
-        if (scan := scan_step(e)) is not None:
-            return {e.name: self._scan(e, scan, spans)}
-        return {e.name: self._blocks(e, boxes[e.name])}
+        try:
+            if len(e.outputs) > 1:
+                return self._state(e, {n: b for n, b in boxes.items() if only in ("", n)})
+            if (scan := scan_step(e)) is not None:
+                return {e.name: self._scan(e, scan, spans)}
+            return {e.name: self._blocks(e, boxes[e.name])}
+        except EvaluationError as error:
+            error.einsum = error.einsum or e.name
+            raise
 
     def _blocks(self, e: Einsum, box: Box) -> Value:
         """Evaluate over a box of the output, in blocks small enough that temporaries fit."""

@@ -44,29 +44,28 @@ class Use:
 
 
 def uses(c: Cascade) -> Iterator[Use]:
-    """Every index of every access of the cascade that depends on ranks alone; a scan's reads of itself do not count."""
+    """Every index of every access of the cascade that depends on ranks alone."""
     for p in c.params:
         for axis, index in enumerate(p.indices):
             if not isinstance(index, Rank | Const):
                 yield Use(index, p.name, axis, False)
     for e in c.einsums:
-        own = {o.name for o in e.outputs}
-        yield from _uses(e.expr, False, own)
+        yield from _uses(e.expr, False)
 
 
-def _uses(e: Expr, guarded: bool, own: set[str]) -> Iterator[Use]:
+def _uses(e: Expr, guarded: bool) -> Iterator[Use]:
     if isinstance(e, Access):
         for axis, index in enumerate(e.indices):
-            if e.tensor not in own and is_affine(index):
+            if is_affine(index):
                 yield Use(index, e.tensor, axis, guarded)
-            yield from _uses(index, guarded, own)
+            yield from _uses(index, guarded)
     elif isinstance(e, Call) and e.op == "where":
-        yield from _uses(e.args[0], guarded, own)
-        yield from _uses(e.args[1], True, own)
-        yield from _uses(e.args[2], True, own)
+        yield from _uses(e.args[0], guarded)
+        yield from _uses(e.args[1], True)
+        yield from _uses(e.args[2], True)
     else:
         for kid in children(e):
-            yield from _uses(kid, guarded, own)
+            yield from _uses(kid, guarded)
 
 
 @dataclass(frozen=True, slots=True)

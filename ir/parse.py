@@ -63,7 +63,9 @@ _INSTEAD = {
     "float": "write f32(x)",
     "int": "write i32(x)",
 }
+_DTYPES_ELSEWHERE = {"float": "f32", "double": "f64", "half": "f16", "int": "i32", "long": "i64", "byte": "u8"}
 _POINTWISE = {"max": "; the larger of two is maximum(a, b)", "min": "; the smaller of two is minimum(a, b)"}
+_NO_IMPORTS = "all that the language has is there without an import"
 _EXPRESSIONS = "it has numbers, T[i, j], + - * / // % **, comparisons, where(c, a, b), functions and op[k](…)"
 
 
@@ -170,6 +172,7 @@ def _parse(source: Source, monoids: Mapping[str, Monoid]) -> Cascade:
     try:
         c = reader.module(to_ast(source), monoids)
         verify(c)
+        object.__setattr__(c, "source", source)
         return c
     except RecursionError:
         # The caller's own stack is nearly full: what is left holds no expression of the depth that is allowed.
@@ -204,7 +207,7 @@ class _Reader:
         for index, node in enumerate(body):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if not _harmless_import(node):
-                    self.fail(node, "a cascade imports nothing", "all that the language has is there without an import")
+                    self.fail(node, "a cascade imports nothing", _NO_IMPORTS)
             elif index == 0 and _is_docstring(node):
                 continue
             elif not isinstance(node, ast.FunctionDef):
@@ -318,7 +321,8 @@ class _Reader:
         if not isinstance(node, ast.Name):
             self.fail(node, "a dtype is a plain name", "the dtypes are " + " ".join(DTYPES))
         if node.id not in DTYPES:
-            hint = did_you_mean(node.id, DTYPES) or "the dtypes are " + " ".join(DTYPES)
+            meant = _DTYPES_ELSEWHERE.get(node.id)
+            hint = f"write {meant}" if meant else did_you_mean(node.id, DTYPES) or "the dtypes are " + " ".join(DTYPES)
             self.fail(node, f"`{node.id}` is no dtype", hint)
         return node.id
 
@@ -374,6 +378,10 @@ class _Reader:
                 outputs = (replace(self.output(target), dtype=self.dtype(annotation)),)
             case ast.AnnAssign():
                 self.fail(node, "a declaration without a value", "write `X[q]: bf16 = expression`")
+            case ast.Import() | ast.ImportFrom():
+                self.fail(node, "a cascade imports nothing", _NO_IMPORTS)
+            case ast.Expr(value=ast.Compare(ops=[ast.Eq()])):
+                self.fail(node, "`==` compares and writes nothing", "write `T[ranks] = expression`")
             case ast.Expr():
                 self.fail(node, "the value is given to nothing", "statements are `T[ranks] = expression`")
             case _:
@@ -483,10 +491,15 @@ class _Reader:
                 arity = OPS[name].arity
                 if len(node.args) != arity:
                     message = f"`{name}` takes {arity} argument{'s' * (arity > 1)}; {len(node.args)} came"
-                    self.fail(node, message, f"write {name}({', '.join('abc'[:arity])})")
+                    args = "condition, a, b" if name == "where" else ", ".join("ab"[:arity])
+                    self.fail(node, message, f"write {name}({args})")
                 return Call(name, tuple([self.expr(a) for a in node.args]), loc)
             case ast.Name(id=name):
                 self.unknown_function(node, name)
+            case ast.Attribute(attr=attr):
+                hint = f"write {attr}(…)" if attr in FUNCTIONS else f"write {attr}[k](…)" if attr in REDUCTIONS else ""
+                hint = hint or _INSTEAD.get(attr) or "functions are written without a module or an object"
+                self.fail(node.func, f"names have no methods, such as `.{attr}`", hint)
             case func:
                 hint = "the functions are " + " ".join(FUNCTIONS)
                 self.fail(func, "only functions of the language are called", hint)

@@ -65,9 +65,12 @@ _MEANT = {
     "‘": "'", "’": "'", "“": '"', "”": '"', "…": "every rank by its name", "→": "->", "√": "sqrt(x)", "∑": "sum[k](x)",
 }  # fmt: skip
 
-# How tight an operator binds, as far as the depth of the tree goes; prefix signs are UNARY.
-_BINDS = {"|": 1, "&": 2, "<<": 3, ">>": 3, "+": 4, "-": 4, "*": 5, "/": 5, "//": 5, "%": 5, "@": 5, "**": 7, ".": 8}
-_COMPARE, _UNARY, _POSTFIX, _LEVELS = 0, 6, 8, 9
+# How tight an operator binds, as far as the depth of the tree goes.
+_BINDS = {
+    "<": 0, "<=": 0, ">": 0, ">=": 0, "==": 0, "!=": 0, "|": 1, "&": 2, "<<": 3, ">>": 3, "+": 4, "-": 4,
+    "*": 5, "/": 5, "//": 5, "%": 5, "@": 5, "**": 7, ".": 8,
+}  # fmt: skip
+_UNARY, _POSTFIX, _LEVELS = 6, 8, 9
 _CLOSES = {")": "(", "]": "["}
 
 
@@ -78,17 +81,28 @@ Located = ast.stmt | ast.expr | ast.arg | ast.keyword
 
 
 class _Frame:
-    """A bound on the depth of what stands inside one pair of brackets, or in one statement."""
+    """What stands inside one pair of brackets, or in one statement: a bound on its depth, and what would come next.
 
-    __slots__ = ("chain", "deepest", "inner", "loc", "longest", "nested", "operand", "sign")
+    ``operand`` says that a value stands last, ``waiting`` which sign lacks the value on its right.
+    """
+
+    __slots__ = ("chain", "deepest", "filled", "inner", "loc", "longest", "nested", "operand", "sign", "waiting")
+    waiting: tuple[str, Loc] | None
 
     def __init__(self, sign: str = "", loc: Loc | None = None) -> None:
         self.sign, self.loc = sign, loc
         self.deepest = 0
+        self.filled = False
         self.comma()
+
+    def value(self) -> None:
+        """A value stands last."""
+        self.operand = self.filled = True
+        self.waiting = None
 
     def comma(self) -> None:
         """Begin an expression beside the last one."""
+        self.waiting = None
         self.operand = False
         self.inner = self.nested = 0
         self.chain = [0] * _LEVELS
@@ -146,18 +160,18 @@ class _Gate:
                 self.sign(token, start)
             elif kind == "newline":
                 if len(self.frames) == 1:
+                    self.settled()
                     self.frames[0] = _Frame()
                 self.advance(token, start)
+            elif kind == "name":
+                self.name(token, start)
+            elif kind == "number":
+                self.number(token, start)
+            elif kind == "string":
+                self.string(token, start)
             else:
-                if kind == "name":
-                    self.name(token, start)
-                elif kind == "number":
-                    self.number(token, start)
-                elif kind == "string":
-                    self.string(token, start)
-                else:
-                    raise self.strange(token, start)
-                self.frames[-1].operand = True
+                raise self.strange(token, start)
+        self.settled()
         if len(self.frames) > 1:
             opened = self.frames[-1]
             raise ParseError(
@@ -173,6 +187,24 @@ class _Gate:
             self.line += token.count("\n")
             self.line_start = start + token.rindex("\n") + 1
 
+    def settled(self) -> None:
+        """Nothing waits for a value."""
+        if (waiting := self.frames[-1].waiting) is not None:
+            message, hint = f"`{waiting[0]}` has nothing on its right", "write a value there, or leave it away"
+            raise ParseError(message, hint=hint, loc=waiting[1], source=self.source)
+
+    def value(self, token: str, start: int) -> None:
+        """A value, which does not stand right after another."""
+        if self.frames[-1].operand:
+            hint = "an operator, a comma or `=` is missing before it"
+            raise self.fail("two values stand side by side", hint, start, min(len(token), MAX_NAME))
+        self.frames[-1].value()
+
+    def wait(self, token: str, start: int) -> None:
+        column = start - self.line_start + 1
+        self.frames[-1].filled = True
+        self.frames[-1].waiting = token, Loc(self.line, column, column + len(token))
+
     def name(self, token: str, start: int) -> None:
         plain = token if token.isascii() else unicodedata.normalize("NFKC", token)
         if not token.isascii() and not (token.isidentifier() and plain.isidentifier()):
@@ -182,7 +214,12 @@ class _Gate:
             raise self.strange(char, start + at)
         if len(token) > MAX_NAME:
             raise self.fail(f"a name of {len(token)} characters", f"names have at most {MAX_NAME}", start, MAX_NAME)
-        if not keyword.iskeyword(plain) or token in _ALLOWED_WORDS:
+        if token in _ALLOWED_WORDS:
+            self.frames[-1].value()
+            self.frames[-1].operand = token in ("True", "False")
+            return
+        if not keyword.iskeyword(plain):
+            self.value(token, start)
             return
         message, hint = _WORDS.get(plain, ("`{}` is no word of the language", "statements are `T[ranks] = expression`"))
         raise self.fail(message.format(plain), hint, start, len(token))
@@ -193,12 +230,14 @@ class _Gate:
         if len(token) > MAX_DIGITS:
             hint = f"numbers have at most {MAX_DIGITS} digits"
             raise self.fail(f"a number of {len(token)} digits", hint, start, len(token))
+        self.value(token, start)
 
     def string(self, token: str, start: int) -> None:
         prefix = token[: min(token.find("'") % len(token), token.find('"') % len(token))]
         if prefix.lower() not in ("", "r", "u"):
             hint = "plain strings are docstrings and options"
             raise self.fail(f"the language has no {prefix}-strings", hint, start, len(prefix) + 1)
+        self.value('"', start)
         self.advance(token, start)
 
     def strange(self, char: str, start: int) -> ParseError:
@@ -217,26 +256,26 @@ class _Gate:
     def sign(self, token: str, start: int) -> None:
         frame = self.frames[-1]
         if token in "([":
-            if frame.operand:
-                frame.operator(_POSTFIX)
-            if len(self.frames) > MAX_BRACKETS:
-                raise self.fail(f"brackets nest deeper than {MAX_BRACKETS}", _NAME_A_PART, start)
-            column = start - self.line_start + 1
-            self.frames.append(_Frame(token, Loc(self.line, column, column + 1)))
+            self.open(token, start)
             return
         if token in ")]":
             self.close(token, start)
-        elif token in _BINDS:
-            prefix = not frame.operand and token in "+-"
-            frame.operator(_UNARY if prefix else _BINDS[token], prefix)
-        elif token == "~":
+        elif token in "+-~" and not frame.operand:
             frame.operator(_UNARY, prefix=True)
-        elif token in ("<", "<=", ">", ">=", "==", "!="):
-            frame.operator(_COMPARE)
-        elif token == ";" and len(self.frames) == 1:
-            self.frames[0] = _Frame()
-        elif token in (",", ":", "=", "->", ";"):
+            self.wait(token, start)
+        elif token == "@" and not frame.filled:
+            frame.filled = True
+        elif token in _BINDS or token == "=":
+            if not frame.operand:
+                raise self.fail(f"`{token}` has nothing on its left", "write a value there", start, len(token))
+            frame.comma() if token == "=" else frame.operator(_BINDS[token])
+            self.wait(token, start)
+        elif token in (",", ":", "->", ";"):
+            self.settled()
+            frame.filled = True
             frame.comma()
+            if token == ";" and len(self.frames) == 1:
+                self.frames[0] = _Frame()
         else:
             word = "{" if token == "}" else token
             written_once = ("tensors are written once, so there is no `" + token + "`", "sum[k](…) accumulates")
@@ -245,14 +284,26 @@ class _Gate:
         if self.frames[-1].deepest > MAX_TREE:
             raise self.fail(f"an expression nests deeper than {MAX_DEPTH} levels", _NAME_A_PART, start)
 
+    def open(self, token: str, start: int) -> None:
+        frame = self.frames[-1]
+        if frame.operand:
+            frame.operator(_POSTFIX)
+        frame.value()
+        if len(self.frames) > MAX_BRACKETS:
+            raise self.fail(f"brackets nest deeper than {MAX_BRACKETS}", _NAME_A_PART, start)
+        column = start - self.line_start + 1
+        self.frames.append(_Frame(token, Loc(self.line, column, column + 1)))
+
     def close(self, token: str, start: int) -> None:
         inner = self.frames[-1]
         if inner.sign != _CLOSES[token]:
             hint = f"it stands against `{inner.sign}`" if inner.sign else "no bracket is open here"
             raise self.fail(f"`{token}` closes nothing", hint, start)
+        self.settled()
+        if token == "]" and not inner.filled:
+            raise self.fail("the brackets are empty", "a scalar has no brackets; a reduction names its ranks", start)
         self.frames.pop()
         outer = self.frames[-1]
-        outer.operand = True
         outer.nest(max(outer.nested, inner.deepest + 1), outer.inner)
 
 
@@ -282,7 +333,7 @@ def to_ast(source: Source) -> list[ast.stmt]:
 def _syntax_error(error: SyntaxError, source: Source) -> ParseError:
     line = (error.lineno or 1) - source.indented
     text = source.line(line)
-    if not text and line > 1:
+    if not text.strip() and line > 1:
         # Python points past the end; the last line with something on it is where the eye should go.
         line = max((n for n in range(1, line) if source.line(n).strip()), default=1)
         text = source.line(line)
@@ -292,6 +343,12 @@ def _syntax_error(error: SyntaxError, source: Source) -> ParseError:
         end = error.end_offset or 0 if error.end_lineno == error.lineno else len(text) + 1
     message = (error.msg or "invalid syntax").split("\n")[0].split(" (<unknown>")[0]
     hint = "a cascade is one Python function definition whose statements are `T[ranks] = expression`"
+    if isinstance(error, IndentationError):
+        hint = "the statements stand below `def`, all with the same four spaces before them"
+    elif message == "expected ':'":
+        message, hint = "`:` is missing", "the line of `def` ends in `-> result:`"
+    elif message.startswith("cannot assign"):
+        message, hint = "the left side is a tensor with its ranks", "write `T[q, k] = …`"
     return ParseError(message, hint=hint, loc=Loc(line, start, max(start + 1, end)), source=source)
 
 
@@ -299,7 +356,9 @@ def location(node: Located, source: Source) -> Loc:
     """Where a syntax node stands; columns count characters where Python counts UTF-8 bytes."""
     line, start, end = node.lineno, node.col_offset, node.end_col_offset
     text = source.line(line)
-    if node.end_lineno != line or end is None:
+    if isinstance(node, ast.arg):
+        end = start + len(node.arg.encode())  # the name alone, without its type
+    elif node.end_lineno != line or end is None:
         end = len(text.encode(errors="replace"))
     if not text.isascii():
         raw = text.encode()

@@ -186,7 +186,7 @@ class TypeChecker:
                 if len(e.ranks) != 1:
                     raise VerifyError(
                         "argmax goes over one rank: its result is that rank's coordinate",
-                        hint="two ranks are one where the text says so, as in X[k // 8, k % 8]",
+                        hint="make one rank of the two, as in X[k // 8, k % 8]",
                         loc=e.loc,
                     )
                 return "i64"

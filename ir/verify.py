@@ -32,6 +32,7 @@ from .cascade import (
     children,
     first_mention,
     literal_value,
+    ranks_named,
     tensors_read,
     walk,
 )
@@ -57,6 +58,8 @@ def verify(c: Cascade) -> None:
         _param(c, p, known)
         known[p.name] = len(p.indices)
     for e in c.einsums:
+        if not e.outputs:
+            raise VerifyError("an Einsum writes nothing", hint="a tensor stands on the left", loc=e.loc)
         try:
             _einsum(c, e, known)
         except CastileError as error:
@@ -87,11 +90,12 @@ def _header(c: Cascade) -> None:
 def _distinct(c: Cascade, known: Mapping[str, int]) -> None:
     """No name is two kinds of thing."""
     for rank in c.ranks:
-        loc = first_mention(c, rank)
-        _named(rank, "a rank", loc)
         if rank in known:
-            hint = "rename one of them; one name is one thing"
+            hint, loc = "rename one of them; one name is one thing", first_mention(c, rank)
             raise VerifyError(f"`{rank}` names both a tensor and a rank", rank=rank, hint=hint, loc=loc)
+        if not _speakable(rank):
+            message = f"`{rank}` cannot name a rank"
+            raise VerifyError(message, rank=rank, hint="choose another name", loc=first_mention(c, rank))
     monoids = [m.name for m in c.monoids]
     for m in c.monoids:
         if m.name in known or m.name in c.ranks or monoids.count(m.name) > 1:
@@ -101,10 +105,14 @@ def _distinct(c: Cascade, known: Mapping[str, int]) -> None:
 
 
 def _named(name: str, what: str, loc: Loc | None) -> None:
-    """A name that the text form can hold."""
-    plain = name.isascii() or unicodedata.normalize("NFKC", name) == name
-    if name in RESERVED or keyword.iskeyword(name) or not name.isidentifier() or not plain:
+    if not _speakable(name):
         raise VerifyError(f"`{name}` cannot name {what}", hint="choose another name", loc=loc)
+
+
+def _speakable(name: str) -> bool:
+    """Whether the text form can hold the name."""
+    plain = name.isascii() or unicodedata.normalize("NFKC", name) == name
+    return plain and name.isidentifier() and name not in RESERVED and not keyword.iskeyword(name)
 
 
 def _fresh(name: str, c: Cascade, known: Mapping[str, int], loc: Loc | None) -> None:
@@ -135,6 +143,9 @@ def _param(c: Cascade, p: Param, known: Mapping[str, int]) -> None:
                 raise VerifyError(message, rank=index.name, hint="give the axes two names", loc=loc)
             seen.add(index.name)
         elif not isinstance(index, Const):
+            if tensors := tensors_read(index):
+                hint = "rename one of them; one name is one thing"
+                raise VerifyError(f"`{tensors[0]}` names both a tensor and a rank", hint=hint, loc=loc)
             _nodes(c, index, {}, p.loc)
             whole = is_affine(index) and any(isinstance(n, Rank) for n in walk(index))
             if not whole or not _is_integer(checker.infer(index)):
@@ -191,8 +202,6 @@ def _einsum(c: Cascade, e: Einsum, known: dict[str, int]) -> None:
     for o in e.outputs:
         _output(c, e, o, {**known, **own} if own else known)
         own[o.name] = len(o.ranks)
-    if not own:
-        raise VerifyError("an Einsum writes nothing", hint="a tensor stands on the left", loc=e.loc)
     known.update(own)
     _nodes(c, e.expr, known, e.loc)
     if len(e.outputs) > 1 or (isinstance(e.expr, Reduce) and e.expr.op in c.monoid_of):
@@ -301,13 +310,13 @@ def _bound(c: Cascade, expr: Expr, ranks: Iterable[str], e: Einsum) -> None:
 
 
 def _loose(c: Cascade, rank: str, loc: Loc | None, e: Einsum) -> VerifyError:
-    elsewhere = {n.name for i in c.einsums for n in walk(i.expr) if isinstance(n, Rank) and i is not e}
-    declared = {n.name for p in c.params for i in p.indices for n in walk(i) if isinstance(n, Rank)}
-    names = [*c.param_of, *c.einsum_of]
-    hint = "" if rank in elsewhere | declared else did_you_mean(rank, names) or did_you_mean(rank, e.ranks, 0.7)
-    if not hint:
-        left = ", ".join([*e.output.ranks, rank])
-        hint = f"reduce it, as in sum[{rank}](…), or write {e.name}[{left}] on the left; a scalar is a parameter"
+    elsewhere = {r for i in c.einsums if i is not e for r in (*i.ranks, *ranks_named(i.expr))}
+    known = elsewhere.union(*(ranks_named(i) for p in c.params for i in p.indices))
+    left = ", ".join([*e.output.ranks, rank])
+    hint = f"reduce it, as in sum[{rank}](…), or write {e.name}[{left}] on the left; a scalar is a parameter"
+    if rank not in known and (close := did_you_mean(rank, [*c.param_of, *c.einsum_of]) or did_you_mean(rank, known)):
+        # Most likely a slip of the pen, so the rule that made a rank of it is told.
+        hint = f"{close} A name that is no tensor's is a rank's"
     return VerifyError(f"rank `{rank}` is neither on the left nor reduced", rank=rank, hint=hint, loc=loc)
 
 
@@ -318,9 +327,10 @@ def _state(c: Cascade, e: Einsum) -> None:
         raise VerifyError("several names on the left need a monoid on the right", hint=hint, loc=e.loc)
     reduce, m = e.expr, c.monoid_of[e.expr.op]
     if len(e.outputs) != m.width or len(reduce.args) != m.width:
-        what = f"{len(e.outputs)} names and {len(reduce.args)} values"
+        what = f"{len(e.outputs)} on the left and {len(reduce.args)} on the right"
         hint = "each component of the state has a name on the left and a value on the right"
-        raise VerifyError(f"the monoid `{m.name}` has {m.width} components, not {what}", hint=hint, loc=e.loc)
+        message = f"the state of `{m.name}` has {m.width} components; there are {what}"
+        raise VerifyError(message, hint=hint, loc=e.loc)
     for o, needed in zip(e.outputs, component_dependence(m), strict=True):
         for i in sorted(needed):
             _bound(c, reduce.args[i], (*o.ranks, *reduce.ranks), e)
