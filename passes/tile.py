@@ -48,11 +48,15 @@ INLINE_NODES = 160
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Tile sizes: of the last output rank, the one before it, and streamed ranks; all others are taken one by one."""
+    """Tile sizes: of the last output rank, the one before it, and streamed ranks; all others are taken one by one.
+
+    ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three.
+    """
 
     inner: int = 64
     outer: int = 16
     stream: int = 64
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,7 @@ class _Builder:
         for r, size in zip(reversed(ranks), (self.tiling.inner, self.tiling.outer), strict=False):
             self.sizes[r] = size
         for r in ranks:
-            self.sizes.setdefault(r, 1)
+            self.sizes[r] = self.tiling.ranks.get(r, self.sizes.get(r, 1))
         for r in self._whole(ranks):
             self.sizes[r] = ON_CHIP
         looped: tuple[str, ...] = ()
@@ -350,7 +354,7 @@ class _Builder:
 
     def _open(self, ranks: tuple[str, ...], size: int) -> None:
         for r in ranks:
-            self.sizes[r] = size
+            self.sizes[r] = self.tiling.ranks.get(self.origin.get(r, r), size) if size > 1 else 1
             self.frames.append(_Frame({r}))
 
     def _close(self, ranks: tuple[str, ...]) -> None:

@@ -1,0 +1,147 @@
+"""Mappings as values: how a cascade is cut into tiles and run on a target, with a JSON form.
+
+A mapping says which derived form runs, how large each rank's tile is, into how many pieces a streamed rank is split,
+and what the target's own knobs are set to. What it does not say is the target's default. A mapping may come from a
+stranger's file, so every field is checked here before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from .errors import InputError, did_you_mean
+
+FORMS = ("none", "defer", "full")
+GAUGES = ("maximum", "exponent")
+
+LARGEST_TILE = 1 << 16
+LARGEST_SPLIT = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A choice that only some targets have: what it does, on which kind of target, and the values it may take."""
+
+    name: str
+    target: str
+    values: tuple[int, ...]
+    default: int
+    does: str
+
+
+# "gpu" knobs are Triton's, "cpu" knobs those of the C++ printer. Truth values are 0 and 1.
+KNOBS: Dict[str, Knob] = MappingProxyType(
+    {
+        k.name: k
+        for k in (
+            Knob("warps", "gpu", (1, 2, 4, 8, 16), 4, "warps of a program"),
+            Knob("stages", "gpu", (1, 2, 3, 4, 5, 6, 7, 8), 2, "tiles of a streamed rank that are in flight"),
+            Knob("group", "gpu", (1, 2, 4, 8, 16, 32), 1, "rows of the grid whose programs run next to each other"),
+            Knob("persistent", "gpu", (0, 1), 0, "one program a processor, which takes tile after tile"),
+            Knob("descriptors", "gpu", (0, 1), 0, "tensors are read through descriptors where the device has them"),
+            Knob("specialize", "gpu", (0, 1), 0, "warps that load and warps that compute, where the compiler can"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """How a cascade runs.
+
+    ``form`` is how far passes are merged ("none" as written, "defer", "full"), ``gauge`` how a streamed exponential is
+    kept in range ("maximum" or "exponent"). ``tiles`` gives the tile of a rank in elements, ``splits`` the number of
+    pieces of a streamed rank that run apart and are merged, ``knobs`` the choices of the target (`KNOBS`).
+    Raises `InputError` for values outside their limits.
+    """
+
+    form: str = "full"
+    gauge: str = "maximum"
+    tiles: Dict[str, int] = field(default_factory=dict)
+    splits: Dict[str, int] = field(default_factory=dict)
+    knobs: Dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("form", self.form, FORMS)
+        _one_of("gauge", self.gauge, GAUGES)
+        for name, largest in (("tiles", LARGEST_TILE), ("splits", LARGEST_SPLIT)):
+            given = _dictionary(name, getattr(self, name))
+            for rank, size in given.items():
+                if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= largest:
+                    raise InputError(
+                        f"the mapping's {name}[{rank!r}] is out of range", expected=f"1 to {largest}", got=repr(size)
+                    )
+            object.__setattr__(self, name, MappingProxyType(dict(sorted(given.items()))))
+        given = _dictionary("knobs", self.knobs)
+        for name, value in given.items():
+            if name not in KNOBS:
+                hint = did_you_mean(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}"
+                raise InputError(f"the mapping has a knob `{name}`, which does not exist", hint=hint)
+            if value not in KNOBS[name].values or isinstance(value, bool):
+                values = ", ".join(map(str, KNOBS[name].values))
+                raise InputError(f"the mapping's knob `{name}` is out of range", expected=values, got=repr(value))
+        object.__setattr__(self, "knobs", MappingProxyType(dict(sorted(given.items()))))
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def knob(self, name: str) -> int:
+        """The value of a knob, its default where the mapping does not say."""
+        return self.knobs.get(name, KNOBS[name].default)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "form": self.form,
+            "gauge": self.gauge,
+            "tiles": dict(self.tiles),
+            "splits": dict(self.splits),
+            "knobs": dict(self.knobs),
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON; the same mapping gives the same text. `from_json` reads it."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, given: str | Dict[str, Any]) -> Mapping:
+        """A mapping from its JSON text or from the object that it holds; fields left out take their defaults.
+
+        Raises `InputError` for what is no mapping.
+        """
+        data: Any = given
+        if isinstance(given, str):
+            try:
+                data = json.loads(given)
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"the mapping is no JSON: {error}", hint="a kernel prints its own: k.mapping"
+                ) from None
+        data = _dictionary("mapping", data)
+        fields = ("form", "gauge", "tiles", "splits", "knobs")
+        for name in data:
+            if name not in fields:
+                hint = did_you_mean(name, fields) or f"its fields are {', '.join(fields)}"
+                raise InputError(f"a mapping has no field `{name}`", hint=hint)
+        return cls(**data)
+
+    def __str__(self) -> str:
+        parts = [self.form, self.gauge] if self.form == "full" else [self.form]
+        parts += [f"{r}:{n}" for r, n in self.tiles.items()]
+        parts += [f"split {r}/{n}" for r, n in self.splits.items()]
+        parts += [f"{k}={v}" for k, v in self.knobs.items()]
+        return " ".join(parts)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"the mapping's {name} is unknown", expected=" or ".join(allowed), got=repr(value))
+
+
+def _dictionary(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Dict) or not all(isinstance(k, str) for k in value):
+        raise InputError(f"`{name}` is no dictionary", expected="names with values", got=type(value).__name__)
+    return dict(value)
