@@ -9,6 +9,8 @@ def softmax(X: f32[m, n]) -> Y:
     Y[m, n] = E[m, n] / sum[n](E[m, n])
 ''')
 print(castile.explain(c))                 # passes over each rank, and why
+k = castile.compile(c)                    # a kernel for this machine
+y = k(X=x)                                # NumPy arrays or torch tensors
 y = castile.evaluate(c, {"X": x})["Y"]    # the float64 oracle: what the cascade means
 """
 
@@ -16,11 +18,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from castile.codegen.kernel import Kernel as Kernel
+    from castile.driver import compile as compile
+    from castile.driver import emit as emit
     from castile.driver import explain as explain
     from castile.ir.cascade import Cascade as Cascade
     from castile.ir.cascade import Monoid as Monoid
     from castile.ir.errors import CastileError as CastileError
     from castile.ir.evaluate import evaluate as evaluate
+    from castile.ir.mapping import Mapping as Mapping
     from castile.ir.parse import cascade as cascade
     from castile.ir.parse import load as load
     from castile.ir.parse import monoid as monoid
@@ -36,8 +42,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Cascade": "castile.ir.cascade:Cascade",
     "CastileError": "castile.ir.errors:CastileError",
+    "Kernel": "castile.codegen.kernel:Kernel",
+    "Mapping": "castile.ir.mapping:Mapping",
     "Monoid": "castile.ir.cascade:Monoid",
     "cascade": "castile.ir.parse:cascade",
+    "compile": "castile.driver:compile",
+    "emit": "castile.driver:emit",
     "evaluate": "castile.ir.evaluate:evaluate",
     "explain": "castile.driver:explain",
     "load": "castile.ir.parse:load",

@@ -1,23 +1,108 @@
 """The pipeline on one screen: what the public functions do, from text to answer.
 
-    parse → passes → map → emit → load          (today: parse → explain)
+    parse → derive → map → print → build → run
 
 Imports everything but `frontend` and `cli`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping as Dict
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
+from .codegen import targets
+from .codegen.kernel import Kernel, Variant
 from .ir.cascade import Cascade
+from .ir.errors import UsageError
 from .ir.extents import resolve
+from .ir.mapping import Mapping
 from .passes import account
 from .passes.count import count_passes
 from .passes.derive import alternatives
 from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_reports
+from .passes.mapped import Mapped, bucket, default_mapping, mapped, nominal
+from .passes.pipeline import dump
+
+NUMERICS = ("standard", "strict", "fast")
 
 
-def explain(c: Cascade, shapes: Mapping[str, int] | None = None) -> Explanation:
+def compile(
+    c: Cascade,
+    target: str | None = None,
+    shapes: Dict[str, int] | None = None,
+    mapping: Mapping | None = None,
+    numerics: str | None = None,
+) -> Kernel:
+    """Compile a cascade: a kernel that is called with its parameters by name.
+
+    ``target`` is "cpu", "interpret", "cuda", "cuda:90", …; None is the GPU that is present, else the CPU. ``shapes``
+    gives extents by rank and is a hint: the kernel runs for any, choosing among variants. ``mapping`` fixes how it
+    runs; None takes what was tuned for the nearest shapes, else the default. ``numerics`` overrides the cascade's own.
+    Nothing is built before the first call or before `Kernel.resources` is read.
+
+    Raises `UsageError` for an unknown target or numerics, `InputError` for shapes or a mapping that do not fit.
+    """
+    target = targets.named(target)
+    c = _with_numerics(c, numerics)
+    extents = nominal(c) if shapes is None else resolve(c, shapes)
+    kernel = Kernel(c, target, partial(_choose, c, target, mapping), partial(bucket, c), extents)
+    kernel.variant(extents)  # what does not fit is said now
+    return kernel
+
+
+def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str, int]) -> Variant:
+    """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
+    origin = "default" if mapping is None else "given"
+    chosen = mapping if mapping is not None else default_mapping(c, target, extents)
+    program = mapped(c, chosen, extents)
+    source = targets.print_source(program.program, chosen, target)
+    _dump(program, source, target)
+    return Variant(extents, chosen, source, partial(targets.build, program.program, chosen, target), origin)
+
+
+def emit(
+    c: Cascade,
+    target: str | None = None,
+    shapes: Dict[str, int] | None = None,
+    mapping: Mapping | None = None,
+    numerics: str | None = None,
+) -> str:
+    """The text of one file that computes a cascade with no castile in it: C++ with a C entry point, or Triton.
+
+    Arguments and errors are those of `compile`; without ``shapes`` it is written for nominal extents.
+    """
+    target = targets.named(target)
+    c = _with_numerics(c, numerics)
+    extents = bucket(c, nominal(c) if shapes is None else resolve(c, shapes))
+    chosen = mapping if mapping is not None else default_mapping(c, target, extents)
+    return targets.standalone(mapped(c, chosen, extents).program, chosen, target)
+
+
+def _with_numerics(c: Cascade, numerics: str | None) -> Cascade:
+    given: Any = c
+    if not isinstance(given, Cascade):
+        hint = "parse the text first: castile.parse(text)" if isinstance(given, str) else "see castile.parse"
+        raise UsageError("what is compiled is a cascade", expected="a Cascade", got=type(given).__name__, hint=hint)
+    if numerics is None:
+        return c
+    if numerics not in NUMERICS:
+        raise UsageError("no numerics of that name", expected=", ".join(NUMERICS), got=repr(numerics))
+    return replace(c, numerics=numerics)
+
+
+def _dump(program: Mapped, source: str, target: str) -> None:
+    """With ``CASTILE_DUMP=dir``: every stage as text."""
+    d = program.derivation
+    name = program.program.cascade.name
+    dump(name, 2, "rewrites.txt", "".join(f"{s}\n" for s in d.steps))
+    dump(name, 3, "mapping.json", program.mapping.to_json() + "\n")
+    dump(name, 4, "tiles.txt", "\n".join(map(str, program.kernels)))
+    dump(name, 5, f"source.{'cpp' if target == 'cpu' else 'py'}", source)
+
+
+def explain(c: Cascade, shapes: Dict[str, int] | None = None) -> Explanation:
     """What castile knows of a cascade: how often each rank is traversed, as written and as derived, and why.
 
     Beside passes: the rewrites that fired, the state that streams, what blocks and why, the forms that a tuner may

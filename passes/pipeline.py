@@ -39,21 +39,22 @@ class Record:
 
 def run_pipeline(c: Cascade, passes: Sequence[Pass]) -> tuple[Cascade, tuple[Record, ...]]:
     """Run passes in order; returns the last cascade and one record for each pass."""
-    folder = os.environ.get("CASTILE_DUMP")
-    if folder:
-        _dump(folder, 0, c.name, "input", str(c))
+    dump(c.name, 0, "input.cascade", str(c))
     records = []
     for number, step in enumerate(passes, 1):
         after = step.run(c)
         verify(after)
         records.append(Record(step.name, c, after))
-        if folder:
-            _dump(folder, number, c.name, step.name, str(after) if after != c else "(unchanged)\n")
+        dump(c.name, number, f"{step.name}.cascade", str(after) if after != c else "(unchanged)\n")
         c = after
     return c, tuple(records)
 
 
-def _dump(folder: str, number: int, cascade: str, stage: str, text: str) -> None:
+def dump(cascade: str, number: int, stage: str, text: str) -> None:
+    """With ``CASTILE_DUMP=dir``, write a stage of a cascade's way to the file ``dir/<cascade>.<number>.<stage>``."""
+    folder = os.environ.get("CASTILE_DUMP")
+    if not folder:
+        return
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / f"{cascade}.{number:02d}.{stage}.cascade").write_text(text, encoding="utf-8")
+    (path / f"{cascade}.{number:02d}.{stage}").write_text(text, encoding="utf-8")

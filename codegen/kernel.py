@@ -1,0 +1,143 @@
+"""A compiled cascade as users hold it: one callable, with a variant for each bucket of shapes that it has met."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..ir.cascade import Cascade
+from ..ir.extents import resolve
+from ..ir.mapping import Mapping
+
+# Shapes of which the variant is remembered.
+SHAPES = 4096
+
+
+class Runner(Protocol):
+    """A program of a target, called with its parameters by name."""
+
+    @property
+    def source(self) -> str: ...
+
+    def __call__(self, *, out: Any = None, **inputs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What runs for one bucket of shapes. ``extents`` stand for all of the bucket; ``run`` builds on its first use."""
+
+    extents: Dict[str, int]
+    mapping: Mapping
+    source: str
+    build: Callable[[], Runner]
+    origin: str = "default"
+
+    def __str__(self) -> str:
+        shapes = " ".join(f"{r}={n}" for r, n in self.extents.items())
+        return f"{shapes}: {self.mapping} ({self.origin})"
+
+
+class Kernel:
+    """A cascade compiled for a target.
+
+    ``k(Q=q, K=k, scale=0.125)`` takes NumPy arrays or torch tensors of any strides, and Python numbers for scalars; it
+    returns the same kind, a tuple for several outputs, in the order of ``-> (…)``. ``out=`` takes one array or a tuple
+    of them to write into. A call of shapes that no variant serves yet builds one. Raises `InputError` for arguments
+    that do not fit, `UsageError` where the target cannot run here.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        target: str,
+        choose: Callable[[Dict[str, int]], Variant],
+        bucket: Callable[[Dict[str, int]], Dict[str, int]],
+        extents: Dict[str, int],
+    ) -> None:
+        self.cascade = cascade
+        self.target = target
+        self._choose = choose
+        self._bucket = bucket
+        self._extents = extents
+        self._tensors = tuple(p.name for p in cascade.params if p.indices)
+        self._variants: dict[tuple[int, ...], Variant] = {}
+        self._built: dict[str, Runner] = {}
+        self._runs: dict[Any, Runner] = {}
+        self._lock = threading.RLock()
+
+    # What was generated
+
+    @property
+    def source(self) -> str:
+        """The generated text for the shapes that were given to `compile`, else for nominal extents."""
+        return self.variant(self._extents).source
+
+    @property
+    def mapping(self) -> Mapping:
+        """The mapping for those shapes."""
+        return self.variant(self._extents).mapping
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants chosen so far, one for each bucket of shapes."""
+        return tuple(self._variants.values())
+
+    @property
+    def resources(self) -> Any:
+        """What the compiled kernel takes of the device, known without it; see the target's own documentation."""
+        runner: Any = self.runner(self._extents)
+        return runner.resources
+
+    def variant(self, extents: Dict[str, int]) -> Variant:
+        """The variant that serves the given extents."""
+        stands_for = self._bucket(extents)
+        key = tuple(stands_for[r] for r in self.cascade.ranks)
+        found = self._variants.get(key)
+        if found is None:
+            with self._lock:
+                found = self._variants.get(key) or self._choose(stands_for)
+                self._variants[key] = found
+        return found
+
+    def runner(self, extents: Dict[str, int]) -> Runner:
+        """The program that serves the given extents, built if need be. Variants of one source share a program."""
+        variant = self.variant(extents)
+        found = self._built.get(variant.source)
+        if found is None:
+            with self._lock:
+                found = self._built.get(variant.source)
+                if found is None:
+                    found = self._built[variant.source] = variant.build()
+        return found
+
+    # Calls
+
+    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+        try:
+            run = self._runs[tuple([inputs[name].shape for name in self._tensors])]
+        except (KeyError, AttributeError, TypeError):
+            run = self._meet(inputs)
+        return run(out=out, **inputs)
+
+    def _meet(self, inputs: Dict[str, Any]) -> Runner:
+        """The program for arguments of new shapes. What is no array is for the program itself to refuse."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for p in self.cascade.params:
+            shape = getattr(inputs.get(p.name), "shape", None)
+            if not p.indices:
+                shapes[p.name] = ()
+            elif shape is None:
+                return self.runner(self._extents)
+            else:
+                shapes[p.name] = tuple(map(int, shape))
+        run = self.runner(resolve(self.cascade, {}, shapes))
+        while len(self._runs) >= SHAPES:
+            self._runs.pop(next(iter(self._runs)), None)
+        self._runs[tuple(inputs[name].shape for name in self._tensors)] = run
+        return run
+
+    def __repr__(self) -> str:
+        return f"<castile kernel {self.cascade.name} for {self.target}, {len(self._variants)} variants>"

@@ -1,0 +1,131 @@
+"""From a cascade and a mapping to tile programs: derive the form that the mapping names, then cut it into tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..ir.cascade import Cascade, Const, Expr, Rank
+from ..ir.errors import InputError, did_you_mean
+from ..ir.extents import bindings, resolve, shape_of
+from ..ir.mapping import Mapping
+from ..ir.tile import TileKernel
+from .derive import Derivation, derive
+from .fuse import nominal_extents
+from .pipeline import Pass, run_pipeline
+from .tile import TileProgram, Tiling, tile_program
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A cascade under a mapping: the derived form, and its kernels for the extents by which they were judged."""
+
+    mapping: Mapping
+    extents: Dict[str, int]
+    derivation: Derivation
+    program: TileProgram
+
+    @property
+    def kernels(self) -> tuple[TileKernel, ...]:
+        return self.program.kernels
+
+
+@lru_cache(maxsize=256)
+def derived(c: Cascade, form: str, gauge: str) -> Derivation:
+    """`derive`, remembered: a tuner and the variants of a kernel ask for the same form again and again."""
+    return derive(c, form, gauge)
+
+
+def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
+    """The tile programs of a cascade; ``extents`` decide what is fused, yet the kernels run for others too.
+
+    Raises `InputError` for a mapping that names a rank which the cascade does not have.
+    """
+    derivation = derived(c, mapping.form, mapping.gauge)
+    form, _ = run_pipeline(c, (Pass(f"derive-{mapping.form}-{mapping.gauge}", lambda _: derivation.cascade),))
+    for rank in (*mapping.tiles, *mapping.splits):
+        if rank not in c.ranks and rank not in form.ranks:
+            hint = did_you_mean(rank, c.ranks) or f"its ranks are {', '.join(c.ranks)}"
+            raise InputError(f"the mapping names a rank `{rank}`, which `{c.name}` does not have", hint=hint)
+    shapes = {p.name: shape_of(c, p.name, extents) for p in c.params}
+    sizes = resolve(form, {r: n for r, n in extents.items() if r in form.ranks}, shapes)
+    steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None and s.step}
+    program = tile_program(form, Tiling(ranks=mapping.tiles), steps=steps, extents=sizes)
+    return Mapped(mapping, extents, derivation, program)
+
+
+# Extents that stand for others
+
+# Extents of a rank that is not kept on chip share a variant from one of these to the next.
+STEPS = (0, 1, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
+
+# A rank on chip shares a variant with those that fill the same blocks.
+BLOCK = 16
+
+
+@lru_cache(maxsize=256)
+def small_ranks(c: Cascade) -> frozenset[str]:
+    """The ranks of the derived form that are to stay on chip, such as a head dimension."""
+    form = derived(c, "full", "maximum").cascade
+    return frozenset(r for r, n in nominal_extents(form).items() if n <= 64)
+
+
+def bucket(c: Cascade, extents: Dict[str, int]) -> dict[str, int]:
+    """The extents that stand for these and all others that share a variant with them.
+
+    A rank on chip goes up to the next multiple of 16, any other to the next of a few steps; what follows from these
+    follows. Where rounding up contradicts what the cascade says of its extents, they stand for themselves.
+    """
+    small = small_ranks(c)
+    free = [b.rank for b in bindings(c) if b.param is not None]
+    rounded = {r: _rounded(extents[r], r in small) for r in free}
+    try:
+        return resolve(c, rounded, {p.name: shape_of(c, p.name, resolve(c, rounded)) for p in c.params})
+    except InputError:
+        return dict(extents)
+
+
+def _rounded(n: int, small: bool) -> int:
+    if small and n > 1:
+        return -(-n // BLOCK) * BLOCK
+    return next((s for s in STEPS if n <= s), n)
+
+
+def nominal(c: Cascade) -> dict[str, int]:
+    """Extents for a kernel of which no shapes are known: ranks on chip 64, batch-like ranks 1, all others 2048.
+
+    A batch-like rank indexes every tensor and is reduced nowhere, while others remain in the outputs. Each is raised
+    to the least power of two that keeps every index in bounds.
+    """
+    small = small_ranks(c)
+    batch = _batch_like(c)
+    free = [b.rank for b in bindings(c) if b.param is not None]
+    known = {r: 64 if r in small else 1 if r in batch else 2048 for r in free}
+    for _ in range(12):
+        try:
+            extents = resolve(c, known)
+        except InputError:
+            break
+        if all(extents.values()):
+            return extents
+        known = {r: 2 * n for r, n in known.items()}
+    return resolve(c, dict.fromkeys(free, 64))
+
+
+def _batch_like(c: Cascade) -> set[str]:
+    reduced = {r for e in c.einsums for n in e.reductions for r in n.ranks}
+    tensors: list[tuple[Expr, ...]] = [p.indices for p in c.params if p.indices]
+    tensors += [tuple(map(Rank, o.ranks)) for e in c.einsums for o in e.outputs]
+    if not tensors:
+        return set()
+    common = set.intersection(*({i.name for i in t if isinstance(i, Rank)} for t in tensors)) - reduced
+    outputs = [{i.name for i in c.indices_of(name) if isinstance(i, Rank)} for name in c.outputs]
+    # A softmax over rows has its rows in every tensor; they are the work, not the batch.
+    literal = any(isinstance(i, Const) for t in tensors for i in t)
+    return common if not literal and all(len(o - common) >= 1 and len(o) > 2 for o in outputs) else set()
+
+
+def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:
+    """The mapping of a target for these extents where nothing was tuned."""
+    return Mapping()
