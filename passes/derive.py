@@ -20,10 +20,26 @@ from ..ir.print import print_expr
 from ..ir.verify import verify
 from .count import count_passes
 from .lower import Lowering
-from .normal import Atom, Form, Value, add, atom_nonnegative, exp, function, is_mask, lift, mul, rewrite, sub
+from .normal import (
+    Atom,
+    Form,
+    Monomial,
+    Value,
+    add,
+    atom_nonnegative,
+    exp,
+    function,
+    is_mask,
+    lift,
+    mul,
+    parts_of,
+    rewrite,
+    sub,
+)
 from .places import ranking_behind
 from .read import Reader
-from .separate import WAITED, Barrier, Reductions, parts_of, waited_for
+from .separate import WAITED, Barrier, Reductions, waited_for
+from .separate import parts_of as pieces_of
 from .stabilise import Component, Gauge, Plan, Stream
 from .step import StepWriter
 
@@ -105,7 +121,7 @@ class _Deriver:
         self.kind = gauge
         self.reductions = Reductions(level, c.numerics, {r: i for i, r in enumerate(c.ranks)})
         self.reader = Reader(c, self.reductions)
-        self.plan = Plan(self.reductions, gauge)
+        self.plan = Plan(self.reductions, gauge, self.reader.opaque)
         self.taken: set[str] = {p.name for p in c.params} | set(c.ranks) | {m.name for m in c.monoids}
         self.einsums: list[Einsum] = []
         self.monoids: list[Monoid] = list(c.monoids)
@@ -141,6 +157,7 @@ class _Deriver:
             if carried or ranking_behind(atom) is not None:
                 if not self.plan.include(atom):
                     self._demote(atom)
+                    self.plan.include(atom)
         self.groups = self.plan.groups()
         self.group_of = {a.digest: i for i, g in enumerate(self.groups) for a in g}
         self.taken |= {o.name for e in c.einsums for o in e.outputs}
@@ -181,7 +198,7 @@ class _Deriver:
                 continue
             for m in v.terms:
                 # What brackets ask is computed; what they guard may not be.
-                stack.extend(m.brackets if m.brackets else parts_of(m))
+                stack.extend(m.brackets if m.brackets else pieces_of(m))
         return found
 
     def _needs_guard(self, a: Atom) -> bool:
@@ -191,35 +208,24 @@ class _Deriver:
         return any(self.reader.reads_elsewhere(x) for x in a.args)
 
     def _live(self, roots: list[Value], tensors: list[str]) -> list[Atom]:
-        """Every reduction that the outputs need, innermost first; the tensors that stay are gone into."""
-        found: dict[bytes, Atom] = {}
+        """Every reduction that the outputs need, after those that it needs; tensors that stay are gone into."""
+        found: list[Atom] = []
         seen: set[bytes] = set()
-        stack: list[Value] = list(roots)
-        opened: set[str] = set()
-        waiting = list(tensors)
-        while stack or waiting:
-            while waiting:
-                name = waiting.pop()
-                if name not in opened and name in self.reader.opaque:
-                    opened.add(name)
-                    stack.extend(self.reader.opaque[name])
-            if not stack:
-                break
-            v = stack.pop()
+        stack: list[tuple[Value, bool]] = [(v, False) for v in roots]
+        stack += [(v, False) for name in tensors for v in self.reader.opaque.get(name, ())]
+        while stack:
+            v, left = stack.pop()
+            if left:
+                found += [v] if isinstance(v, Atom) and v.kind == "red" else []
+                continue
             if v.digest in seen:
                 continue
             seen.add(v.digest)
-            if isinstance(v, Atom):
-                if v.kind == "red":
-                    found[v.digest] = v
-                name = v.name.removeprefix("access:")
-                if v.kind in ("access", "pred") and name in self.reader.opaque:
-                    waiting.append(name)
-                stack.extend(v.args)
-            else:
-                for m in v.terms:
-                    stack.extend(parts_of(m))
-        return list(reversed(found.values()))
+            stack.append((v, True))
+            stack += [(x, False) for x in parts_of(v)]
+            if isinstance(v, Atom) and v.kind in ("access", "pred"):
+                stack += [(x, False) for x in self.reader.opaque.get(v.name.removeprefix("access:"), ())]
+        return found
 
     def _demote(self, atom: Atom) -> None:
         """A reduction that was to be carried centred, but whose reference cannot be: it waits after all."""
@@ -283,8 +289,13 @@ class _Deriver:
             component = self.component.get(a.digest)
             if component is not None:
                 return self._worth(component)
-            if a.kind == "red":
+            if a.kind == "red" and a.digest not in self.inner:
                 return a
+            if a.kind == "red":
+                # It is written in place, so its argument is finished too.
+                own = Atom(a.kind, a.name, tuple(rewrite(x, visit, memo) for x in a.args), a.ranks, a.dtype, a.reduced)
+                self.inner.add(own.digest)
+                return own
             if a.kind == "poly":
                 inner = rewrite(a.args[0], visit, memo)
                 assert isinstance(inner, Form)
@@ -441,7 +452,7 @@ class _Deriver:
                 stack.extend(x.args)
             else:
                 for m in x.terms:
-                    stack.extend(parts_of(m))
+                    stack.extend(pieces_of(m))
 
     def _user_name(self, v: Form) -> tuple[str, tuple[str, ...]] | None:
         """The user's own name for a value, if a statement computes just it and no output claims the name otherwise."""
@@ -471,6 +482,9 @@ class _Deriver:
                 Einsum((Output(only.name, only.ranks),), Reduce(only.atom.name, only.atom.ranks, (body,)))
             )
             return
+        if group[0].digest in self.plan.settled:
+            self._write_settled(components[0])
+            return
         name = self._fresh("stream")
         writer = StepWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
@@ -482,6 +496,19 @@ class _Deriver:
         step = writer.step(self._lowering()) if plain else ()
         self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum, step))
 
+    def _write_settled(self, c: Component) -> None:
+        """A scaled sum under a gauge that another stream has finished."""
+        assert c.gauge is not None
+        body = c.atom.args[0]
+        assert isinstance(body, Form)
+        for extreme in c.gauge.extremes:
+            self._ensure(extreme)
+        scale = exp(sub(self._finished(c.gauge.exponent), self._scale(c.gauge)))
+        bare = Form({Monomial(m.factors, None, m.brackets): q for m, q in body.terms.items()})
+        lowering = self._lowering()
+        value = lowering.body(c.atom, mul(self._finished(bare), scale))
+        self.einsums.append(Einsum((Output(c.name, c.ranks),), Reduce("sum", c.atom.ranks, (value,))))
+
     def _write_outside(self, v: Value, mine: set[bytes]) -> None:
         """Before a stream: whatever its elements read that is not part of it."""
         seen: set[bytes] = set()
@@ -492,7 +519,7 @@ class _Deriver:
                 continue
             seen.add(x.digest)
             if isinstance(x, Atom):
-                if x.kind == "red" and x.digest not in mine:
+                if x.kind == "red" and x.digest not in mine and x.digest not in self.inner:
                     self._ensure(x)
                     continue
                 name = x.name.removeprefix("access:")
@@ -501,7 +528,7 @@ class _Deriver:
                 stack.extend(x.args)
             else:
                 for m in x.terms:
-                    stack.extend(parts_of(m))
+                    stack.extend(pieces_of(m))
 
     def _opaque(self, name: str) -> None:
         """A scan or a monoid of the user's: written with its own expression, its arguments from their forms."""
@@ -649,7 +676,7 @@ def _reading(v: Value, tensor: str) -> list[Atom]:
 
     def reads(x: Value) -> bool:
         if x.digest not in memo:
-            parts = x.args if isinstance(x, Atom) else tuple(p for m in x.terms for p in parts_of(m))
+            parts = x.args if isinstance(x, Atom) else tuple(p for m in x.terms for p in pieces_of(m))
             inside = [reads(p) for p in parts]
             memo[x.digest] = any(inside) or (
                 isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") == tensor
@@ -678,7 +705,7 @@ def _mentions(v: Value, tensors: set[str]) -> bool:
             stack.extend(x.args)
         else:
             for m in x.terms:
-                stack.extend(parts_of(m))
+                stack.extend(pieces_of(m))
     return False
 
 

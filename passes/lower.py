@@ -11,7 +11,7 @@ from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
-from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, conjuncts, negate
+from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, conjuncts, negate, scale
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -143,12 +143,21 @@ class Lowering:
             for sign in (1, -1):
                 if (found := self.named(Form({m: sign * q}))) is not None:
                     return found, sign > 0
-        e = self._product(m, abs(q), whole)
+        turned = self._turned(m)
+        e = self._product(m, abs(q), whole, turned)
         if m.brackets:
             e = self._where(m.brackets, e, Const(0) if whole else Const(0.0))
-        return e, q > 0
+        odd = sum(p for a, p in m.factors if a in turned) % 2
+        return e, (q > 0) != bool(odd)
 
-    def _product(self, m: Monomial, q: Fraction, whole: bool) -> Expr:
+    def _turned(self, m: Monomial) -> dict[Atom, Expr]:
+        """The factors whose negatives have names: a sum's sign is fixed by its form, not by who wrote it."""
+        if self.named is None:
+            return {}
+        found = {a: self.named(scale(_form(a.args[0]), -ONE_FRACTION)) for a, _ in m.factors if a.kind == "poly"}
+        return {a: e for a, e in found.items() if e is not None and self.named(_form(a.args[0])) is None}
+
+    def _product(self, m: Monomial, q: Fraction, whole: bool, turned: Mapping[Atom, Expr]) -> Expr:
         over: list[Expr] = []
         under: list[Expr] = []
         ln2 = 0
@@ -162,10 +171,8 @@ class Lowering:
             elif root:
                 base: Expr = call("rsqrt", self.form(_form(a.args[0])))
                 over.append(_power(base, -p))
-            elif p > 0:
-                over.append(_power(self.atom(a), p))
             else:
-                under.append(_power(self.atom(a), -p))
+                (over if p > 0 else under).append(_power(turned.get(a) or self.atom(a), abs(p)))
         if ln2:
             over.insert(0, Const(LN2**ln2))
         if m.exponent is not None:

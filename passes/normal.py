@@ -323,14 +323,22 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
             sub(shift, content.exponent) if content.exponent is not None else m.exponent,
             set(m.brackets) - brackets,
         )
-        rest[left] = rest.get(left, ZERO_FRACTION) + q / lead
+        held = _lone_poly(left)
+        for t, p in held.terms.items() if held is not None else ((left, ONE_FRACTION),):
+            rest[t] = rest.get(t, ZERO_FRACTION) + p * q / lead
     inner = Form(rest)
-    # The sign and size of a poly are fixed by its first term, so that equal sums up to a factor are one atom.
-    first_left = next(iter(inner.terms.values()))
-    inner = scale(inner, 1 / first_left)
-    product = times(content, Monomial([(poly(inner), 1)]))
+    if not inner.terms:
+        return ONE, ZERO_FRACTION
+    if inner.single is None and len(inner.terms) == len(terms):
+        # The sign and size of a poly are fixed by its first term, so that equal sums up to a factor are one atom.
+        first_left = next(iter(inner.terms.values()))
+        own, q = Monomial([(poly(scale(inner, 1 / first_left)), 1)]), first_left
+    else:
+        # A sum within the sum was opened: other terms, other common factors.
+        own, q = inner.single or factored(inner)
+    product = times(content, own)
     assert product is not None
-    return product, lead * first_left
+    return product, lead * q
 
 
 def is_mask(m: Monomial) -> bool:

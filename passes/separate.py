@@ -126,6 +126,9 @@ class Reductions:
         inner = self._nested(ranks, body)
         if inner is not None:
             return inner
+        first = _beside_exponents(ranks, body)
+        if first:
+            return self.sum(tuple(r for r in ranks if r not in first), self.sum(first, body))
         flat = self._flattened(ranks, body)
         if flat is not None:
             return flat
@@ -230,7 +233,8 @@ class Reductions:
         """What leaves the sum, what stays, and whether an exponential was left bare."""
         outer, inner = [], []
         for a, p in m.factors:
-            if not a.free & over:
+            # A sum of nothing is 0, which no multiple of an infinity is.
+            if not a.free & over and a.kind not in ("lbr", "inf"):
                 outer.append((a, p))
                 continue
             moved = self._cast(a, p, over)
@@ -254,7 +258,9 @@ class Reductions:
         out_e, in_e = ZERO, m.exponent or ZERO
         if m.exponent is not None:
             if not m.exponent.free & over:
-                out_e, in_e = m.exponent, ZERO
+                # It stays beside the sums that it is divided by, which keep it small.
+                stays = not m.exponent.reduced & over and any(self._holds_bare(a) for a, _ in inner)
+                out_e, in_e = (ZERO, m.exponent) if stays else (m.exponent, ZERO)
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})
                 in_e = Form({t: q for t, q in in_e.terms.items() if t not in out_e.terms})
@@ -301,8 +307,9 @@ class Reductions:
             content = ONE_FRACTION
             if len(terms) == 1:
                 content, body = terms[0][1], Form({terms[0][0]: ONE_FRACTION})
-            missing = [r for r in ranks if r not in body.free]
-            kept = tuple(r for r in ranks if r in body.free)
+            infinite = any(a.kind in ("lbr", "inf") for m, _ in terms for a, _ in m.factors)
+            missing = [r for r in ranks if r not in body.free and not infinite]
+            kept = tuple(r for r in ranks if r not in missing)
             value = body
             if kept:
                 atom = Atom("red", "sum", (body,), kept)
@@ -552,6 +559,17 @@ def _reduced_first(ranks: tuple[str, ...], body: Form) -> frozenset[str]:
             if done and part.free & over and not part.free & done and waits_value(part, done):
                 return done
     return frozenset()
+
+
+def _beside_exponents(ranks: tuple[str, ...], body: Form) -> tuple[str, ...]:
+    """The ranks over which no exponential varies, beside others over which one does: they are summed first.
+
+    ``sum[f, k](exp(S[k]) * U[f] * V[k, f])`` -> ``sum[k](exp(S[k]) * sum[f](U[f] * V[k, f]))``, which shares its ranks,
+    and so its gauge, with the other sums of the same exponential.
+    """
+    varying = frozenset().union(*(m.exponent.free for m in body.terms if m.exponent is not None))
+    first = tuple(r for r in ranks if r not in varying)
+    return first if len(first) < len(ranks) else ()
 
 
 def kept_mask(m: Monomial, mask: Atom) -> bool:

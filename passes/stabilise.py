@@ -15,7 +15,7 @@ Every such state is an associative monoid: what streams a rank also splits it ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -52,6 +52,7 @@ from .normal import (
     scale,
     select,
     sub,
+    values_inside,
 )
 from .normal import power as raise_to
 from .places import NOWHERE, Ranking, merged, ranking_behind, split_masks
@@ -179,17 +180,24 @@ def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
 
 
 class Plan:
-    """Which reductions stream together, and what each carries."""
+    """Which reductions stream together, and what each carries.
 
-    def __init__(self, reductions: Reductions, kind: str = "maximum") -> None:
+    ``opaque`` holds what the tensors that stay tensors read. ``settled`` are scaled sums whose gauge another stream
+    has finished when they begin: they are plain reductions under it.
+    """
+
+    def __init__(
+        self, reductions: Reductions, kind: str = "maximum", opaque: Mapping[str, tuple[Value, ...]] | None = None
+    ) -> None:
         self.reductions = reductions
         self.kind = kind
+        self.opaque = opaque or {}
         self.gauges: dict[bytes, Gauge] = {}
-        self.parent: dict[bytes, bytes] = {}
-        self.atoms: dict[bytes, Atom] = {}
-        self.members: dict[bytes, None] = {}
+        self.group_of: dict[bytes, dict[bytes, Atom]] = {}
+        self.settled: set[bytes] = set()
         self.rankings: dict[bytes, Ranking] = {}
         self.rank_of: dict[bytes, bytes] = {}
+        self.read_by: dict[bytes, list[Atom]] = {}
 
     def gauge(self, atom: Atom) -> Gauge | None:
         """The gauge of a sum whose exponential is bare, or that was divided by powers of an extreme."""
@@ -219,13 +227,15 @@ class Plan:
     def include(self, atom: Atom) -> bool:
         """Put a reduction and all that it needs while streaming into one group; False where that cannot be."""
         trail: list[Atom] = []
-        if not self._include(atom, trail, 0):
+        if self._include(atom, trail, 0) and self._sound(trail):
+            self._join(trail)
+            return True
+        gauge = self.gauge(atom)
+        if gauge is None or atom.digest in self.reductions.centred:
             return False
-        if not self._consistent(trail):
-            return False
-        for a in trail:
-            self.atoms[a.digest] = a
-            self._join(atom, a)
+        # What it reads needs its gauge too, and has finished it.
+        self.settled.add(atom.digest)
+        self._join([atom])
         return True
 
     def _include(self, atom: Atom, trail: list[Atom], depth: int) -> bool:
@@ -278,38 +288,67 @@ class Plan:
             for a in longest.pair(j):
                 self.rank_of[a.digest] = key
 
-    def _consistent(self, trail: list[Atom]) -> bool:
-        """Whether no element of the group needs the group's own results, other than as references."""
-        mine = {a.digest for a in trail}
-        for a in trail:
-            allowed: set[bytes] = set()
-            if a.digest in self.reductions.centred:
-                allowed = {n.digest for c in centres(a) for n in reductions_over(c.reference, a.ranks)}
-            if a.digest in self.rank_of:
-                allowed = {p.digest for p in self.rankings[self.rank_of[a.digest]].places}
-            inside = {n.digest for x in a.args for n in reductions_over(x, a.ranks)}
-            if (inside - allowed) & mine:
+    def _sound(self, trail: list[Atom]) -> bool:
+        """Whether a group of these, with the groups that they are in already, does not wait for itself."""
+        group = {b.digest: b for a in trail for b in self._group(a)}
+        seen: set[bytes] = set()
+        stack = [x for a in group.values() for x in self._inputs(a, group)]
+        while stack:
+            a = stack.pop()
+            if a.digest in group:
                 return False
+            if a.digest not in seen:
+                seen.add(a.digest)
+                stack.extend(x for b in self._group(a) for x in self._inputs(b, {}))
         return True
 
-    def _join(self, a: Atom, b: Atom) -> None:
-        x, y = self._root(a.digest), self._root(b.digest)
-        self.members.setdefault(a.digest)
-        self.members.setdefault(b.digest)
-        if x != y:
-            self.parent[y] = x
+    def _group(self, a: Atom) -> Iterable[Atom]:
+        return self.group_of.get(a.digest, {a.digest: a}).values()
 
-    def _root(self, d: bytes) -> bytes:
-        while self.parent.get(d, d) != d:
-            d = self.parent[d]
-        return d
+    def _inputs(self, a: Atom, group: Mapping[bytes, Atom]) -> list[Atom]:
+        """The reductions that must be finished before this one begins; what it refers to in its group moves with it."""
+        together: set[bytes] = set()
+        if a.digest in self.reductions.centred:
+            together = {n.digest for c in centres(a) for n in reductions_over(c.reference, a.ranks)}
+        if a.digest in self.rank_of:
+            together = {p.digest for p in self.rankings[self.rank_of[a.digest]].places}
+        own = self.group_of.get(a.digest, group)
+        return [x for x in self._read_by(a) if x.digest not in together or x.digest not in own]
+
+    def _read_by(self, a: Atom) -> list[Atom]:
+        """The outermost reductions inside a reduction, and for a settled one those of its gauge."""
+        if a.digest not in self.read_by:
+            found: list[Atom] = []
+            tensors: set[str] = set()
+            waiting: list[Value] = [*a.args]
+            while waiting:
+                inside = list(values_inside(*waiting, into=_is_no_reduction))
+                waiting = []
+                for x in inside:
+                    if not isinstance(x, Atom):
+                        continue
+                    if x.kind == "red":
+                        found.append(x)
+                    name = x.name.removeprefix("access:")
+                    if x.kind in ("access", "pred") and name in self.opaque and name not in tensors:
+                        tensors.add(name)
+                        waiting.extend(self.opaque[name])
+            self.read_by[a.digest] = found
+        gauge = self.gauge(a) if a.digest in self.settled else None
+        return [*self.read_by[a.digest], *(gauge.extremes if gauge is not None else ())]
+
+    def _join(self, trail: list[Atom]) -> None:
+        group = {b.digest: b for a in trail for b in self._group(a)}
+        self.group_of.update(dict.fromkeys(group, group))
 
     def groups(self) -> list[list[Atom]]:
         """The groups, each in an order in which a component comes after those that it needs."""
-        found: dict[bytes, list[Atom]] = {}
-        for d in self.members:
-            found.setdefault(self._root(d), []).append(self.atoms[d])
-        return [_ordered(g, self) for g in found.values()]
+        distinct = {id(g): g for g in self.group_of.values()}
+        return [_ordered(list(g.values()), self) for g in distinct.values()]
+
+
+def _is_no_reduction(v: Value) -> bool:
+    return not (isinstance(v, Atom) and v.kind == "red")
 
 
 def outside_of(v: Form, ranks: tuple[str, ...]) -> list[Atom]:
