@@ -22,6 +22,7 @@ from .passes import account
 from .passes.count import count_passes
 from .passes.derive import alternatives
 from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_reports
+from .passes.inbounds import check_reads
 from .passes.mapped import Mapped, bucket, default_mapping, mapped, nominal
 from .passes.pipeline import dump
 
@@ -47,7 +48,8 @@ def compile(
     target = targets.named(target)
     c = _with_numerics(c, numerics)
     extents = nominal(c) if shapes is None else resolve(c, shapes)
-    kernel = Kernel(c, target, partial(_choose, c, target, mapping), partial(bucket, c), extents)
+    choose = partial(_choose, c, target, mapping)
+    kernel = Kernel(c, target, choose, partial(bucket, c), partial(check_reads, c), extents)
     kernel.variant(extents)  # what does not fit is said now
     return kernel
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import doctor, explain, run, verify
+from . import cache, doctor, emit, explain, run, verify
 from .terminal import guarded
 
 
@@ -36,7 +36,9 @@ app = typer.Typer(
 )
 app.command("explain")(explain.explain)
 app.command("run")(run.run)
+app.command("emit")(emit.emit)
 app.command("verify")(verify.verify)
+app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)
 
 

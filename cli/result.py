@@ -29,6 +29,7 @@ class Result:
     outputs: Mapping[str, Array]
     seconds: float
     at: Mapping[str, Array] | None
+    engine: str = "oracle"
 
     def packed(self) -> bytes:
         """An .npz file: outputs by name, a sample's coordinates as ``at_<rank>``."""
@@ -43,7 +44,7 @@ class Result:
         return {
             "name": self.cascade.name,
             "key": self.cascade.key,
-            "engine": "oracle",
+            "engine": self.engine,
             "seconds": self.seconds,
             "extents": dict(self.given.extents),
             "inputs": {
@@ -72,7 +73,8 @@ class Result:
         c, types = self.cascade, tensor_types(self.cascade)
         text = Text(no_wrap=True, overflow="ignore")
         text.append(c.name, "bold")
-        text.append(f"   by the float64 oracle in {_time(self.seconds)} (there is no compiled target yet)\n", "dim")
+        engine = "the float64 oracle" if self.engine == "oracle" else f"its kernel for {self.engine}"
+        text.append(f"   by {engine} in {_time(self.seconds)}\n", "dim")
         for origin in ("file", "command line", "random"):
             names = [name for name, source in self.given.origin.items() if source == origin]
             if names:

@@ -1,4 +1,4 @@
-"""`castile run`: compute a cascade. Through the oracle, until a target can do it."""
+"""`castile run`: compute a cascade by its compiled kernel, or by the oracle."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..ir.errors import UsageError
 from .terminal import (
     File,
     Json,
+    MappingOption,
     More,
     Shape,
     emit,
@@ -22,13 +24,15 @@ from .terminal import (
     out,
     pairs,
     read_cascade,
+    read_mapping,
     sorted_out,
     write_file,
 )
 
 if TYPE_CHECKING:
     from ..ir.cascade import Cascade
-    from .inputs import Array
+    from ..ir.mapping import Mapping as Mapping_
+    from .inputs import Array, Given
 
 # The oracle on one core, in operations and steps a second: an estimate for "seconds or hours".
 CONTRACTED, MAPPED, STEPS = 4e8, 4e7, 2.5e3
@@ -48,9 +52,16 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NAME=X", help="A scalar, such as --set scale=0.125.", show_default=False),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="T", help="Where it runs: cpu, cuda, interpret, or oracle.", show_default=False
+        ),
+    ] = None,
+    mapping: MappingOption = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", metavar="N", min=1, help="Compute N random outputs only.", show_default=False),
+        typer.Option("--sample", metavar="N", min=1, help="Compute N random outputs, by oracle.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="NPZ", help="Write the results here.", show_default=False)
@@ -58,11 +69,10 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run whatever it may take.")] = False,
     json: Json = False,
 ) -> None:
-    """Compute a cascade on given or random inputs.
+    """Compute a cascade on given or random inputs, by a kernel compiled for this machine.
 
     For example: castile run attention.cascade --random --shape b=1 h=2 q=64 k=64
     """
-    from ..ir.evaluate import evaluate
     from .inputs import gather, number
     from .result import Result
 
@@ -71,15 +81,17 @@ def run(
     shapes = extents([*(shape or ()), *words])
     scalars = {name: number(value) for name, value in pairs(set or (), "--set", "scale=0.125")}
     given = gather(c, shapes, input, scalars, random)
-    if not force:
+    engine = engine_of(target, sample is not None)
+    if engine == "oracle" and not force:
         check_size(c, given.extents, sample is not None)
     given = given.filled(c, seed)
     at = None if sample is None else points(c, given.extents, sample, seed)
-    began = perf_counter()
     with of_file(file):
-        results = evaluate(c, given.values, at)
-    seconds = perf_counter() - began
-    result = Result(c, given, results, seconds, at)
+        if engine == "oracle":
+            results, seconds = by_oracle(c, given, at)
+        else:
+            results, seconds = by_kernel(c, given, engine, read_mapping(mapping))
+    result = Result(c, given, results, seconds, at, engine)
     if output is not None:
         write_file(output, result.packed())
         note(f"wrote {output}")
@@ -87,6 +99,53 @@ def run(
         emit(result.document())
     else:
         out().print(result)
+
+
+def engine_of(target: str | None, sampled: bool) -> str:
+    """What computes: the target named, else the GPU or CPU here; the oracle for a sample and without a compiler."""
+    from ..codegen import targets
+    from ..codegen.build import find_compiler
+
+    if target == "oracle" or sampled:
+        if target not in (None, "oracle"):
+            fail("a sample is computed by the oracle", "leave out --target, or --sample")
+        return "oracle"
+    found = targets.named(target)
+    if target is None and found == "cpu":
+        try:
+            find_compiler()
+        except UsageError as error:
+            note(f"{str(error).splitlines()[0]}: computed by the oracle")
+            return "oracle"
+    return found
+
+
+def by_oracle(c: Cascade, given: Given, at: Mapping[str, Array] | None) -> tuple[dict[str, Array], float]:
+    """The results in float64, and the seconds that they took."""
+    from ..ir.evaluate import evaluate
+
+    began = perf_counter()
+    return dict(evaluate(c, given.values, at)), perf_counter() - began
+
+
+def by_kernel(c: Cascade, given: Given, target: str, mapping: Mapping_ | None) -> tuple[dict[str, Array], float]:
+    """The results of the compiled kernel, and the seconds of a call after the first one."""
+    import numpy as np
+
+    from .. import driver
+    from ..ir.dtypes import numpy_dtype
+    from ..ir.inputs import read_inputs
+
+    checked = read_inputs(c, given.values)
+    values = {p.name: checked[p.name].astype(numpy_dtype(p.dtype))[... if p.indices else ()] for p in c.params}
+    kernel = driver.compile(c, target, given.extents, mapping)
+    kernel(**values)  # builds it
+    began = perf_counter()
+    got = kernel(**values)
+    seconds = perf_counter() - began
+    arrays = got if isinstance(got, tuple) else (got,)
+    wide = [x if x.dtype.kind in "iub" else x.astype(np.float64) for x in map(np.asarray, arrays)]
+    return dict(zip(c.outputs, wide, strict=True)), seconds
 
 
 def check_size(c: Cascade, extents: Mapping[str, int], sampled: bool) -> None:

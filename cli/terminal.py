@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..ir.cascade import Cascade
+    from ..ir.mapping import Mapping
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,6 +33,19 @@ Shape = Annotated[
     typer.Option(
         "--shape", metavar="RANK=N", help="Extents, such as --shape q=2048 k=2048; repeatable.", show_default=False
     ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="T",
+        help="cpu, cuda, cuda:90, hip:gfx942, interpret, …",
+        show_default=False,
+    ),
+]
+MappingOption = Annotated[
+    str | None,
+    typer.Option("--mapping", metavar="JSON", help="A mapping as JSON, or @FILE that holds one.", show_default=False),
 ]
 More = Annotated[list[str] | None, typer.Argument(metavar="[RANK=N ...]", hidden=True, show_default=False)]
 
@@ -141,6 +155,20 @@ def read_cascade(name: str) -> Cascade:
         return parse(raw.decode("utf-8"), "<stdin>")
     except UnicodeDecodeError as error:
         fail(f"stdin is not UTF-8 text (byte {error.start})")
+
+
+def read_mapping(given: str | None) -> Mapping | None:
+    """A mapping from the command line: its JSON, or ``@file``."""
+    if given is None:
+        return None
+    from ..ir.mapping import Mapping
+
+    if not given.startswith("@"):
+        return Mapping.from_json(given)
+    try:
+        return Mapping.from_json(Path(given[1:]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read the mapping {given[1:]}: {getattr(error, 'strerror', None) or error}")
 
 
 @contextmanager

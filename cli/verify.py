@@ -154,7 +154,7 @@ def runs(c: Cascade, file: str, cases: int, seed: int) -> Check:
 def again(c: Cascade, file: str, seed: int, extents: Mapping[str, int]) -> str:
     """The command that repeats a case."""
     shown = " ".join(f"{r}={extents[r]}" for r in bound(c))
-    return f"castile run {file} --random --seed {seed}" + (f" --shape {shown}" if shown else "")
+    return f"castile run {file} --random --target oracle --seed {seed}" + (f" --shape {shown}" if shown else "")
 
 
 def one_run(c: Cascade, extents: Mapping[str, int], inputs: Mapping[str, Any], seed: int) -> tuple[str, str]:

@@ -41,12 +41,12 @@ class Variant:
 
 
 class Kernel:
-    """A cascade compiled for a target.
+    """A cascade compiled for a target; `castile.compile` makes it.
 
     ``k(Q=q, K=k, scale=0.125)`` takes NumPy arrays or torch tensors of any strides, and Python numbers for scalars; it
     returns the same kind, a tuple for several outputs, in the order of ``-> (…)``. ``out=`` takes one array or a tuple
     of them to write into. A call of shapes that no variant serves yet builds one. Raises `InputError` for arguments
-    that do not fit, `UsageError` where the target cannot run here.
+    that do not fit (and for reads outside their tensor, which ``check`` finds), `UsageError` where the target cannot run here.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class Kernel:
         target: str,
         choose: Callable[[Dict[str, int]], Variant],
         bucket: Callable[[Dict[str, int]], Dict[str, int]],
+        check: Callable[[Dict[str, int]], None],
         extents: Dict[str, int],
     ) -> None:
         self.cascade = cascade
         self.target = target
         self._choose = choose
         self._bucket = bucket
+        self._check = check
         self._extents = extents
         self._tensors = tuple(p.name for p in cascade.params if p.indices)
         self._variants: dict[tuple[int, ...], Variant] = {}
@@ -133,7 +135,9 @@ class Kernel:
                 return self.runner(self._extents)
             else:
                 shapes[p.name] = tuple(map(int, shape))
-        run = self.runner(resolve(self.cascade, {}, shapes))
+        extents = resolve(self.cascade, {}, shapes)
+        self._check(extents)
+        run = self.runner(extents)
         while len(self._runs) >= SHAPES:
             self._runs.pop(next(iter(self._runs)), None)
         self._runs[tuple(inputs[name].shape for name in self._tensors)] = run

@@ -22,7 +22,9 @@ EXAMPLES = sorted(CASCADES.glob("*.cascade"))
 def test_an_input_file(castile: Any, gemm: Path, tmp_path: Path) -> None:
     a, b = np.arange(6.0).reshape(2, 3), np.ones((3, 2))
     np.savez(tmp_path / "in.npz", A=a, B=b)
-    done = castile("run", gemm, "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz", "--json")
+    done = castile(
+        "run", gemm, "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz", "--target", "oracle", "--json"
+    )
     found = done.json
     assert found["engine"] == "oracle"
     assert found["extents"] == {"m": 2, "k": 3, "n": 2}
@@ -31,6 +33,24 @@ def test_an_input_file(castile: Any, gemm: Path, tmp_path: Path) -> None:
     assert (found["outputs"]["C"]["min"], found["outputs"]["C"]["max"]) == (3.0, 12.0)
     with np.load(tmp_path / "out.npz") as written:
         np.testing.assert_array_equal(written["C"], a @ b)
+
+
+def test_a_kernel_computes_what_the_oracle_does(castile: Any, gemm: Path) -> None:
+    words = ("run", gemm, "--random", "--shape", "m=5", "n=3", "k=7", "--json", "--target")
+    ours, oracle = castile(*words, "cpu").json, castile(*words, "oracle").json
+    assert (ours["engine"], oracle["engine"]) == ("cpu", "oracle")
+    np.testing.assert_allclose(ours["outputs"]["C"]["corner"], oracle["outputs"]["C"]["corner"], rtol=1e-4, atol=1e-5)
+    done = castile("run", gemm, "--random", "--shape", "m=5", "--target", "cpu", "--mapping", '{"tiles": {"m": 3}}')
+    assert "by its kernel for cpu" in done.out
+
+
+def test_the_kernel_refuses_a_read_out_of_bounds(castile: Any, tmp_path: Path) -> None:
+    path = tmp_path / "c.cascade"
+    path.write_text("def f(X: f32[k]) -> Y:\n    H[k] = H[k - 1] + X[k]\n    Y[k] = H[k]\n")
+    done = castile("run", path, "--random", "--target", "cpu")
+    assert done.code == 2
+    assert f"{path}:2:12: `H[k - 1]` is read outside `H` at k=0" in done.err
+    assert "where(k - 1 >= 0, H[k - 1], 0.0)" in done.err
 
 
 def test_bfloat16_in_a_file(castile: Any, tmp_path: Path) -> None:
@@ -50,7 +70,7 @@ def test_random_inputs_repeat(castile: Any, gemm: Path) -> None:
 
 
 def test_text_says_that_it_was_the_oracle(castile: Any, gemm: Path) -> None:
-    done = castile("run", gemm, "--random", "--shape", "m=3", "n=2", "k=5")
+    done = castile("run", gemm, "--random", "--target", "oracle", "--shape", "m=3", "n=2", "k=5")
     assert "float64 oracle" in done.out
     assert "C   f32 [m=3, n=2]" in done.out
     assert done.err == ""
@@ -76,7 +96,7 @@ def test_a_sample_of_a_large_product(castile: Any, gemm: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["m=4096 n=4096 k=4096", "m=100000 n=100000 k=1", "m=1 n=1 k=1000000000000"])
 def test_what_would_take_forever_is_refused(castile: Any, gemm: Path, shape: str) -> None:
-    done = castile("run", gemm, "--random", "--shape", *shape.split())
+    done = castile("run", gemm, "--random", "--target", "oracle", "--shape", *shape.split())
     assert done.code == 2
     assert "the oracle would" in done.err
     assert "--sample 64" in done.err
@@ -94,7 +114,7 @@ def test_values_that_are_no_numbers_are_counted(castile: Any, tmp_path: Path) ->
 def test_an_error_points_into_the_file(castile: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.cascade"
     path.write_text("def f(X: f32[k]) -> Y:\n    H[k] = H[k - 1] + X[k]\n    Y[k] = H[k]\n")
-    done = castile("run", path, "--random")
+    done = castile("run", path, "--random", "--target", "oracle")
     assert done.code == 2
     assert done.err.startswith(f"{path}:2:12: `H` is read at -1")
     assert "  |     H[k] = H[k - 1] + X[k]\n" in done.err

@@ -1,0 +1,254 @@
+"""`castile.compile` and `castile.emit` on the CPU: from a cascade to numbers, for shapes, kinds and mistakes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import castile
+from castile.codegen.build import find_compiler
+from castile.ir.bound import judge
+from castile.ir.mapping import Mapping
+from castile.passes.mapped import bucket, nominal
+
+SOFTMAX = """
+def softmax(X: f32[m, n]) -> Y:
+    M[m] = max[n](X[m, n])
+    E[m, n] = exp(X[m, n] - M[m])
+    Y[m, n] = E[m, n] / sum[n](E[m, n])
+"""
+ATTENTION = """
+def attention(Q: f32[h, q, d], K: f32[h, k, d], V: f32[h, k, f], scale: f32) -> (O, L):
+    S[h, q, k] = where(q >= k, scale * sum[d](Q[h, q, d] * K[h, k, d]), -inf)
+    M[h, q] = max[k](S[h, q, k])
+    P[h, q, k] = exp(S[h, q, k] - M[h, q])
+    Z[h, q] = sum[k](P[h, q, k])
+    L[h, q] = M[h, q] + log(Z[h, q])
+    O[h, q, f] = sum[k](P[h, q, k] / Z[h, q] * V[h, k, f])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASTILE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def softmax() -> castile.Kernel:
+    return castile.compile(castile.parse(SOFTMAX), "cpu")
+
+
+@pytest.fixture(scope="module")
+def attention() -> castile.Kernel:
+    return castile.compile(castile.parse(ATTENTION), "cpu")
+
+
+def draw(*shape: int) -> Any:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def agrees(c: castile.Cascade, inputs: dict[str, Any], got: Any) -> None:
+    results = got if isinstance(got, tuple) else (got,)
+    for judgement in judge(c, inputs, dict(zip(c.outputs, map(np.asarray, results), strict=True))):
+        assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 64), (65, 129), (0, 4), (4, 0), (2, 1031)])
+def test_softmax_of_any_shape(softmax: castile.Kernel, shape: tuple[int, int]) -> None:
+    x = draw(*shape)
+    agrees(softmax.cascade, {"X": x}, softmax(X=x))
+
+
+@pytest.mark.parametrize(("q", "k", "d"), [(5, 5, 3), (1, 70, 16), (70, 1, 64), (33, 65, 24), (64, 64, 64)])
+def test_attention_of_any_shape(attention: castile.Kernel, q: int, k: int, d: int) -> None:
+    inputs = {"Q": draw(2, q, d), "K": draw(2, k, d), "V": draw(2, k, d + 1), "scale": 0.3}
+    agrees(attention.cascade, inputs, attention(**inputs))
+
+
+def test_arrays_in_arrays_out(softmax: castile.Kernel) -> None:
+    torch = pytest.importorskip("torch")
+    x = draw(6, 10)
+    expected = softmax(X=x)
+    assert type(expected) is np.ndarray
+    assert type(softmax(X=torch.from_numpy(x))) is torch.Tensor
+    out = np.full((6, 20), 7.0, np.float32)
+    assert softmax(X=x, out=out[:, ::2]).base is out
+    np.testing.assert_array_equal(out[:, ::2], expected)
+    assert (out[:, 1::2] == 7).all()
+    for view in (np.asfortranarray(x), x[::-1, ::-1], np.broadcast_to(x[:1], x.shape)):
+        np.testing.assert_allclose(softmax(X=view), softmax(X=np.ascontiguousarray(view)), rtol=1e-6)
+
+
+def test_several_outputs_come_in_order(attention: castile.Kernel) -> None:
+    inputs = {"Q": draw(1, 9, 4), "K": draw(1, 9, 4), "V": draw(1, 9, 3), "scale": 0.5}
+    o, l = attention(**inputs)
+    assert (o.shape, l.shape) == ((1, 9, 3), (1, 9))
+    outs = (np.empty_like(o), np.empty_like(l))
+    assert attention(**inputs, out=outs) is outs
+    np.testing.assert_array_equal(outs[0], o)
+
+
+def test_variants_by_bucket_share_a_program() -> None:
+    k = castile.compile(castile.parse(SOFTMAX), "cpu")
+    assert len(k.variants) == 1
+    for m in (2, 3, 200, 210):
+        k(X=draw(m, 8))
+    assert len(k.variants) == 3
+    assert "default" in str(k.variants[0])
+    assert len({id(r) for r in k._runs.values()}) == len({v.source for v in k.variants[1:]})
+
+
+def test_buckets() -> None:
+    c = castile.parse(ATTENTION)
+    extents = {"h": 3, "q": 100, "d": 60, "k": 300, "f": 64}
+    assert bucket(c, extents) == {"h": 16, "q": 256, "d": 64, "k": 1024, "f": 64}
+    assert nominal(c)["d"] == 64
+    assert nominal(c)["k"] == 2048
+
+
+def test_a_mapping_is_kept_prints_and_returns(attention: castile.Kernel) -> None:
+    mapping = Mapping(form="full", gauge="exponent", tiles={"q": 8, "k": 24})
+    k = castile.compile(attention.cascade, "cpu", mapping=mapping)
+    assert k.mapping == mapping == Mapping.from_json(k.mapping.to_json())
+    assert str(mapping) == "full exponent k:24 q:8"
+    inputs = {"Q": draw(2, 30, 8), "K": draw(2, 30, 8), "V": draw(2, 30, 5), "scale": 0.3}
+    agrees(k.cascade, inputs, k(**inputs))
+    assert k.source != attention.source
+
+
+@pytest.mark.parametrize("form", ["none", "defer"])
+def test_other_forms_compute_the_same(attention: castile.Kernel, form: str) -> None:
+    k = castile.compile(attention.cascade, "cpu", mapping=Mapping(form=form))
+    inputs = {"Q": draw(2, 30, 8), "K": draw(2, 30, 8), "V": draw(2, 30, 5), "scale": 0.3}
+    agrees(k.cascade, inputs, k(**inputs))
+
+
+def test_mistakes_are_told(softmax: castile.Kernel) -> None:
+    c = softmax.cascade
+    with pytest.raises(castile.CastileError, match="no target is called `gpu`"):
+        castile.compile(c, "gpu")
+    with pytest.raises(castile.CastileError, match="no numerics of that name"):
+        castile.compile(c, "cpu", numerics="loose")
+    with pytest.raises(castile.CastileError, match="the mapping names a rank `z`"):
+        castile.compile(c, "cpu", mapping=Mapping(tiles={"z": 4}))
+    with pytest.raises(castile.CastileError, match="parse the text first"):
+        castile.compile(SOFTMAX)  # type: ignore[arg-type]
+    with pytest.raises(castile.CastileError, match="has no rank `z`"):
+        castile.compile(c, "cpu", shapes={"z": 3})
+    with pytest.raises(castile.CastileError, match="`X` is missing"):
+        softmax()
+    with pytest.raises(castile.CastileError, match="no parameter `Z`"):
+        softmax(X=draw(2, 2), Z=1)
+    with pytest.raises(castile.CastileError, match="`X` has 1 axes, not 2"):
+        softmax(X=draw(2))
+    with pytest.raises(castile.CastileError, match="float64, not f32"):
+        softmax(X=draw(2, 2).astype(np.float64))
+    with pytest.raises(castile.CastileError, match="is no array"):
+        softmax(X=[[1.0]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"tile": {}}',
+        "[]",
+        "{",
+        '{"tiles": {"q": 0}}',
+        '{"tiles": {"q": 1e9}}',
+        '{"tiles": {"q": true}}',
+        '{"form": 3}',
+        '{"knobs": {"warps": 3}}',
+        '{"knobs": {"wraps": 4}}',
+        '{"splits": {"k": -1}}',
+        "[" * 100_000,
+    ],
+)
+def test_mappings_from_strangers(text: str) -> None:
+    with pytest.raises(castile.CastileError):
+        Mapping.from_json(text)
+
+
+def test_numerics_override() -> None:
+    k = castile.compile(castile.parse(SOFTMAX), "cpu", numerics="strict")
+    assert k.cascade.numerics == "strict"
+    x = draw(64, 33)
+    rows = [k(X=x[i : i + 1]) for i in range(3)]
+    np.testing.assert_array_equal(np.concatenate(rows), k(X=x)[:3])
+
+
+def test_every_stage_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASTILE_DUMP", str(tmp_path))
+    k = castile.compile(castile.parse(SOFTMAX), "cpu")
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert [n.split(".", 2)[2] for n in names] == [
+        "input.cascade",
+        "derive-full-maximum.cascade",
+        "rewrites.txt",
+        "mapping.json",
+        "tiles.txt",
+        "source.cpp",
+    ]
+    assert json.loads((tmp_path / "softmax.03.mapping.json").read_text()) == k.mapping.to_dict()
+    assert (tmp_path / "softmax.05.source.cpp").read_text() == k.source
+
+
+def test_a_gpu_is_missed_with_one_clear_error() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(castile.CastileError, match="there is no GPU here") as caught:
+        castile.compile(castile.parse(SOFTMAX), "cuda")
+    assert "cuda:90" in str(caught.value)
+
+
+CONV = """
+def conv(X: f32[w], F: f32[r], page: i32[p]) -> Y:
+    C[p] = sum[r](X[2 * p + r] * F[r])
+    Y[p] = C[page[p]]
+"""
+
+
+def built(text: str, folder: Path) -> ctypes.CDLL:
+    """An emitted file, built by the line in its own header."""
+    line = next(t.removeprefix("// ") for t in text.splitlines() if t.startswith("// c++ "))
+    words = line.split()
+    name, made = words[-3], words[-1]
+    (folder / name).write_text(text)
+    words = [*find_compiler().command, *words[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(folder / made))
+
+
+def test_an_emitted_file_stands_alone(tmp_path: Path) -> None:
+    text = castile.emit(castile.parse(SOFTMAX), "cpu")
+    assert "castile" in text.splitlines()[0]
+    assert "import" not in text
+    library = built(text, tmp_path)
+    x, y = draw(37, 50), np.empty((37, 50), np.float32)
+    pointer = ctypes.c_void_p
+    status = library.softmax(pointer(x.ctypes.data), pointer(y.ctypes.data), *map(ctypes.c_int64, (37, 50, 2)))
+    assert status == 0
+    agrees(castile.parse(SOFTMAX), {"X": x}, y)
+
+
+def test_an_emitted_file_derives_extents_and_checks_data(tmp_path: Path) -> None:
+    c = castile.parse(CONV)
+    library = built(castile.emit(c, "cpu"), tmp_path)
+    x, f, page = draw(21), draw(4), np.arange(9, dtype=np.int32)[::-1].copy()
+    y = np.empty(9, np.float32)
+    arrays = [ctypes.c_void_p(a.ctypes.data) for a in (x, f, page, y)]
+    extents = [ctypes.c_int64(n) for n in (21, 4, 9, 1)]
+    library.conv.restype = ctypes.c_int64
+    assert library.conv(*arrays, *extents) == 0
+    agrees(c, {"X": x, "F": f, "page": page}, y)
+    page[3] = 99
+    assert library.conv(*arrays, *extents) != 0
