@@ -5,12 +5,14 @@ after all of them were. With d(value) the number of traversals of k that must ha
 reduction over k has d = d(argument) + 1, anything else the d of what it reads; the count is the greatest d of a
 reduction, or d + 1 of an output that is indexed by k.
 
+A state is counted component by component: FlashAttention's maximum does not wait for what its values wait for.
 Counted per bound instance: in ``O[k, f]``, where O was made by reducing over its own k, that inner k is another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..ir.cascade import Access, Cascade, Einsum, Expr, Output, Reduce, children, free_ranks, tensors_read
 from ..ir.verify import reduced_ranks, scan_step
@@ -73,15 +75,34 @@ def _depths_over(c: Cascade, einsums: tuple[Einsum, ...], rank: str) -> list[tup
         return 0
 
     # Backwards, in which ways each tensor is read; then forwards, its depth in each of them.
-    for e in reversed(einsums):
-        for carrying in set().union(*(asked[o.name] for o in e.outputs)):
-            _depth(c, e, e.expr, rank, carrying, ask)
+    parts = [(e, _parts(c, e)) for e in einsums]
+    for e, made in reversed(parts):
+        for name, expr in made.items():
+            for carrying in asked[name]:
+                _depth(c, e, expr, rank, carrying, ask)
     depths: dict[tuple[str, Carrying], int] = {}
-    for e in einsums:
-        for carrying in set().union(*(asked[o.name] for o in e.outputs)):
-            value = _depth(c, e, e.expr, rank, carrying, lambda t, s: depths.get((t, s), 0))
-            depths.update({(o.name, carrying): value for o in e.outputs})
+    for e, made in parts:
+        for name, expr in made.items():
+            for carrying in asked[name]:
+                value = _depth(c, e, expr, rank, carrying, lambda t, s: depths.get((t, s), 0))
+                depths[name, carrying] = value
     return [(o, depths[o.name, own[o.name]]) for e in einsums for o in e.outputs]
+
+
+def _parts(c: Cascade, e: Einsum) -> dict[str, Expr]:
+    """What each output of an Einsum depends on: of a state, the arguments that reach its component."""
+    m = c.monoid_of.get(e.expr.op) if isinstance(e.expr, Reduce) else None
+    if m is None or not isinstance(e.expr, Reduce) or len(e.outputs) == 1:
+        return {o.name: e.expr for o in e.outputs}
+    size = len(m.identity)
+    reached = {p: frozenset({i % size}) for i, p in enumerate(m.params)}
+    for name, value in m.body:
+        reached[name] = frozenset().union(*(reached.get(t, frozenset()) for t in tensors_read(value)))
+    found: dict[str, Expr] = {}
+    for i, (o, result) in enumerate(zip(e.outputs, m.results, strict=True)):
+        mine = reached[result] | {i}
+        found[o.name] = replace(e.expr, args=tuple(a for j, a in enumerate(e.expr.args) if j in mine))
+    return found
 
 
 def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, lookup: Lookup) -> int:

@@ -356,8 +356,11 @@ class Reductions:
         if atom.kind != "red" or atom.name != "sum":
             return False
         body = atom.args[0]
-        exponent = common_exponent(body) if isinstance(body, Form) and atom.name == "sum" else None
-        return exponent is not None and exponent.digest in self.bare
+        exponent = common_exponent(body) if isinstance(body, Form) else None
+        if exponent is None or exponent.digest not in self.bare:
+            return False
+        assert isinstance(body, Form)
+        return not all(is_share(m) for m in body.terms)
 
     def _holds_bare(self, a: Atom) -> bool:
         if a.kind != "poly":
@@ -703,6 +706,28 @@ def common_exponent(body: Form) -> Form | None:
     """The exponent that all terms of an integrand share, or None."""
     found = {m.exponent.digest if m.exponent is not None else b"" for m in body.terms}
     return next(iter(body.terms)).exponent if len(found) == 1 else None
+
+
+def is_share(m: Monomial) -> bool:
+    """Whether an exponential is divided by a sum that it is a term of: ``exp(S[q, k]) / sum[k](exp(S[q, k]))``."""
+    left = [m.exponent or ZERO]
+    for a, p in m.factors:
+        if p < 0 and (own := list(_exponents_in(a, m))):
+            left = [add(x, scale(e, Fraction(p))) for x in left for e in own]
+    return any(not x.terms for x in left[:MAX_TERMS]) and m.exponent is not None
+
+
+def _exponents_in(a: Atom, m: Monomial) -> Iterable[Form]:
+    """The exponents of the terms of a sum that are there wherever the brackets of a monomial hold."""
+    body = a.args[0] if a.kind == "poly" or (a.kind == "red" and a.name == "sum") else None
+    if not isinstance(body, Form):
+        return
+    for t in body.terms:
+        if set(t.brackets) <= set(m.brackets):
+            if t.exponent is not None:
+                yield t.exponent
+            elif a.kind == "poly" and len(t.factors) == 1 and t.factors[0][1] == 1:
+                yield from _exponents_in(t.factors[0][0], m)
 
 
 def basis_size(body: Form, over: frozenset[str]) -> int:
