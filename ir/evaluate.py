@@ -19,15 +19,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import rounding
+from .blocks import squares, tiles
 from .cascade import Access, Cascade, Einsum, Expr, Extent, Rank, Reduce, children, tensors_read, walk
 from .dtypes import DTYPES, rounds
 from .errors import EvaluationError, attach
 from .extents import resolve, shape_of
 from .inputs import read_inputs as read_inputs
 from .inputs import sample_points
-from .reduce import BLOCK, Reductions, split
+from .reduce import Reductions
 from .reduce import combine_states as combine_states
-from .scalar import Array, Box, Scope, Value, array_type, needed
+from .scalar import Array, Box, Scope, Value, array_type, needed, projected
 from .types import TypeChecker, tensor_types
 from .verify import Scan, scan_step
 
@@ -173,12 +174,13 @@ class Oracle(Reductions):
 
     def _blocks(self, e: Einsum, box: Box) -> Value:
         """Evaluate over a box of the output, in blocks small enough that temporaries fit."""
-        inner = max((math.prod(self.extents[r] for r in red.ranks) for red in e.reductions), default=1)
-        room = max(1, BLOCK // max(1, inner))
-        if math.prod(b - a for a, b in box) <= room:
+        shape = tuple(b - a for a, b in box)
+        steps = squares(e.expr, dict(zip(e.output.ranks, shape, strict=True)), self.extents, self.contracts)
+        block = tuple(steps[r, 0] for r in e.output.ranks)
+        if block == shape or 0 in shape:
             return self._einsum(e, box)
         whole = self._empty(self.types[e.name], box)
-        for sub in split(box, room):
+        for sub in tiles(box, block):
             _write(whole, sub, box, self._einsum(e, sub))
         return self._tidy(whole)
 
@@ -265,6 +267,7 @@ class Oracle(Reductions):
         parts = [self.at(i, scope, guard) for i in e.indices]
         indices = [p.array for p in parts]
         shape = np.broadcast_shapes(*(i.shape for i in indices))
+        guard = None if guard is None else projected(guard, shape)
         inside = np.ones((1,) * scope.ndim, bool)
         for axis, (index, size) in enumerate(zip(indices, self.shapes[e.tensor], strict=True)):
             good = (index >= 0) & (index < size)
@@ -275,8 +278,7 @@ class Oracle(Reductions):
         if not bool(live.any()):
             return self.exact(np.zeros(shape, array_type(self.types[e.tensor])))
         if guard is not None:
-            whole = np.broadcast_shapes(live.shape, shape)
-            spans = [np.broadcast_to(i, whole)[np.broadcast_to(live, whole)] for i in indices]
+            spans = [np.broadcast_to(i, shape)[np.broadcast_to(live, shape)] for i in indices]
         else:
             spans = indices
         box = tuple((int(s.min()), int(s.max()) + 1) for s in spans)

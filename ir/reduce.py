@@ -7,23 +7,20 @@ reduction is what folding the masked operation of `scalar` gives, in whatever or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import rounding
-from .cascade import Call, Const, Expr, Monoid, Reduce, tensors_read
+from .blocks import factors, ordered, squares, tiles
+from .cascade import Const, Expr, Monoid, Reduce, free_ranks, tensors_read
 from .dtypes import DTYPES
 from .errors import EvaluationError
 from .ops import OPS, REDUCTIONS
 from .scalar import Array, Box, Scalars, Scope, Value, array_type, flagged, masked_call, needed
 from .types import TypeChecker, body_types
 from .verify import component_dependence
-
-# Elements of the largest temporary array.
-BLOCK = 1 << 22
 
 State = Mapping[int, Value]
 
@@ -40,19 +37,28 @@ class Reductions(Scalars):
             return self.fold(e, scope, guard, (0,))[0]
         if any(self.extents[r] == 0 for r in e.ranks):
             return self._nothing(e, scope, guard)
+        return self._over(e, scope, guard, self._span(e), self.contracts(e))
+
+    def _span(self, e: Reduce) -> Box:
+        return tuple((0, self.extents[r]) for r in e.ranks)
+
+    def _over(self, e: Reduce, scope: Scope, guard: Array | None, box: Box, contract: bool) -> Value:
+        """A built-in reduction over a box of its ranks, piece by piece; an argmax has one piece.
+
+        With ``contract`` a sum of products makes no array of the products, but for pieces that are not finite.
+        """
+        outer = {r: len(values) for r, (_, values) in scope.axes.items()}
+        extents = {**self.extents, **{r: b - a for r, (a, b) in zip(e.ranks, box, strict=True)}}
+        steps = squares(e, outer, extents, lambda n: self.contracts(n) and (contract or n is not e), keep=True)
         total: Value | None = None
-        for coordinates in self._pieces(e, scope):
-            part = self._piece(e, scope.extend(e.ranks, coordinates), _widen(guard, len(e.ranks)))
+        for piece in tiles(box, tuple(steps[r, id(e)] for r in e.ranks)):
+            inner, wide = scope.extend_over(e.ranks, piece), _widen(guard, len(e.ranks))
+            part = self._contract(e, inner, wide) if contract else self._piece(e, inner, wide)
+            if part is None:
+                part = self._over(e, scope, guard, piece, False)
             total = part if total is None else self._join(e, total, part)
         assert total is not None
         return Value(self.wrapped(e, total.array), total.masked, total.error)
-
-    def _pieces(self, e: Reduce, scope: Scope) -> Iterator[list[Array]]:
-        """The reduced coordinates, cut so that each piece fits a block; an argmax is not cut."""
-        box = tuple((0, self.extents[r]) for r in e.ranks)
-        room = BLOCK // max(1, scope.size) if e.op != "argmax" else self.extents[e.ranks[0]]
-        for piece in split(box, max(1, room)):
-            yield [np.arange(a, b, dtype=np.int64) for a, b in piece]
 
     def _nothing(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
         """What a reduction over no coordinates gives: its identity."""
@@ -72,8 +78,6 @@ class Reductions(Scalars):
     def _piece(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
         count = len(e.ranks)
         axes = tuple(range(scope.ndim - count, scope.ndim))
-        if e.op == "sum" and (product := self._contract(e, scope, guard, axes)) is not None:
-            return product
         value = self.at(e.arg, scope, guard)
         value = value.apply(lambda a: np.broadcast_to(a, a.shape[:-count] + scope.shape[scope.ndim - count :]))
         array = value.array
@@ -120,19 +124,23 @@ class Reductions(Scalars):
 
     # Sums of products
 
-    def _contract(self, e: Reduce, scope: Scope, guard: Array | None, axes: tuple[int, ...]) -> Value | None:
-        """A sum of products without the array of products, by np.einsum; None where that is not the same."""
-        factors = _factors(e.arg)
-        types = [self.dtype(f) for f in factors]
-        if len(factors) < 2 or not all(DTYPES[t].is_float for t in types):
-            return None
-        values = [self.at(f, scope, guard) for f in factors]
+    def contracts(self, e: Reduce) -> bool:
+        """Whether a reduction is a sum of products of floats, each of its ranks in some factor."""
+        if e.op != "sum":
+            return False
+        parts = factors(e.arg)
+        within = frozenset().union(*map(free_ranks, parts))
+        floats = all(DTYPES[self.dtype(f)].is_float for f in parts)
+        return len(parts) > 1 and floats and within.issuperset(e.ranks)
+
+    def _contract(self, e: Reduce, scope: Scope, guard: Array | None) -> Value | None:
+        """A sum of products without the array of products, by np.einsum; None where a factor is not finite."""
+        parts = factors(e.arg)
+        values = [self.at(f, scope, guard) for f in parts]
         arrays = [v.array for v in values]
-        if any(scope.shape[a] != 1 and all(x.shape[a] == 1 for x in arrays) for a in axes):
-            return None
         if not all(bool(np.isfinite(x).all()) for x in arrays):
             return None
-        kept = [a for a in range(scope.ndim) if a not in axes]
+        kept = list(range(scope.ndim - len(e.ranks)))
         result = _contract_arrays(arrays, kept)
         masked = None
         if any(v.masked is not None for v in values):
@@ -147,18 +155,18 @@ class Reductions(Scalars):
             # Beyond this the bound is infinite anyway, and infinity times a 0 would be NaN.
             wide = [m + np.minimum(v.slack(), 1e300) for m, v in zip(magnitudes, values, strict=True)]
             inherited = np.maximum(_contract_arrays(wide, kept) - magnitude, 0.0)
-        products, narrow = len(factors) - 1, self._narrow(e)
+        products, narrow = len(parts) - 1, self._narrow(e)
         error = rounding.sum_error(magnitude, inherited, self._terms(e), products, self.dtype(e), narrow)
         return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
 
     def _narrow(self, e: Reduce) -> float:
         """The rounding that the numerics mode allows on an operand of a contraction (design, section 2)."""
-        factors = _factors(e.arg)
-        types = [self.dtype(f) for f in factors]
-        if self.numerics == "strict" or len(factors) < 2 or not all(DTYPES[t].is_float for t in types):
+        parts = factors(e.arg)
+        types = [self.dtype(f) for f in parts]
+        if self.numerics == "strict" or len(parts) < 2 or not all(DTYPES[t].is_float for t in types):
             return 0.0
         halves = [DTYPES[t].unit_roundoff for t in types if DTYPES[t].bits <= 16]
-        wide = [t for t, f in zip(types, factors, strict=True) if DTYPES[t].bits > 16 and not isinstance(f, Const)]
+        wide = [t for t, f in zip(types, parts, strict=True) if DTYPES[t].bits > 16 and not isinstance(f, Const)]
         if halves and wide:
             return 2 * max(2.0**-11 if h < 2.0**-11 else min(h, 2.0**-8) for h in halves)
         return 2.0**-10 if self.numerics == "fast" and "f64" not in types else 0.0
@@ -172,8 +180,9 @@ class Reductions(Scalars):
         merge = Merge(m, self.checker.state_types(e), needed, self.track)
         state = merge.identity(scope.ndim)
         count = len(e.ranks)
-        for coordinates in self._pieces(e, scope):
-            inner = scope.extend(e.ranks, coordinates)
+        box = self._span(e)
+        for piece in tiles(box, ordered(box, scope.size)):
+            inner = scope.extend_over(e.ranks, piece)
             values = {i: self.at(e.args[i], inner, _widen(guard, count)) for i in needed}
             for place in np.ndindex(*inner.shape[scope.ndim :]):
                 state = merge(state, {i: _element(v, place) for i, v in values.items()})
@@ -244,24 +253,6 @@ def _masked_reduction(
         case _:
             pass
     return result, flagged(result, np.asarray(every))
-
-
-def split(box: Box, room: int) -> Iterator[Box]:
-    """Cut a box into boxes of at most ``room`` elements, along its leading axes."""
-    sizes = [b - a for a, b in box]
-    cuts = []
-    for axis, (a, b) in enumerate(box):
-        step = max(1, min(b - a, room // max(1, math.prod(sizes[axis + 1 :]))))
-        cuts.append(list(pairwise([*range(a, b, step), b])))
-    for place in np.ndindex(*(len(c) for c in cuts)):
-        yield tuple(c[i] for c, i in zip(cuts, place, strict=True))
-
-
-def _factors(e: Expr) -> list[Expr]:
-    """The factors of a product, left to right."""
-    if isinstance(e, Call) and e.op == "mul":
-        return _factors(e.args[0]) + _factors(e.args[1])
-    return [e]
 
 
 def _element(value: Value, place: tuple[int, ...]) -> Value:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rounding
+from .blocks import Box as Box
 from .cascade import Access, Call, Cast, Const, Expr, is_minus_infinity, literal_value
 from .dtypes import DTYPES, round_to, rounds, wrap
 from .errors import EvaluationError
@@ -23,7 +24,6 @@ from .ops import OPS
 from .types import TypeChecker, join, settle
 
 Array = npt.NDArray[Any]
-Box = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Scope:
 
     @classmethod
     def over(cls, ranks: Sequence[str], box: Box) -> Scope:
-        return cls({}, ()).extend(ranks, [np.arange(a, b, dtype=np.int64) for a, b in box])
+        return cls({}, ()).extend_over(ranks, box)
 
     @property
     def ndim(self) -> int:
@@ -80,10 +80,11 @@ class Scope:
         axis, values = self.axes[rank]
         return values.reshape(tuple(-1 if i == axis else 1 for i in range(self.ndim)))
 
-    def extend(self, ranks: Sequence[str], values: Sequence[Array]) -> Scope:
-        axes = dict(self.axes)
-        axes.update({r: (self.ndim + i, v) for i, (r, v) in enumerate(zip(ranks, values, strict=True))})
-        return Scope(axes, self.shape + tuple(len(v) for v in values))
+    def extend_over(self, ranks: Sequence[str], box: Box) -> Scope:
+        """The scope with further axes, over a box of other ranks."""
+        values = [np.arange(a, b, dtype=np.int64) for a, b in box]
+        axes = {r: (self.ndim + i, v) for i, (r, v) in enumerate(zip(ranks, values, strict=True))}
+        return Scope({**self.axes, **axes}, self.shape + tuple(len(v) for v in values))
 
 
 def convert(x: Array, dtype: str) -> Array:
@@ -262,7 +263,13 @@ class Scalars:
 
 def needed(bad: Array, guard: Array | None) -> bool:
     """Whether anything bad stands where the value counts."""
-    return bool(np.any(bad if guard is None else bad & guard))
+    return bool(np.any(bad if guard is None else bad & projected(guard, bad.shape)))
+
+
+def projected(guard: Array, shape: tuple[int, ...]) -> Array:
+    """Where a guard needs what varies along fewer axes: somewhere along the others."""
+    others = tuple(i for i, n in enumerate(shape) if n == 1 and guard.shape[i] != 1)
+    return np.asarray(guard.any(axis=others, keepdims=True)) if others else guard
 
 
 def narrowed(guard: Array | None, condition: Array) -> Array:

@@ -542,8 +542,7 @@ def test_what_is_too_large_to_hold_is_refused() -> None:
 
 def test_reductions_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed in many small blocks is what is computed at once."""
-    from castile.ir import evaluate as module
-    from castile.ir import reduce
+    from castile.ir import blocks
 
     text = """
 def f(X: f32[a, b, c], keep: bool[a, b, c], I: i32[a, b, c]) -> (S, P, M, N, G, H, A, B, D):
@@ -566,8 +565,7 @@ def f(X: f32[a, b, c], keep: bool[a, b, c], I: i32[a, b, c]) -> (S, P, M, N, G, 
     inputs["keep"][1] = False
     want = evaluate_values(c, inputs, track=True)
     for block in (1, 3, 16):
-        monkeypatch.setattr(module, "BLOCK", block)
-        monkeypatch.setattr(reduce, "BLOCK", block)
+        monkeypatch.setattr(blocks, "BLOCK", block)
         got = evaluate_values(c, inputs, track=True)
         for name in want:
             close(got[name].array, want[name].array)

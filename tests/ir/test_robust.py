@@ -48,7 +48,7 @@ def parsed_within(text: str, seconds: float) -> Cascade | CastileError:
         times.append(time.process_time() - start)
         if times[-1] < seconds:
             return result
-    raise AssertionError(f"took {times} s: {ascii(text[:1000])}")
+    raise AssertionError(f"took {times} s: {text[:1000]!a}")
 
 
 def outcome(text: str) -> CastileError | None:
