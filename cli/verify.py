@@ -117,7 +117,8 @@ def case(c: Cascade, seed: list[int], equal: bool = False) -> tuple[dict[str, in
     """Small extents, most of them odd, and inputs for them; smaller where the oracle would take long."""
     import numpy as np
 
-    from .inputs import complete, random_inputs
+    from ..ir.samples import random_inputs
+    from .inputs import complete
     from .run import estimate
 
     rng = np.random.default_rng(seed)

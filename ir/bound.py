@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .cascade import Cascade
-from .dtypes import DTYPES
 from .evaluate import evaluate_values
-from .extents import resolve, shape_of
+from .extents import resolve
+from .samples import random_inputs
 from .scalar import Array
 
 
@@ -79,12 +79,11 @@ def _judge(name: str, want: Array, bound: Array, got: Array) -> Judgement:
 def relative_error(c: Cascade, extents: Mapping[str, int], *, seed: int = 0, samples: int = 32) -> dict[str, float]:
     """The error that a correct kernel may have at these extents, relative to the largest output: for ordinary inputs.
 
-    Drawn from standard normal inputs (integers: uniform over 0 to 7) at a sample of outputs, so it is an estimate where
-    `error_bound` is the rule.
+    Found for `random_inputs` at a sample of outputs, so it is an estimate where `error_bound` is the rule.
     """
     rng = np.random.default_rng(seed)
     sizes = resolve(c, extents)
-    inputs = {p.name: _draw(p.dtype, shape_of(c, p.name, sizes), rng) for p in c.params}
+    inputs = random_inputs(c, sizes, seed)
     ranks = {r for name in c.outputs for e in c.einsums for o in e.outputs if o.name == name for r in o.ranks}
     if any(sizes[r] == 0 for r in ranks):
         return dict.fromkeys(c.outputs, 0.0)
@@ -95,10 +94,3 @@ def relative_error(c: Cascade, extents: Mapping[str, int], *, seed: int = 0, sam
         scale = float(np.max(np.abs(value.array), initial=0.0)) or 1.0
         result[name] = float(np.max(value.slack(), initial=0.0)) / scale
     return result
-
-
-def _draw(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    row = DTYPES[dtype]
-    if row.is_float:
-        return rng.standard_normal(shape)
-    return rng.integers(0, 2 if row.kind == "bool" else 8, shape)
