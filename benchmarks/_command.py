@@ -70,7 +70,9 @@ def parse_options(name: str, argv: Sequence[str] | None = None) -> Options:
     """Options of the benchmark `name` from `argv`, or from the command line."""
     parser = argparse.ArgumentParser(prog=name, description=f"Benchmark {name}; docs/measuring.md says how to read it.")
     parser.add_argument("--quick", action="store_true", help="small sizes, outputs checked, nothing timed")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="only cases whose name matches")
+    parser.add_argument(
+        "--only", default="*", metavar="GLOB", help="only cases that match: word, glob, or several joined by |"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.jsonl", metavar="FILE", help="append rows here")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="measure every case N times")
     parser.add_argument("--attempts", type=int, default=3, metavar="N", help="tries at a case that comes out void")
@@ -88,13 +90,22 @@ def main(
     cases: Callable[[Options], Iterable[Case[Any]]],
     argv: Sequence[str] | None = None,
     timer: Timer | None = None,
+    restart: bool = False,
 ) -> int:
-    """Run a benchmark from the command line: 0 if each case has a row to believe, 1 for a wrong output, 3 for void."""
+    """Run a benchmark from the command line: 0 if each case has a row to believe, 1 for a wrong output, 3 for void.
+
+    With ``argv`` of its own the process is not started anew with the harness's environment, unless ``restart``.
+    """
     options = parse_options(name, argv)
-    if argv is None and not options.quick:
+    if (argv is None or restart) and not options.quick:
         ensure_environment(options.threads, options.allocator)
-    chosen = (case for case in cases(options) if fnmatch.fnmatch(case.name, options.only))
+    chosen = (case for case in cases(options) if wanted(case.name, options.only))
     return run_quick(chosen, options) if options.quick else run_measured(chosen, options, timer)
+
+
+def wanted(name: str, only: str) -> bool:
+    """Whether a case is meant by one of several globs, joined by ``|``; a word means the cases that begin with it."""
+    return any(fnmatch.fnmatch(name, p) or name.split()[:1] == [p] for p in only.split("|"))
 
 
 def _say(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import cache, doctor, emit, explain, run, verify
+from . import bench, cache, doctor, emit, explain, run, verify
 from .terminal import guarded
 
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command("explain")(explain.explain)
 app.command("run")(run.run)
 app.command("emit")(emit.emit)
+app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)
