@@ -91,7 +91,7 @@ def arguments(k: TileKernel) -> tuple[Field, ...]:
 
 def runtime_ranks(k: TileKernel) -> tuple[str, ...]:
     """The ranks whose extents are arguments: those of the grid, of loops and of `extent`, unless they are whole."""
-    ranks = dict.fromkeys(g.rank for g in k.grid)
+    ranks = dict.fromkeys([*(g.rank for g in k.grid), *(h.of for h in k.held)])
     for op in operations(k.body):
         if isinstance(op, For):
             ranks[op.rank] = None
@@ -105,17 +105,27 @@ def bounded_ranks(k: TileKernel) -> frozenset[str]:
     found = {op.rank for op in operations(k.body) if isinstance(op, For)}
     found -= {op.rank for op in operations(k.body) if isinstance(op, For) and op.upper is None}
     found -= {n.rank for op in operations(k.body) for e in _expressions(op) for n in walk(e) if isinstance(n, Extent)}
-    return frozenset(found - {g.rank for g in k.grid})
+    return frozenset(found - {g.rank for g in k.grid} - {h.of for h in k.held})
 
 
 def checked_axes(k: TileKernel) -> frozenset[tuple[str, int]]:
     """The axes of tensors that data index: these are checked as the kernel runs."""
+    declared = {p.name: p.indices for p in k.tensors}
     found = set()
     for op in operations(k.body):
-        access = op.source if isinstance(op, Load) else op.target if isinstance(op, Store) else None
-        if access is not None:
-            found |= {(access.tensor, i) for i, e in enumerate(access.indices) if not is_affine(e)}
+        if isinstance(op, Load | Store):
+            access = op.source if isinstance(op, Load) else op.target
+            found |= {(access.tensor, i) for i in checked_indices(op, declared[access.tensor])}
     return frozenset(found)
+
+
+def checked_indices(op: Load | Store, declared: Sequence[Expr]) -> frozenset[int]:
+    """The indices of a load or store that only data can tell to lie inside: they read data, or data guard them."""
+    access, guard = (op.source, op.guard) if isinstance(op, Load) else (op.target, None)
+    open_guard = guard is not None and any(isinstance(n, Access) for n in walk(guard))
+    return frozenset(
+        i for i, e in enumerate(access.indices) if not is_affine(e) or (open_guard and e != declared[i])
+    )
 
 
 def _expressions(op: Op) -> Iterator[Expr]:
@@ -333,7 +343,8 @@ class Printer:
             counts.append(count)
         self.line(f"const int64_t points = {' * '.join(counts) or '1'};")
         # What a thread is worth follows the operation over most ranks.
-        work = " * ".join(["1.0", *(f"{self._extent_text(r)}" for r in _widest(self.k))])
+        extent_of = {h.rank: h.of for h in self.k.held}
+        work = " * ".join(["1.0", *(f"{self._extent_text(extent_of.get(r, r))}" for r in _widest(self.k))])
         self.line(f"threads = worth(threads, {work});")
         self.open("parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point)")
         self.lines += body
@@ -346,6 +357,8 @@ class Printer:
         for r, n in self.k.whole.items():
             index = self.names("rank", r)
             self.axes[r] = Axis(n, "int64_t(0)" if n == 1 else "0", str(n), index)
+        for h in self.k.held:
+            self.axes[h.rank] = Axis(h.size, "0", self._extent_text(h.of), self.names("rank", h.rank))
         for i, g in reversed(list(enumerate(grid))):
             point = f"point % {self._tiles(g)}" if i else "point"
             self._begin(g.rank, g.size, point if g.size == 1 or not i else f"({point})", self._extent_text(g.rank))
@@ -516,11 +529,11 @@ class Printer:
         axes = frozenset(op.tile.axes)
         param = self.params[op.source.tensor]
         order, unit = self._order(op.source, op.tile.axes)
-        checks = any((param.name, i) in self.checked for i in range(len(param.indices)))
+        checks = checked_indices(op, param.indices)
 
         def body() -> None:
             name = self.names("tensor", param.name)
-            text = f"{name}[{self._offset(op.source, axes)}]"
+            text = f"{name}[{self._offset(op.source, axes, checks)}]"
             if not param.indices:
                 text = f"*{name}" if param.name in self.k.outputs else name
             held = "bool" if param.dtype == "bool" and not param.indices else param.dtype
@@ -531,7 +544,7 @@ class Printer:
                 value = f"{self.typed(op.guard, 'bool', axes, ATOM)} ? {value} : {other}"
             self.line(f"{self._element(op.tile.name)} = {value};")
 
-        self._access(order, unit, op.source, body, checks, True)
+        self._access(order, unit, op.source, body, bool(checks), True)
 
     def _store(self, op: Store) -> None:
         axes = frozenset(op.axes)
@@ -594,14 +607,14 @@ class Printer:
                 return found[-1]
         return moving[-1] if moving else None
 
-    def _offset(self, access: Access, axes: frozenset[str]) -> str:
+    def _offset(self, access: Access, axes: frozenset[str], checks: frozenset[int]) -> str:
         """The position of an element, in elements from the tensor's first."""
         terms = []
         for i, index in enumerate(access.indices):
             stride = self._stride(access.tensor, i)
             if literal_value(index) == 0:
                 continue
-            if (access.tensor, i) in self.checked and not is_affine(index):
+            if i in checks:
                 text = f"inside({self.typed(index, 'i64', axes)}, {self._size(access.tensor, i)}, outside)"
             else:
                 text = self.typed(index, "i64", axes, MUL)

@@ -466,6 +466,15 @@ class CpuProgram:
                     got=str(extents[rank]),
                     hint="compile it for these shapes",
                 )
+        for h in k.held:
+            if extents.get(h.of, 0) > h.size:
+                raise InputError(
+                    f"this kernel keeps rank `{h.of}` on chip and was compiled for fewer elements of it",
+                    rank=h.of,
+                    expected=f"at most {h.size}",
+                    got=str(extents[h.of]),
+                    hint="compile it for these shapes",
+                )
         words, holes = [], []
         for i, f in enumerate(self._fields[at]):
             value = 0

@@ -46,6 +46,7 @@ def run_kernel(k: TileKernel, arrays: dict[str, Array], extents: Mapping[str, in
         for place in itertools.product(*tiles):
             spans = {g.rank: Span(a, min(a + g.size, extents[g.rank])) for g, a in zip(k.grid, place, strict=True)}
             spans.update({r: Span(0, n) for r, n in k.whole.items()})
+            spans.update({h.rank: Span(0, extents[h.of]) for h in k.held})
             _Run(k, arrays, extents, spans).ops(k.body)
 
 

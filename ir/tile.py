@@ -131,10 +131,20 @@ class GridRank:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldRank:
+    """A rank that one tile holds entire: its coordinates are those of ``of``, whose extent is at most ``size``."""
+
+    rank: str
+    size: int
+    of: str
+
+
+@dataclass(frozen=True, slots=True)
 class TileKernel:
     """One kernel. ``tensors`` are its arguments, inputs first; ``outputs`` names those that it writes.
 
     ``whole`` holds the ranks that are kept on chip entire: their extents are fixed when the kernel is compiled.
+    ``held`` are such ranks too, of which the compiled kernel knows the greatest extent only.
     ``scalars`` are 0-dimensional inputs, passed by value.
     """
 
@@ -145,6 +155,7 @@ class TileKernel:
     body: tuple[Op, ...]
     whole: Mapping[str, int] = field(default_factory=dict)
     comments: Mapping[str, str] = field(default_factory=dict, compare=False)
+    held: tuple[HeldRank, ...] = ()
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -174,6 +185,7 @@ def print_kernel(k: TileKernel) -> str:
     """The readable form of a tile program."""
     grid = ", ".join(g.rank if g.size == 1 else f"{g.rank}:{g.size}" for g in k.grid)
     whole = "".join(f", {r}={n}" for r, n in k.whole.items())
+    whole += "".join(f", {h.rank}<={h.size}" for h in k.held)
     lines = [f"kernel {k.name}(grid {grid or 'one'}{whole})"]
     lines += [f"  {'out' if p.name in k.outputs else 'in'} {print_param(p)}" for p in k.tensors]
     lines += _print_ops(k.body, "  ")
@@ -229,7 +241,7 @@ def verify_kernel(k: TileKernel) -> None:
     known = {p.name: p for p in k.tensors}
     if any(name not in known for name in k.outputs):
         raise VerifyError(f"kernel `{k.name}` writes a tensor that is no argument of it")
-    scope = {g.rank for g in k.grid} | set(k.whole)
+    scope = {g.rank for g in k.grid} | set(k.whole) | {h.rank for h in k.held}
     if len({g.rank for g in k.grid}) != len(k.grid) or any(g.size < 1 for g in k.grid):
         raise VerifyError(f"the grid of `{k.name}` repeats a rank or has a tile of no size")
     _verify_ops(k, k.body, scope, {}, known)

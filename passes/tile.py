@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, prod
 
 from ..ir.cascade import (
     Access,
@@ -35,28 +35,36 @@ from ..ir.cascade import (
 )
 from ..ir.dtypes import DTYPES
 from ..ir.ops import OPS, REDUCTIONS
-from ..ir.tile import Dot, Fold, For, GridRank, Load, Map, Op, Store, Tile, TileKernel, verify_kernel
+from ..ir.tile import Dot, Fold, For, GridRank, HeldRank, Load, Map, Op, Store, Tile, TileKernel, verify_kernel
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
 from .fuse import ON_CHIP, epilogues, fusible, is_map, stored
+from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .step import Let, Step, Take
 
 # Nodes up to which a map is computed again wherever it is read, and not stored.
 INLINE_NODES = 160
+
+# What the size of a held rank is a multiple of.
+VECTOR = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """Tile sizes: of the last output rank, the one before it, and streamed ranks; all others are taken one by one.
 
-    ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three.
+    ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three. With ``hold``, an inner
+    reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
+    loops that need no mask end at a multiple of ``align``.
     """
 
     inner: int = 64
     outer: int = 16
     stream: int = 64
     ranks: Mapping[str, int] = field(default_factory=dict)
+    hold: bool = False
+    align: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,8 @@ class _Builder:
         self.level: dict[str, int] = {}
         self.local: Mapping[str, Expr] = {}
         self.origin: dict[str, str] = {}
+        self.held: dict[str, HeldRank] = {}
+        self.bound: list[str] = []
         self.results: dict[str, Expr] = {}
         self.count = 0
 
@@ -208,7 +218,12 @@ class _Builder:
             Param(n, self.types[n], tuple(Rank(r) for r in o.ranks)) for n, o in outputs.items() if n in used | written
         ]
         return TileKernel(
-            f"{self.c.name}_{e.name}", tuple(params), tuple(p.name for p in params if p.name in written), grid, body
+            f"{self.c.name}_{e.name}",
+            tuple(params),
+            tuple(p.name for p in params if p.name in written),
+            grid,
+            body,
+            held=tuple(self.held.values()),
         )
 
     def _whole(self, ranks: tuple[str, ...]) -> list[str]:
@@ -234,8 +249,9 @@ class _Builder:
         used: set[str] = set()
         for op in body:
             match op:
-                case For(body=inner):
+                case For(body=inner, lower=lower, upper=upper):
                     used |= self._used(inner)
+                    used |= {t for e in (lower, upper) if e is not None for t in tensors_read(e)}
                 case Load(source=source, guard=guard):
                     used |= set(tensors_read(source)) | (set(tensors_read(guard)) if guard is not None else set())
                 case Map(expr=expr) | Fold(expr=expr) | Store(expr=expr):
@@ -316,7 +332,8 @@ class _Builder:
             frame.made[e] = self._map("f", e)
         return frame.made[e]
 
-    def _access(self, e: Access, guard: Expr | None) -> Expr:
+    def _access(self, e: Access, guard: Expr | None, dtype: str | None = None) -> Expr:
+        """A tile with a tensor's elements, in the type that it computes in unless another is given."""
         if not e.indices and e.tensor in self.local:
             return self.local[e.tensor]
         if e.tensor in self.results:
@@ -325,19 +342,22 @@ class _Builder:
             return e
         indices = tuple(self.value(i, guard) for i in e.indices)
         source = Access(e.tensor, indices)
-        plain = all(isinstance(i, Rank) for i in indices)
+        # What the tensor's own ranks index lies inside it whatever guards the read.
+        plain = indices == self.c.indices_of(e.tensor)
         held = None if plain else guard
         depends = self._depends(source) | (self._depends(held) if held is not None else frozenset())
         level = self._frame_of(depends, source, *([held] if held is not None else []))
-        key = (source, held)
+        if dtype is None:
+            dtype = self.types[e.tensor]
+            dtype = dtype if dtype == "bool" else compute_type(dtype)
+        key = (source, held, dtype)
         if e.tensor == self.e.name:
             # A scan reads what an earlier step stored: never kept from one step to the next.
             level = len(self.frames) - 1
         frame = self.frames[level]
         if key in frame.made and e.tensor != self.e.name:
             return frame.made[key]
-        dtype = self.types[e.tensor]
-        tile = self._tile(e.tensor, depends, dtype if dtype == "bool" else compute_type(dtype), level)
+        tile = self._tile(e.tensor, depends, dtype, level)
         frame.ops.append(Load(tile, source, held))
         frame.made[key] = Access(tile.name)
         return frame.made[key]
@@ -357,12 +377,68 @@ class _Builder:
             self.sizes[r] = self.tiling.ranks.get(self.origin.get(r, r), size) if size > 1 else 1
             self.frames.append(_Frame({r}))
 
-    def _close(self, ranks: tuple[str, ...]) -> None:
+    def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
         for r in reversed(ranks):
             frame = self.frames.pop()
-            upper = Extent(self.origin[r]) if r in self.origin else None
-            self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops), upper=upper))
+            upper = Extent(self.origin[r]) if r in self.origin and phase.upper is None else phase.upper
+            self.frames[-1].ops.append(
+                For(r, self.sizes[r], tuple(frame.ops), phase.lower, upper=upper, phase=phase.name)
+            )
             del self.sizes[r]
+
+    def _phases(self, ranks: tuple[str, ...], conditions: frozenset[Expr]) -> list[Phase]:
+        """The loops over reduced ranks; brackets bound them where only one rank is reduced."""
+        if len(ranks) != 1 or not conditions:
+            return [ALL]
+        scope = {r for f in self.frames for r in f.ranks}
+
+        def end(r: str, last: bool) -> Expr:
+            extent = Extent(self.origin.get(r, r))
+            if r not in scope or r in self.held:
+                return Call("sub", (extent, Const(1))) if last else Const(0)
+            return tile_end(r, self.sizes[r], last, extent)
+
+        reads = [n for c in conditions for n in walk(c) if isinstance(n, Access)]
+        single = {r for r in scope if r not in self.held and self.sizes[r] == 1}
+        wide = {n.tensor for n in reads if not free_ranks(n) <= single}
+        data = {n.tensor for n in reads if n.tensor not in wide and DTYPES[self.types[n.tensor]].is_integer}
+        found = phases(conditions, ranks[0], data, end, min(self.tiling.align, self._stream_size(ranks[0])))
+        return [
+            replace(
+                p,
+                lower=None if p.lower is None else self.value(p.lower, None),
+                upper=None if p.upper is None else self.value(p.upper, None),
+            )
+            for p in found
+        ]
+
+    def _stream_size(self, r: str) -> int:
+        return self.tiling.ranks.get(self.origin.get(r, r), self.tiling.stream)
+
+    def _hold(self, e: Reduce) -> Reduce | None:
+        """The reduction over ranks that are held on chip entire; None where it has to be a loop."""
+        sizes = [self.extents.get(self.origin.get(r, r), 0) for r in e.ranks]
+        inside = self.tiling.hold and len(self.frames) > 1 and not self._scanned()
+        if not inside or not all(1 < n <= ON_CHIP for n in sizes) or prod(sizes) > 4 * ON_CHIP:
+            return None
+        names: dict[str, str] = {}
+        for r, n in zip(e.ranks, sizes, strict=True):
+            taken = {x for f in self.frames for x in f.ranks} - set(self.held)
+            name, i = r, 0
+            while name in taken or name in self.bound:
+                i += 1
+                name = f"{r}_{i}"
+            if name not in self.held:
+                of = self.origin.get(r, r)
+                self.held[name] = HeldRank(name, -(-n // VECTOR) * VECTOR, of)
+                self.sizes[name] = self.held[name].size
+                self.origin[name] = of
+                self.frames[0].ranks.add(name)
+            names[r] = name
+        return replace(e, ranks=tuple(names.values()), args=tuple(_renamed(a, names) for a in e.args))
+
+    def _scanned(self) -> bool:
+        return scan_step(self.e) is not None
 
     def _reduce(self, e: Reduce, guard: Expr | None) -> Expr:
         if guard is not None and _in_bounds(e):
@@ -372,36 +448,48 @@ class _Builder:
             if key in frame.made:
                 return frame.made[key]
         frame = self.frames[-1]
-        frame.made[key] = self._reduced(self._unshadowed(e), guard)
+        plain = e.op in REDUCTIONS and e.op != "argmax"
+        held = self._hold(e) if plain else None
+        e = held or self._unshadowed(e)
+        self.bound += e.ranks
+        frame.made[key] = self._reduced(e, guard, held is not None)
+        del self.bound[len(self.bound) - len(e.ranks) :]
         return frame.made[key]
 
-    def _reduced(self, e: Reduce, guard: Expr | None) -> Expr:
+    def _reduced(self, e: Reduce, guard: Expr | None, held: bool = False) -> Expr:
         if e.op in self.c.monoid_of:
             return self._fold_monoid(e, guard)[0]
         if e.op == "argmax":
             return self._argmax(e, guard)
         dtype = self._reduced_type(e)
-        depends = self._outer(e, guard)
+        depends = self._outer(e, guard) - set(e.ranks)
         start = self._identity(e, dtype)
         depth = len(self.frames)
         total = self._tile(e.op, depends, dtype)
+        if held:
+            self._reduce_tile(e, guard, total, start, accumulate=False)
+            return Access(total.name)
         self.frames[-1].ops.append(Map(total, start))
-        self._open(e.ranks, self.tiling.stream)
-        if e.op == "sum" and (pair := self._factors(e, guard)) is not None:
-            left, right = pair
-            over = tuple(r for r in e.ranks if self.sizes[r] > 1)
-            self.frames[-1].ops.append(Dot(total, left, right, over, accumulate=True))
-        else:
-            value = self.value(e.arg, guard)
-            if e.op not in ("any", "all") and settle(self.checker.infer(value)) == "bool":
-                value = Cast("i32", value)
-            over = tuple(r for r in e.ranks if self.sizes[r] > 1)
-            if guard is not None:
-                value = Call("where", (guard, value, start))
-            self.frames[-1].ops.append(Fold(total, e.op, over, value, accumulate=True))
-        self._close(e.ranks)
+        for phase in self._phases(e.ranks, bracket(e.op, e.arg)):
+            self._open(e.ranks, self.tiling.stream)
+            inner = replace(e, args=(without(e.arg, phase.known, e.ranks),))
+            self._reduce_tile(inner, guard, total, start, accumulate=True)
+            self._close(e.ranks, phase)
         assert len(self.frames) == depth
         return Access(total.name)
+
+    def _reduce_tile(self, e: Reduce, guard: Expr | None, total: Tile, start: Expr, accumulate: bool) -> None:
+        """Reduce the tile of the ranks at hand into another one."""
+        over = tuple(r for r in e.ranks if self.sizes[r] > 1)
+        if e.op == "sum" and (pair := self._factors(e, guard)) is not None:
+            self.frames[-1].ops.append(Dot(total, pair.left, pair.right, over, accumulate, pair.operand))
+            return
+        value = self.value(e.arg, guard)
+        if e.op not in ("any", "all") and settle(self.checker.infer(value)) == "bool":
+            value = Cast("i32", value)
+        if guard is not None:
+            value = Call("where", (guard, value, start))
+        self.frames[-1].ops.append(Fold(total, e.op, over, value, accumulate=accumulate))
 
     def _unshadowed(self, e: Reduce) -> Reduce:
         """A reduction whose ranks are not in scope already: another name loops over the same extent."""
@@ -444,7 +532,7 @@ class _Builder:
 
     def _factors(
         self, e: Reduce, guard: Expr | None, outer: Iterable[str] | None = None, mask: Expr | None = None
-    ) -> tuple[str, str] | None:
+    ) -> _Pair | None:
         """The two operands of a contraction, as tiles; None where the product does not fall apart into two."""
         if guard is not None or (outer is None and not DTYPES[self._reduced_type(e)].is_float):
             return None
@@ -476,21 +564,50 @@ class _Builder:
         result = (frozenset(outer) if outer is not None else self._outer(e, guard)) & wide
         if mine | theirs != result:
             return None
+        operand = self._operand((left, right), result)
         names = []
         for base, part in (("left", left), ("right", right)):
+            narrow = self._narrow(part)
+            if operand is not None and narrow is not None and not (mask is not None and base == "left"):
+                access = self._access(narrow, guard, self.types[narrow.tensor])
+                assert isinstance(access, Access)
+                names.append(access.tensor)
+                continue
             e_part = part[0]
             for f in part[1:]:
                 e_part = Call("mul", (e_part, f))
             value = self.value(e_part, guard)
             if mask is not None and base == "left":
                 value = Call("where", (self.value(mask, guard), value, Const(0.0)))
-            access = value if isinstance(value, Access) and not value.indices else self._map(base, value, "f32")
+            plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
+            made = not isinstance(e_part, Access) or e_part.tensor not in self.c.param_of
+            access = value if plain and not (operand is not None and made) else self._map(base, value, operand or "f32")
             assert isinstance(access, Access)
-            if access.tensor not in self.own or self.types[access.tensor] not in ("f32", "f64"):
-                access = self._map(base, value, "f32")
+            if self.types[access.tensor] not in ("f32", "f64", operand):
+                access = self._map(base, value, operand or "f32")
                 assert isinstance(access, Access)
             names.append(access.tensor)
-        return names[0], names[1]
+        return _Pair(names[0], names[1], operand)
+
+    def _narrow(self, part: list[Expr]) -> Access | None:
+        """A tensor of 16-bit floats that is one operand of a contraction by itself."""
+        e = part[0]
+        if len(part) != 1 or not isinstance(e, Access) or e.tensor in self.local or e.tensor in self.results:
+            return None
+        return e if self.types[e.tensor] in ("bf16", "f16") and e.indices else None
+
+    def _operand(self, parts: Iterable[list[Expr]], result: frozenset[str]) -> str | None:
+        """The type to which a contraction rounds its operands: that of both, or bf16 where one is, if that is allowed.
+
+        A format with the range of f32 may stand for the other operand (design, section 2: numerics).
+        """
+        narrow = [self._narrow(p) for p in parts]
+        types = {self.types[n.tensor] if n is not None else None for n in narrow}
+        if len(types) == 1:
+            return types.pop()
+        if "bf16" not in types or "f16" in types or self.c.numerics == "strict":
+            return None
+        return "bf16"
 
     def _argmax(self, e: Reduce, guard: Expr | None) -> Expr:
         """The place of the first greatest: value and place go together, tile by tile; a NaN wins and stays."""
@@ -531,7 +648,17 @@ class _Builder:
         for o, dtype, start in zip(self.e.outputs, types, m.identity, strict=True):
             state[o.name] = self._tile(o.name, ranks_of[o.name], dtype)
             self.frames[-1].ops.append(Map(state[o.name], start))
-        self._open(e.ranks, self.tiling.stream)
+        takes = [s for s in self.step if isinstance(s, Take)]
+        shared = frozenset.intersection(*(bracket(s.op, s.element) for s in takes))
+        for phase in self._phases(e.ranks, shared):
+            self._open(e.ranks, self.tiling.stream)
+            self._advance(e, phase, state, ranks_of)
+            self._close(e.ranks, phase)
+        return [Access(state[o.name].name) for o in self.e.outputs]
+
+    def _advance(self, e: Reduce, phase: Phase, state: Mapping[str, Tile], ranks_of: Mapping[str, set[str]]) -> None:
+        """One step of a stream: the state takes in a tile of elements."""
+        assert self.step is not None
         names: dict[str, Expr] = {"a_" + n: Access(t.name) for n, t in state.items()}
         for s in self.step:
             if isinstance(s, Let):
@@ -540,26 +667,32 @@ class _Builder:
                 self.frames[-1].ops.append(Map(tile, value))
                 names[s.name] = Access(tile.name)
                 continue
-            names[s.component] = self._take(e, s, ranks_of[s.component], state[s.component].dtype, names)
+            alone = not any("a_" + s.component in _reads(x) for x in self.step if x is not s)
+            into = state[s.component] if alone else None
+            s = replace(s, element=without(s.element, phase.known, e.ranks))
+            names[s.component] = self._take(e, s, ranks_of[s.component], state[s.component].dtype, names, into)
         for n, tile in state.items():
-            self.frames[-1].ops.append(Map(tile, names[n]))
-        self._close(e.ranks)
-        return [Access(state[o.name].name) for o in self.e.outputs]
+            if names[n] != Access(tile.name):
+                self.frames[-1].ops.append(Map(tile, names[n]))
 
-    def _take(self, e: Reduce, s: Take, ranks: set[str], dtype: str, names: Mapping[str, Expr]) -> Expr:
-        """A component's new value from its old one and a tile of elements."""
-        new = self._tile(s.component, ranks, dtype)
+    def _take(
+        self, e: Reduce, s: Take, ranks: set[str], dtype: str, names: Mapping[str, Expr], into: Tile | None
+    ) -> Expr:
+        """A component's new value from its old one and a tile of elements; in place where nobody needs the old one."""
+        new = into or self._tile(s.component, ranks, dtype)
         ops = self.frames[-1].ops
         old = _named(s.old, names)
         self.local = names
         mask, inside = _masked(s.element)
         over = tuple(r for r in e.ranks if self.sizes[r] > 1)
-        if s.op == "sum" and (pair := self._factors(Reduce(s.op, e.ranks, (inside,)), None, ranks, mask)) is not None:
+        pair = self._factors(Reduce(s.op, e.ranks, (inside,)), None, ranks, mask) if s.op == "sum" else None
+        value = self.value(s.element, None) if pair is None else None
+        if old != Access(new.name):
             ops.append(Map(new, old))
-            ops.append(Dot(new, pair[0], pair[1], over, accumulate=True, annihilates=mask is not None))
+        if pair is not None:
+            ops.append(Dot(new, pair.left, pair.right, over, True, pair.operand, mask is not None))
         else:
-            value = self.value(s.element, None)
-            ops.append(Map(new, old))
+            assert value is not None
             ops.append(Fold(new, s.op, over, value, accumulate=True))
         self.local = {}
         return Access(new.name)
@@ -602,6 +735,21 @@ class _Builder:
             self.frames[-1].ops.append(Fold(tile, "max", lacking, value))
             value = Access(tile.name)
         self.frames[-1].ops.append(Store(Access(o.name, tuple(Rank(r) for r in o.ranks)), axes, value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The operands of a contraction by their tiles, and the type to which it rounds them."""
+
+    left: str
+    right: str
+    operand: str | None
+
+
+def _reads(s: Let | Take) -> set[str]:
+    """What a part of a step reads; a component's own old value, to which it adds, among it."""
+    exprs = (s.value,) if isinstance(s, Let) else (s.old, s.element)
+    return {t for e in exprs for t in tensors_read(e)}
 
 
 def _both(guard: Expr | None, test: Expr) -> Expr:
