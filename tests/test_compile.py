@@ -252,3 +252,20 @@ def test_an_emitted_file_derives_extents_and_checks_data(tmp_path: Path) -> None
     agrees(c, {"X": x, "F": f, "page": page}, y)
     page[3] = 99
     assert library.conv(*arrays, *extents) != 0
+
+
+def test_a_read_that_a_condition_keeps_inside_stays_inside() -> None:
+    c = castile.parse("def f(X: f32[k], Z: f32[3]) -> Y:\n    Y[k] = X[k] + where(k < 3, Z[k], 0.0)\n")
+    k = castile.compile(c, "cpu")
+    assert "Z[k] if" in k.source
+    np.testing.assert_array_equal(k(X=draw(7) * 0, Z=np.ones(3, np.float32)), [1, 1, 1, 0, 0, 0, 0])
+
+
+def test_a_read_that_data_lead_outside_is_refused() -> None:
+    c = castile.parse("def f(X: f32[k], L: i32[b]) -> Y:\n    Y[b, k] = where(k < L[b], X[k + 2], 0.0)\n")
+    k = castile.compile(c, "cpu")
+    x = np.arange(7, dtype=np.float32)
+    inputs = {"X": x, "L": np.array([1, 5], np.int32)}
+    agrees(c, inputs, k(**inputs))
+    with pytest.raises(castile.CastileError, match="lies outside `X`"):
+        k(X=x, L=np.array([1, 7], np.int32))
