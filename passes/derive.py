@@ -21,20 +21,21 @@ from ..ir.verify import verify
 from .count import count_passes
 from .lower import Lowering
 from .normal import (
+    ZERO,
     Atom,
     Form,
     Monomial,
     Value,
-    add,
+    aligned,
     atom_nonnegative,
     exp,
-    function,
-    is_mask,
     lift,
+    log,
     mul,
     parts_of,
     rewrite,
     sub,
+    values_inside,
 )
 from .places import ranking_behind
 from .read import Reader
@@ -138,6 +139,7 @@ class _Deriver:
         self.groups: list[list[Atom]] = []
         self.bodies: set[bytes] = set()
         self.finished: dict[bytes, Value] = {}
+        self.plain: dict[bytes, tuple[Form, tuple[Value, ...]]] = {}
 
     def run(self) -> Derivation:
         c = self.c
@@ -274,7 +276,7 @@ class _Deriver:
             if component.name in fresh and set(output.ranks) == set(component.ranks):
                 claimed.add(name)
                 self.component[digest] = replace(component, name=name, ranks=output.ranks)
-        self.finished = {}
+        self.finished, self.plain = {}, {}
         for component in self.component.values():
             if component.atom.name == "sum" and component.gauge is not None and not component.gauge.power:
                 self.guarded[component.name] = self._top(component.gauge)
@@ -283,28 +285,71 @@ class _Deriver:
 
     def _finished(self, v: Form) -> Form:
         """A form over the tensors that hold the streams' results: mantissas times exponentials of their gauges."""
-        memo = self.finished
-
-        def visit(a: Atom) -> Form | Atom | None:
-            component = self.component.get(a.digest)
-            if component is not None:
-                return self._worth(component)
-            if a.kind == "red" and a.digest not in self.inner:
-                return a
-            if a.kind == "red":
-                # It is written in place, so its argument is finished too.
-                own = Atom(a.kind, a.name, tuple(rewrite(x, visit, memo) for x in a.args), a.ranks, a.dtype, a.reduced)
-                self.inner.add(own.digest)
-                return own
-            if a.kind == "poly":
-                inner = rewrite(a.args[0], visit, memo)
-                assert isinstance(inner, Form)
-                return self._aligned(inner)
-            return None
-
-        result = rewrite(v, visit, memo)
+        result = rewrite(v, self._visit, self.finished)
         assert isinstance(result, Form)
         return result
+
+    def _visit(self, a: Atom) -> Form | Atom | None:
+        component = self.component.get(a.digest)
+        if component is not None:
+            return self._worth(component)
+        if a.kind == "red":
+            return self._in_place(a) if a.digest in self.inner else self._plain(a)[0]
+        if a.kind != "poly" and (a.kind != "fn" or a.name != "log"):
+            return None
+        inner = aligned(self._finished_form(a.args[0]), self._is_scaled)
+        return inner if a.kind == "poly" else log(inner)
+
+    def _finished_form(self, v: Value) -> Form:
+        assert isinstance(v, Form)
+        return self._finished(v)
+
+    def _is_scaled(self, exponent: Form) -> bool:
+        """Whether an exponent is made of gauges."""
+        gauges = {c.name for c in self.component.values() if c.atom.name in ("max", "min")}
+        inside = values_inside(exponent)
+        return any(isinstance(x, Atom) and x.kind == "access" and x.name in gauges for x in inside)
+
+    def _in_place(self, a: Atom) -> Form:
+        """A reduction that is written where it is read: its argument is finished too, and a bare one keeps its maximum.
+
+        ``sum[k](exp(S[k]))`` -> ``exp(max[k](S[k])) * sum[k](exp(S[k] - max[k](S[k])))``
+        """
+        scale = ZERO
+        args = a.args
+        gauge = self.plan.gauge(a)
+        if gauge is not None and isinstance(args[0], Form):
+            self.inner |= {x.digest for x in values_inside(gauge.value) if isinstance(x, Atom) and x.kind == "red"}
+            scale = self._finished(gauge.value)
+            rest = exp(sub(gauge.exponent, gauge.value))
+            bare = Form({Monomial(m.factors, None, m.brackets): q for m, q in args[0].terms.items()})
+            args = (mul(bare, rest),)
+        done = tuple(self._finished(x) if isinstance(x, Form) else rewrite(x, self._visit, self.finished) for x in args)
+        own = Atom(a.kind, a.name, done, a.ranks, a.dtype, a.reduced)
+        self.inner.add(own.digest)
+        return mul(lift(own), exp(scale))
+
+    def _plain(self, a: Atom) -> tuple[Form, tuple[Value, ...]]:
+        """A reduction with a tensor of its own: what it is worth, and what it sums.
+
+        A scale that does not vary leaves the sum: ``sum[d](W[d] * N[q, d] * exp(M[q]))`` is scaled as ``N`` is.
+        """
+        if a.digest not in self.plain:
+            args = tuple(self._finished(x) if isinstance(x, Form) else x for x in a.args)
+            worth, only = lift(a), args[0]
+            if a.name == "sum" and isinstance(only, Form):
+                only = aligned(only, self._is_scaled)
+                scales = [self._leaving(m, frozenset(a.ranks)) for m in only.terms]
+                if scales and scales[0].terms and all(s == scales[0] for s in scales):
+                    args = (mul(only, exp(sub(ZERO, scales[0]))),)
+                    worth = mul(worth, exp(scales[0]))
+            self.plain[a.digest] = worth, args
+        return self.plain[a.digest]
+
+    def _leaving(self, m: Monomial, over: frozenset[str]) -> Form:
+        """The scale of a term, as far as it does not vary over the ranks."""
+        terms = m.exponent.terms if m.exponent is not None else {}
+        return Form({t: q for t, q in terms.items() if not t.free & over and self._is_scaled(Form({t: q}))})
 
     def _tensor(self, component: Component) -> Form:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
@@ -329,27 +374,6 @@ class _Deriver:
 
             return mul(const(LN2), self._tensor(self.component[gauge.extremes[0].digest]))
         return self._finished(gauge.value)
-
-    def _aligned(self, f: Form) -> Form:
-        """A sum of scaled values: brought to the greatest of their scales, which comes out as a factor."""
-        masks = Form({m: q for m, q in f.terms.items() if is_mask(m)})
-        f = Form({m: q for m, q in f.terms.items() if m not in masks.terms})
-        scales = {m.exponent.digest: m.exponent for m in f.terms if m.exponent is not None}
-        gauges = {c.name for c in self.component.values() if c.atom.name in ("max", "min")}
-        scaled = [e for e in scales.values() if _mentions(e, gauges)]
-        if not scaled or len(f.terms) < 2:
-            return add(f, masks)
-        every = list(scales.values()) + ([Form({})] if any(m.exponent is None for m in f.terms) else [])
-        every.sort(key=lambda e: e.digest)
-        top = every[0]
-        for e in every[1:]:
-            top = function("maximum", (top, e))
-        terms = [
-            mul(Form({type(m)(m.factors, None, m.brackets): q}), exp(sub(m.exponent or Form({}), top)))
-            for m, q in f.terms.items()
-        ]
-        aligned = add(*terms, masks)
-        return mul(exp(top), lift(Atom("aligned", "", (aligned,), nonnegative=_positive(aligned))))
 
     # Writing
 
@@ -411,7 +435,9 @@ class _Deriver:
             self._write_group(self.groups[self.group_of[a.digest]])
             return a.digest
         self.done.add(a.digest)
-        args = [self._body(x) for x in a.args]
+        args = self._plain(a)[1]
+        for x in a.args:
+            self._body(x)
         lowering = self._lowering()
         body = tuple(lowering.body(a, x) for x in args)
         name, ranks = self._user_name(lift(a)) or (self._fresh("T"), self._ranks(a))
@@ -687,26 +713,6 @@ def _reading(v: Value, tensor: str) -> list[Atom]:
 
     reads(v)
     return found
-
-
-def _positive(f: Form) -> bool:
-    from .normal import nonnegative
-
-    return nonnegative(f)
-
-
-def _mentions(v: Value, tensors: set[str]) -> bool:
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if isinstance(x, Atom):
-            if x.kind == "access" and x.name in tensors:
-                return True
-            stack.extend(x.args)
-        else:
-            for m in x.terms:
-                stack.extend(pieces_of(m))
-    return False
 
 
 def _with_room(f: Callable[[], T], size: int) -> T:

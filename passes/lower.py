@@ -11,7 +11,20 @@ from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
-from .normal import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, atom_nonnegative, conjuncts, negate, scale
+from .normal import (
+    LN2,
+    ONE_FRACTION,
+    UNIT,
+    Atom,
+    Form,
+    Monomial,
+    Value,
+    add,
+    atom_nonnegative,
+    conjuncts,
+    negate,
+    scale,
+)
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -158,6 +171,7 @@ class Lowering:
         return {a: e for a, e in found.items() if e is not None and self.named(_form(a.args[0])) is None}
 
     def _product(self, m: Monomial, q: Fraction, whole: bool, turned: Mapping[Atom, Expr]) -> Expr:
+        inside = self._takes_exponent(m)
         over: list[Expr] = []
         under: list[Expr] = []
         ln2 = 0
@@ -172,25 +186,37 @@ class Lowering:
                 base: Expr = call("rsqrt", self.form(_form(a.args[0])))
                 over.append(_power(base, -p))
             else:
-                (over if p > 0 else under).append(_power(turned.get(a) or self.atom(a), abs(p)))
+                e = self.form(_times_exp(a, m, p)) if inside == a else turned.get(a) or self.atom(a)
+                (over if p > 0 else under).append(_power(e, abs(p)))
         if ln2:
             over.insert(0, Const(LN2**ln2))
-        if m.exponent is not None:
+        if m.exponent is not None and inside is None:
             over.append(self._exponential(m.exponent))
         numerator, denominator = _ratio(q, whole)
         if numerator != 1 or not over:
             over.insert(0, literal(numerator, whole or numerator.denominator == 1))
-        e = over[0]
+        total = over[0]
         for x in over[1:]:
-            e = call("mul", e, x)
+            total = call("mul", total, x)
         if denominator != 1:
             under.append(literal(denominator, True))
         if under:
             d = under[0]
             for x in under[1:]:
                 d = call("mul", d, x)
-            e = call("div", e, d)
-        return self._guard(m, e)
+            total = call("div", total, d)
+        return self._guard(m, total)
+
+    def _takes_exponent(self, m: Monomial) -> Atom | None:
+        """The sum of exponentials that an exponential was a factor of: ``exp(-m) (a exp(x) + b exp(y))``.
+
+        Multiplied out again no exponential leaves the range of floats that its sum does not leave.
+        """
+        if m.exponent is None:
+            return None
+        sums = [a for a, p in m.factors if p > 0 and _sums_exponentials(a)]
+        alone = len(sums) == 1 and (self.named is None or self.named(_form(sums[0].args[0])) is None)
+        return sums[0] if alone else None
 
     def _where(self, parts: Iterable[Atom], e: Expr, otherwise: Expr) -> Expr:
         """A select under several conditions; those on coordinates stand outside, as others may read only under them."""
@@ -360,6 +386,22 @@ class Lowering:
 def _form(v: Value) -> Form:
     assert isinstance(v, Form)
     return v
+
+
+def _sums_exponentials(a: Atom) -> bool:
+    """Whether every term of a sum is an exponential, or a sum of them times something."""
+    return a.kind == "poly" and all(
+        t.exponent is not None or any(p > 0 and _sums_exponentials(b) for b, p in t.factors)
+        for t in _form(a.args[0]).terms
+    )
+
+
+def _times_exp(a: Atom, m: Monomial, power: int) -> Form:
+    """A sum with the exponential beside its power multiplied into its terms."""
+    assert m.exponent is not None
+    by = scale(m.exponent, Fraction(1, power))
+    terms = _form(a.args[0]).terms.items()
+    return Form({Monomial(t.factors, add(t.exponent or Form({}), by), t.brackets): q for t, q in terms})
 
 
 def _reads_data(v: Value) -> bool:

@@ -520,6 +520,9 @@ def compare(op: str, a: Form, b: Form, integer: bool) -> Atom:
     """A comparison in one spelling: integers as ``difference >= 0`` or ``== 0``, floats by ``lt le eq ne`` alone."""
     if op in ("gt", "ge"):
         op, a, b = {"gt": "lt", "ge": "le"}[op], b, a
+    x, y = a.constant, b.constant
+    if x is not None and y is not None:
+        return TRUE if {"lt": x < y, "le": x <= y, "eq": x == y, "ne": x != y}[op] else FALSE
     if op in ("eq", "ne"):
         difference = sub(a, b)
         if integer and difference.constant is not None:
@@ -703,6 +706,34 @@ def _sqrt(f: Form) -> Form:
             return outer
         return mul(outer, lift(Atom("fn", "sqrt", (Form({Monomial(odd): q}),))))
     return lift(Atom("fn", "sqrt", (f,)))
+
+
+# Sums of scaled values
+
+
+def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
+    """A sum of exponentials brought to the greatest of their exponents, which comes out as a factor.
+
+    ``a exp(x) + b exp(y)`` -> ``exp(m) (a exp(x - m) + b exp(y - m))`` with ``m = maximum(x, y)``, where one of the
+    exponents is ``scaled``.
+    """
+    masks = Form({m: q for m, q in f.terms.items() if is_mask(m)})
+    others = Form({m: q for m, q in f.terms.items() if m not in masks.terms})
+    scales = {e.digest: e for m in others.terms if (e := m.exponent or ZERO) is not None}
+    if len(scales) < 2 and not (len(others.terms) > 1 and masks.terms):
+        return f
+    if len(others.terms) < 2 or not any(e.terms and scaled(e) for e in scales.values()):
+        return f
+    every = [scales[d] for d in sorted(scales)]
+    top = every[0]
+    for e in every[1:]:
+        top = function("maximum", (top, e))
+    terms = [
+        mul(Form({Monomial(m.factors, None, m.brackets): q}), exp(sub(m.exponent or ZERO, top)))
+        for m, q in others.terms.items()
+    ]
+    inner = add(*terms, masks)
+    return mul(exp(top), lift(Atom("aligned", "", (inner,), nonnegative=nonnegative(inner))))
 
 
 # Walking and substitution

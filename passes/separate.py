@@ -258,8 +258,8 @@ class Reductions:
         out_e, in_e = ZERO, m.exponent or ZERO
         if m.exponent is not None:
             if not m.exponent.free & over:
-                # It stays beside the sums that it is divided by, which keep it small.
-                stays = not m.exponent.reduced & over and any(self._holds_bare(a) for a, _ in inner)
+                # It stays beside the sums of exponentials that keep it small, or that it keeps small.
+                stays = not m.exponent.reduced & over and any(map(self._holds_exponential, (a for a, _ in inner)))
                 out_e, in_e = (ZERO, m.exponent) if stays else (m.exponent, ZERO)
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})
@@ -368,6 +368,11 @@ class Reductions:
         inner = a.args[0]
         assert isinstance(inner, Form)
         return any(self._holds_bare(b) for m in inner.terms for b, _ in m.factors)
+
+    def _holds_exponential(self, a: Atom) -> bool:
+        inner = a.args[0] if a.kind == "poly" else None
+        sums = isinstance(inner, Form) and any(m.exponent is not None for m in inner.terms)
+        return sums or self._holds_bare(a)
 
     def keep_bare(self, body: Form) -> None:
         """The integrand of a bare sum under other names is bare too."""

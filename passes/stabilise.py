@@ -35,6 +35,7 @@ from .normal import (
     Monomial,
     Value,
     add,
+    aligned,
     atom_nonnegative,
     bracket,
     compare,
@@ -470,9 +471,7 @@ class StreamWriter:
             held = self.by_atom.get(carried(a, self.ranks).digest)
             return lift(self.scalar(held, prefix)) if held is not None else None
 
-        result = rewrite(self.counted(v), visit, {})
-        assert isinstance(result, Form)
-        return result
+        return _scaled(self.counted(v), visit)
 
     def ending(self, component: Component, mantissa: Form, prefix: str) -> Form:
         """What a component is worth: its mantissa times the exponential of its gauge."""
@@ -585,8 +584,9 @@ class StreamWriter:
 
     def element_reference(self, reference: Form) -> Form:
         """The reference of a state of one element; 0 where `total` makes it 0 for an element that does not count."""
-        live = self.leaf_form(reference)
         weights = [self._weight(a) for a in self._denominators(reference)]
+        # Where nothing that the reference divides by comes in, it is 0: there alone may masks count as passed.
+        live = self.leaf_form(reference, frozenset().union(*map(_shared_brackets, weights)))
         for w in weights:
             c = w.constant
             if c is not None and c != 0:
@@ -608,8 +608,11 @@ class StreamWriter:
         component = self.by_atom[atom.digest]
         return self.leaf_value(atom, with_exponent=component.gauge is None)
 
-    def leaf_form(self, v: Form) -> Form:
-        """A form with this stream's reductions replaced by what one element makes of them; masks count as passed."""
+    def leaf_form(self, v: Form, passed: frozenset[Atom] | None = None) -> Form:
+        """A form with this stream's reductions replaced by what one element makes of them.
+
+        Masks count as passed: those in ``passed``, or all.
+        """
 
         def visit(a: Atom) -> Form | Atom | None:
             component = self.by_atom.get(a.digest)
@@ -618,12 +621,10 @@ class StreamWriter:
             body = a.args[0]
             assert isinstance(body, Form)
             if a.name != "sum":
-                return passing(body)
-            return passing(self.leaf_value(a, with_exponent=True))
+                return passing(body, passed)
+            return passing(self.leaf_value(a, with_exponent=True), passed)
 
-        result = rewrite(self.counted(v), visit, {})
-        assert isinstance(result, Form)
-        return result
+        return _scaled(self.counted(v), visit)
 
     # The monoid
 
@@ -778,17 +779,42 @@ class StreamWriter:
         return total
 
 
-def passing(v: Form) -> Form:
+def _scaled(v: Form, swap: Callable[[Atom], Form | Atom | None]) -> Form:
+    """A value with its reductions swapped for others, sums of what is scaled brought to one scale."""
+    memo: dict[bytes, Value] = {}
+
+    def visit(a: Atom) -> Form | Atom | None:
+        new = swap(a)
+        if new is not None or a.kind not in ("poly", "fn") or (a.kind == "fn" and a.name != "log"):
+            return new
+        inner = rewrite(a.args[0], visit, memo)
+        assert isinstance(inner, Form)
+        if inner.digest == a.args[0].digest:
+            return a
+        return aligned(inner) if a.kind == "poly" else log(aligned(inner))
+
+    result = rewrite(v, visit, memo)
+    assert isinstance(result, Form)
+    return result
+
+
+def passing(v: Form, passed: frozenset[Atom] | None = None) -> Form:
     """A value at an element that its masks let pass: ``[p] a + lbr(p)`` -> ``a``; a bracket in every term holds too.
 
-    Brackets that choose between terms, ``[c] a + [not c] b``, stay.
+    Brackets that choose between terms, ``[c] a + [not c] b``, stay; with ``passed``, so do all that are not in it.
     """
-    masks = {m: m.factors[0][0] for m in v.terms if is_mask(m)}
-    passed = {p for mask in masks.values() for p in conjuncts(mask.args[0])}
-    rest = {m: q for m, q in v.terms.items() if m not in masks}
-    if rest:
-        passed |= frozenset.intersection(*(frozenset(m.brackets) for m in rest))
-    return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q}) for m, q in rest.items()))
+    masks = {m: frozenset(conjuncts(m.factors[0][0].args[0])) for m in v.terms if is_mask(m)}
+    held = frozenset().union(
+        *masks.values(), _shared_brackets(Form({m: q for m, q in v.terms.items() if m not in masks}))
+    )
+    held = held if passed is None else held & passed
+    rest = {m: q for m, q in v.terms.items() if m not in masks or not masks[m] <= held}
+    return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - held): q}) for m, q in rest.items()))
+
+
+def _shared_brackets(v: Form) -> frozenset[Atom]:
+    """The brackets that every term of a value has."""
+    return frozenset.intersection(*(frozenset(m.brackets) for m in v.terms)) if v.terms else frozenset()
 
 
 def _name(prefix: str, c: Component) -> Expr:
