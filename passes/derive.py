@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from ..ir.verify import verify
 from .count import count_passes
 from .lower import Lowering
 from .normal import (
+    ONE_FRACTION,
     ZERO,
     Atom,
     Form,
@@ -40,7 +41,6 @@ from .normal import (
 from .places import ranking_behind
 from .read import Reader
 from .separate import WAITED, Barrier, Reductions, waited_for
-from .separate import parts_of as pieces_of
 from .stabilise import Component, Gauge, Plan, Stream
 from .step import StepWriter
 
@@ -188,20 +188,14 @@ class _Deriver:
     def _certain(self) -> set[bytes]:
         """What the cascade computes under no condition: reductions that may stand on their own."""
         roots = list(self.reader.forms.values()) + [v for vs in self.reader.opaque.values() for v in vs]
-        found: set[bytes] = set()
-        stack = list(roots)
-        while stack:
-            v = stack.pop()
-            if v.digest in found:
-                continue
-            found.add(v.digest)
+
+        def certain(v: Value) -> Iterable[Value]:
             if isinstance(v, Atom):
-                stack.extend(() if v.kind == "pred" and v.name == "where" else v.args)
-                continue
-            for m in v.terms:
-                # What brackets ask is computed; what they guard may not be.
-                stack.extend(m.brackets if m.brackets else pieces_of(m))
-        return found
+                return () if v.kind == "pred" and v.name == "where" else v.args
+            # What brackets ask is computed; what they guard may not be.
+            return [x for m in v.terms for x in (m.brackets or parts_of(Form({m: ONE_FRACTION})))]
+
+        return {v.digest for v in values_inside(*roots, parts=certain)}
 
     def _needs_guard(self, a: Atom) -> bool:
         """Whether a condition around a reduction may be what gives it a meaning: reads in bounds, a fiber not empty."""
@@ -458,27 +452,22 @@ class _Deriver:
         return finished
 
     def _write_needed(self, v: Value) -> None:
-        """Write the groups whose components a value uses."""
-        seen: set[bytes] = set()
-        stack: list[Value] = [v]
-        while stack:
-            x = stack.pop()
-            if x.digest in seen:
-                continue
-            seen.add(x.digest)
-            if isinstance(x, Atom):
-                if x.digest in self.group_of:
-                    self._write_group(self.groups[self.group_of[x.digest]])
-                    continue
-                if x.kind == "red" and x.digest not in self.inner:
-                    continue
-                name = x.name.removeprefix("access:")
-                if x.kind in ("access", "pred") and name in self.reader.opaque:
-                    self._opaque(name)
-                stack.extend(x.args)
+        """Write the groups whose components a value uses, and the tensors that stay."""
+
+        def passes(x: Value) -> bool:
+            grouped = isinstance(x, Atom) and x.digest in self.group_of
+            return not grouped and (not isinstance(x, Atom) or x.kind != "red" or x.digest in self.inner)
+
+        for x in values_inside(v, into=passes):
+            if isinstance(x, Atom) and x.digest in self.group_of:
+                self._write_group(self.groups[self.group_of[x.digest]])
             else:
-                for m in x.terms:
-                    stack.extend(pieces_of(m))
+                self._write_tensor(x)
+
+    def _write_tensor(self, x: Value) -> None:
+        name = x.name.removeprefix("access:") if isinstance(x, Atom) and x.kind in ("access", "pred") else None
+        if name is not None and name in self.reader.opaque:
+            self._opaque(name)
 
     def _user_name(self, v: Form) -> tuple[str, tuple[str, ...]] | None:
         """The user's own name for a value, if a statement computes just it and no output claims the name otherwise."""
@@ -537,24 +526,15 @@ class _Deriver:
 
     def _write_outside(self, v: Value, mine: set[bytes]) -> None:
         """Before a stream: whatever its elements read that is not part of it."""
-        seen: set[bytes] = set()
-        stack: list[Value] = [v]
-        while stack:
-            x = stack.pop()
-            if x.digest in seen:
-                continue
-            seen.add(x.digest)
-            if isinstance(x, Atom):
-                if x.kind == "red" and x.digest not in mine and x.digest not in self.inner:
-                    self._ensure(x)
-                    continue
-                name = x.name.removeprefix("access:")
-                if x.kind in ("access", "pred") and name in self.reader.opaque:
-                    self._opaque(name)
-                stack.extend(x.args)
+
+        def other(x: Value) -> bool:
+            return isinstance(x, Atom) and x.kind == "red" and x.digest not in mine and x.digest not in self.inner
+
+        for x in values_inside(v, into=lambda x: not other(x)):
+            if isinstance(x, Atom) and other(x):
+                self._ensure(x)
             else:
-                for m in x.terms:
-                    stack.extend(pieces_of(m))
+                self._write_tensor(x)
 
     def _opaque(self, name: str) -> None:
         """A scan or a monoid of the user's: written with its own expression, its arguments from their forms."""
@@ -697,22 +677,12 @@ def _probe(e: Expr, salt: int, instances: Mapping[str, str]) -> int:
 
 def _reading(v: Value, tensor: str) -> list[Atom]:
     """The reductions inside a value that read the tensor."""
-    found: list[Atom] = []
-    memo: dict[bytes, bool] = {}
 
     def reads(x: Value) -> bool:
-        if x.digest not in memo:
-            parts = x.args if isinstance(x, Atom) else tuple(p for m in x.terms for p in pieces_of(m))
-            inside = [reads(p) for p in parts]
-            memo[x.digest] = any(inside) or (
-                isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") == tensor
-            )
-            if memo[x.digest] and isinstance(x, Atom) and x.kind == "red":
-                found.append(x)
-        return memo[x.digest]
+        return isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") == tensor
 
-    reads(v)
-    return found
+    inside = (x for x in values_inside(v) if isinstance(x, Atom) and x.kind == "red")
+    return [x for x in inside if any(map(reads, values_inside(x)))]
 
 
 def _with_room(f: Callable[[], T], size: int) -> T:

@@ -30,9 +30,9 @@ from ..ir.errors import VerifyError
 from ..ir.extents import bindings
 from ..ir.types import tensor_types
 from ..ir.verify import scan_step
-from .normal import Atom, Form, Monomial, Value, scale, sub
+from .normal import Atom, Form, Monomial, Value, parts_of, scale, sub, values_inside
 from .read import Reader
-from .separate import Reductions, parts_of
+from .separate import Reductions
 
 NOTHING = Form({})
 
@@ -110,19 +110,12 @@ def _narrow(o: Output) -> bool:
 
 def inside(v: Value, wanted: Callable[[Atom], bool]) -> Iterator[Atom]:
     """The atoms of a kind inside a value, outermost first; what is inside of them is not looked at."""
-    seen: set[bytes] = set()
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if x.digest in seen:
-            continue
-        seen.add(x.digest)
-        if isinstance(x, Form):
-            stack.extend(p for m in x.terms for p in parts_of(m))
-        elif wanted(x):
-            yield x
-        else:
-            stack.extend(x.args)
+
+    def is_wanted(x: Value) -> bool:
+        return isinstance(x, Atom) and wanted(x)
+
+    found = values_inside(v, into=lambda x: not is_wanted(x))
+    return (x for x in found if isinstance(x, Atom) and is_wanted(x))
 
 
 # Extremes that only keep exponentials small
@@ -143,22 +136,11 @@ class Extremes:
         self.used: set[int] = set()
         self.known: dict[Reduce, bool] = {}
         self.shapes: dict[bytes, int] = {}
-        seen: set[bytes] = set()
-        stack: list[Value] = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
-        stack += [v for values in self.reader.opaque.values() for v in values]
-        while stack:
-            v = stack.pop()
-            if v.digest in seen:
-                continue
-            seen.add(v.digest)
+        roots: list[Value] = [self.reader.forms[o] for o in c.outputs if o in self.reader.forms]
+        roots += [v for values in self.reader.opaque.values() for v in values]
+        for v in values_inside(*roots, parts=_differentiable):
             if isinstance(v, Atom) and is_extreme(v):
                 self.used.add(self._shape(v))
-            if isinstance(v, Form):
-                for m in v.terms:
-                    stack.extend(a for a, _ in m.factors)
-                    stack.extend([m.exponent] if m.exponent is not None else [])
-            elif v.kind not in ("pred", "lbr", "int", "access") and v.name != "argmax":
-                stack.extend(v.args)
 
     def dead(self, node: Reduce) -> bool:
         """Whether no output depends on this extreme."""
@@ -189,6 +171,13 @@ class Extremes:
         factors = frozenset((self._shape(a), p) for a, p in m.factors)
         exponent = None if m.exponent is None else self._shape(m.exponent)
         return hash((factors, exponent, frozenset(map(self._shape, m.brackets))))
+
+
+def _differentiable(v: Value) -> Iterable[Value]:
+    """What a gradient passes to: no condition, no index."""
+    if isinstance(v, Form):
+        return [x for x in parts_of(v) if not (isinstance(x, Atom) and x.kind == "pred")]
+    return () if v.kind in ("pred", "lbr", "int", "access") or v.name == "argmax" else v.args
 
 
 # What the outputs owe to a saved logarithm

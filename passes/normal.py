@@ -751,8 +751,10 @@ def parts_of(v: Value) -> Iterable[Value]:
             yield m.exponent
 
 
-def values_inside(*roots: Value, into: Callable[[Value], bool] = lambda v: True) -> Iterator[Value]:
-    """Every value inside the roots, themselves included, once each; ``into`` says whose parts are gone into."""
+def values_inside(
+    *roots: Value, into: Callable[[Value], bool] = lambda v: True, parts: Callable[[Value], Iterable[Value]] = parts_of
+) -> Iterator[Value]:
+    """Every value inside the roots, themselves included, once each; ``into`` says whose ``parts`` are gone into."""
     seen: set[bytes] = set()
     stack: list[Value] = list(roots)
     while stack:
@@ -762,7 +764,7 @@ def values_inside(*roots: Value, into: Callable[[Value], bool] = lambda v: True)
         seen.add(v.digest)
         yield v
         if into(v):
-            stack.extend(parts_of(v))
+            stack.extend(parts(v))
 
 
 def rewrite(value: Value, f: Callable[[Atom], Form | Atom | None], memo: dict[bytes, Value]) -> Value:

@@ -35,9 +35,8 @@ from ..ir.cascade import (
 from ..ir.types import tensor_types
 from .influence import NOTHING, access_to, inside, is_extreme, read, uncast
 from .lower import Lowering
-from .normal import Atom, Form, Value, add, conjunction, exp, lbr, lift, log, power, sub
+from .normal import Atom, Form, add, conjunction, exp, lbr, lift, log, power, sub, values_inside
 from .read import Reader
-from .separate import parts_of
 from .transpose import Names
 
 
@@ -202,21 +201,9 @@ def _normalises(reader: Reader, node: Expr) -> bool:
     value = reader.form(uncast(node))
     under = {a for m in power(value, -1).terms for a, p in m.factors if p < 0}
     logs = set(inside(log(value), lambda a: a.kind == "fn" and a.name == "log"))
-    seen: set[bytes] = set()
-    stack: list[Value] = [v for vs in reader.opaque.values() for v in vs] + list(reader.forms.values())
-    while stack:
-        v = stack.pop()
-        if v.digest in seen:
-            continue
-        seen.add(v.digest)
-        if isinstance(v, Atom):
-            if v in logs:
-                return True
-            stack.extend(v.args)
-        else:
-            if any(p < 0 and a in under for m in v.terms for a, p in m.factors):
-                return True
-            stack.extend(p for m in v.terms for p in parts_of(m))
+    for v in values_inside(*(v for vs in reader.opaque.values() for v in vs), *reader.forms.values()):
+        if v in logs if isinstance(v, Atom) else any(p < 0 and a in under for m in v.terms for a, p in m.factors):
+            return True
     return False
 
 

@@ -26,6 +26,7 @@ from .normal import (
     Atom,
     Form,
     Monomial,
+    Value,
     add,
     atom_nonnegative,
     bracket,
@@ -44,6 +45,7 @@ from .normal import (
     scale,
     select,
     times,
+    values_inside,
 )
 from .places import Ranking, ranking_of, split_masks
 
@@ -298,7 +300,7 @@ class Reductions:
         over = frozenset(ranks)
         kinds: dict[bytes, list[tuple[Monomial, Fraction]]] = {}
         for m, q in inside.terms.items():
-            waiting = any(waits_value(part, over) for part in parts_of(m))
+            waiting = any(waits_value(part, over) for part in pieces(m))
             key = m.digest if waiting else (m.exponent.digest if m.exponent is not None else b"")
             kinds.setdefault(key, []).append((m, q))
         total: list[Form] = []
@@ -347,7 +349,7 @@ class Reductions:
             return
         if self.level != "full":
             return
-        for part in (p for m in body.terms for p in parts_of(m)):
+        for part in (p for m in body.terms for p in pieces(m)):
             if waits_value(part, over):
                 self._block(atom.ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
 
@@ -454,7 +456,7 @@ class Reductions:
     def _last_extreme(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str) -> Form:
         over = frozenset(ranks)
         if waits(body, over):
-            for part in (p for m in body.terms for p in parts_of(m)):
+            for part in (p for m in body.terms for p in pieces(m)):
                 if waits_value(part, over):
                     self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
         return lift(Atom("red", op, (body,), ranks, dtype))
@@ -526,7 +528,7 @@ class Reductions:
             return left
         body = self._ordering(body, over)
         if waits(body, over):
-            for part in (p for m in body.terms for p in parts_of(m)):
+            for part in (p for m in body.terms for p in pieces(m)):
                 if waits_value(part, over):
                     self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
         return lift(Atom("red", "argmax", (body,), ranks, "i64"))
@@ -562,7 +564,7 @@ def _reduced_first(ranks: tuple[str, ...], body: Form) -> frozenset[str]:
     """The ranks over which a factor is reduced already that still varies over the others: they are summed first."""
     over = frozenset(ranks)
     for m in body.terms:
-        for part in parts_of(m):
+        for part in pieces(m):
             done = part.reduced & over
             if done and part.free & over and not part.free & done and waits_value(part, done):
                 return done
@@ -598,7 +600,7 @@ def _divides(total: Atom, extreme: Atom, n: int) -> bool:
 # What waits
 
 
-def parts_of(m: Monomial) -> Iterable[Atom | Form]:
+def pieces(m: Monomial) -> Iterable[Atom | Form]:
     """The atoms, brackets and exponent terms of a monomial."""
     yield from (a for a, _ in m.factors)
     yield from m.brackets
@@ -622,7 +624,7 @@ def _waits(v: Atom | Form, over: frozenset[str], memo: dict[bytes, bool]) -> boo
         return True
     found = memo.get(v.digest)
     if found is None:
-        inner: Iterable[Atom | Form] = v.args if isinstance(v, Atom) else (p for m in v.terms for p in parts_of(m))
+        inner: Iterable[Atom | Form] = v.args if isinstance(v, Atom) else (p for m in v.terms for p in pieces(m))
         # A reduction over the very rank inside a value that varies over it can only be another instance of it.
         found = any(_waits(x, over, memo) for x in inner)
         memo[v.digest] = found
@@ -674,13 +676,13 @@ def split_core(f: Form, over: frozenset[str]) -> tuple[Form, Form]:
     mixed: dict[Monomial, Fraction] = {}
     alone = False
     for m, q in f.terms.items():
-        waiting = any(waits_value(p, over) for p in parts_of(m))
+        waiting = any(waits_value(p, over) for p in pieces(m))
         if waiting and m.free & over:
             mixed[m] = q
         else:
             core[m] = q
             alone = alone or waiting
-    if not alone or all(any(waits_value(p, over) for p in parts_of(m)) for m in core):
+    if not alone or all(any(waits_value(p, over) for p in pieces(m)) for m in core):
         return ZERO, f
     return Form(core), Form(mixed)
 
@@ -704,7 +706,7 @@ def is_centred(body: Form, over: frozenset[str]) -> bool:
         if p < 1 or mixed.terms or not core.terms:
             return False
     named = {a for a, _ in inside}
-    return bool(inside) and not any(waits_value(p, over) for p in parts_of(m) if p not in named)
+    return bool(inside) and not any(waits_value(p, over) for p in pieces(m) if p not in named)
 
 
 def common_exponent(body: Form) -> Form | None:
@@ -766,17 +768,13 @@ def reason_of(part: Atom | Form, over: frozenset[str]) -> str:
 
 def waited_for(v: Atom | Form, over: frozenset[str]) -> list[Atom | Form]:
     """The values inside that were reduced over the ranks and do not vary over them: what the rest waits for."""
-    found: dict[bytes, Atom | Form] = {}
-    stack: list[Atom | Form] = [v]
-    while stack:
-        x = stack.pop()
-        if not x.reduced & over:
-            continue
-        if not x.free & over:
-            found[x.digest] = x
-            continue
-        stack.extend(reversed(x.args) if isinstance(x, Atom) else (p for m in x.terms for p in parts_of(m)))
-    return list(found.values())
+
+    def parts(x: Value) -> Iterable[Value]:
+        inside = reversed(x.args) if isinstance(x, Atom) else (p for m in x.terms for p in pieces(m))
+        return [y for y in inside if y.reduced & over]
+
+    found = values_inside(v, into=lambda x: bool(x.free & over), parts=parts)
+    return [x for x in found if x.reduced & over and not x.free & over]
 
 
 def _why(groups: dict[Monomial, tuple[Form, bool]]) -> str:

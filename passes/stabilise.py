@@ -57,7 +57,7 @@ from .normal import (
 )
 from .normal import power as raise_to
 from .places import NOWHERE, Ranking, merged, ranking_behind, split_masks
-from .separate import Reductions, centred_factors, common_exponent, parts_of, split_core, waits
+from .separate import Reductions, centred_factors, common_exponent, split_core, waits
 
 if TYPE_CHECKING:
     from .step import Step
@@ -161,23 +161,11 @@ def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
 
 def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
     """The outermost reductions over exactly these ranks inside a value."""
-    found: dict[bytes, Atom] = {}
-    seen: set[bytes] = set()
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if x.digest in seen:
-            continue
-        seen.add(x.digest)
-        if isinstance(x, Atom):
-            if x.kind == "red" and x.ranks == ranks:
-                found[x.digest] = x
-                continue
-            stack.extend(x.args)
-        else:
-            for m in x.terms:
-                stack.extend(parts_of(m))
-    return list(found.values())
+
+    def over(x: Value) -> bool:
+        return isinstance(x, Atom) and x.kind == "red" and x.ranks == ranks
+
+    return [x for x in values_inside(v, into=lambda x: not over(x)) if isinstance(x, Atom) and over(x)]
 
 
 class Plan:
@@ -267,7 +255,7 @@ class Plan:
                     return False
         for centre in centres(atom):
             needed = reductions_over(centre.reference, atom.ranks)
-            if not needed or any(waits_other(centre.reference, n, over) for n in needed[:1]):
+            if not needed or waits_other(centre.reference, over):
                 return False
             if mentions_extent(centre.reference, over):
                 trail.append(count_of(atom.ranks))
@@ -354,27 +342,17 @@ def _is_no_reduction(v: Value) -> bool:
 
 def outside_of(v: Form, ranks: tuple[str, ...]) -> list[Atom]:
     """What a value over a state needs that the state does not hold: tensors, other reductions, coordinates."""
-    found: dict[bytes, Atom] = {}
-    seen: set[bytes] = set()
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if x.digest in seen:
-            continue
-        seen.add(x.digest)
-        if isinstance(x, Atom):
-            if x.kind == "red" and x.ranks == ranks:
-                continue
-            if x.kind in ("access", "rank", "red", "lbr", "pred", "int") or (
-                x.kind == "extent" and x.name not in ranks
-            ):
-                found[x.digest] = x
-                continue
-            stack.extend(x.args)
-        else:
-            for m in x.terms:
-                stack.extend(parts_of(m))
-    return list(found.values())
+
+    def held(x: Atom) -> bool:
+        return x.kind == "red" and x.ranks == ranks
+
+    def outside(x: Value) -> bool:
+        if not isinstance(x, Atom) or held(x):
+            return False
+        return x.kind in ("access", "rank", "red", "lbr", "pred", "int") or (x.kind == "extent" and x.name not in ranks)
+
+    found = values_inside(v, into=lambda x: not (isinstance(x, Atom) and (held(x) or outside(x))))
+    return [x for x in found if isinstance(x, Atom) and outside(x)]
 
 
 def carried(atom: Atom, ranks: tuple[str, ...]) -> Atom:
@@ -382,44 +360,23 @@ def carried(atom: Atom, ranks: tuple[str, ...]) -> Atom:
     return Atom("red", "max", (lift(atom),), ranks)
 
 
-def waits_other(reference: Form, _needed: Atom, over: frozenset[str]) -> bool:
+def waits_other(reference: Form, over: frozenset[str]) -> bool:
     """Whether a reference also uses something reduced over only some of the ranks, or over more."""
-    seen: set[bytes] = set()
-    stack: list[Value] = [reference]
-    while stack:
-        x = stack.pop()
-        if x.digest in seen:
-            continue
-        seen.add(x.digest)
-        if isinstance(x, Atom):
-            if x.kind == "red" and set(x.ranks) & over:
-                if frozenset(x.ranks) != over:
-                    return True
-                continue
-            stack.extend(x.args)
-        else:
-            for m in x.terms:
-                stack.extend(parts_of(m))
-    return False
+
+    def reduced(x: Value) -> bool:
+        return isinstance(x, Atom) and x.kind == "red" and bool(set(x.ranks) & over)
+
+    inside = values_inside(reference, into=lambda x: not reduced(x))
+    return any(isinstance(x, Atom) and reduced(x) and frozenset(x.ranks) != over for x in inside)
 
 
 def mentions_extent(v: Value, over: frozenset[str]) -> bool:
-    seen: set[bytes] = set()
-    stack: list[Value] = [v]
-    while stack:
-        x = stack.pop()
-        if x.digest in seen:
-            continue
-        seen.add(x.digest)
-        if isinstance(x, Atom):
-            if x.kind == "extent" and x.name in over:
-                return True
-            if x.kind != "red" or not set(x.ranks) & over:
-                stack.extend(x.args)
-        else:
-            for m in x.terms:
-                stack.extend(parts_of(m))
-    return False
+    """Whether the size of a rank stands in a value, beside reductions over the ranks."""
+
+    def beside(x: Value) -> bool:
+        return not (isinstance(x, Atom) and x.kind == "red" and set(x.ranks) & over)
+
+    return any(isinstance(x, Atom) and x.kind == "extent" and x.name in over for x in values_inside(v, into=beside))
 
 
 def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
