@@ -7,13 +7,17 @@ Imports everything but `frontend` and `cli`.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from .codegen import targets
+from .codegen.assembly import assemble
 from .codegen.kernel import Kernel, Variant
+from .codegen.memo import recall
 from .ir.cascade import Cascade
 from .ir.errors import UsageError
 from .ir.extents import resolve
@@ -23,7 +27,7 @@ from .passes.count import count_passes
 from .passes.derive import alternatives
 from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_reports
 from .passes.inbounds import check_reads
-from .passes.mapped import Mapped, bucket, default_mapping, mapped, nominal
+from .passes.mapped import Mapped, bucket, check_mapping, default_mapping, mapped, nominal, small_ranks
 from .passes.pipeline import dump
 
 NUMERICS = ("standard", "strict", "fast")
@@ -47,21 +51,36 @@ def compile(
     """
     target = targets.named(target)
     c = _with_numerics(c, numerics)
-    extents = nominal(c) if shapes is None else resolve(c, shapes)
+    if mapping is not None:
+        check_mapping(c, mapping)
+    small = recall(("on-chip ranks", str(c)), lambda: sorted(small_ranks(c)))
+    extents = nominal(c, small) if shapes is None else resolve(c, shapes)
     choose = partial(_choose, c, target, mapping)
-    kernel = Kernel(c, target, choose, partial(bucket, c), partial(check_reads, c), extents)
-    kernel.variant(extents)  # what does not fit is said now
-    return kernel
+    return Kernel(c, target, choose, partial(bucket, c, small=small), partial(check_reads, c), extents)
 
 
 def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str, int]) -> Variant:
     """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
     origin = "default" if mapping is None else "given"
-    chosen = mapping if mapping is not None else default_mapping(c, target, extents)
-    program = mapped(c, chosen, extents)
-    source = targets.print_source(program.program, chosen, target)
-    _dump(program, source, target)
-    return Variant(extents, chosen, source, partial(targets.build, program.program, chosen, target), origin)
+
+    def made() -> tuple[Mapping, Mapped, str]:
+        chosen = mapping if mapping is not None else default_mapping(c, target, extents)
+        program = mapped(c, chosen, extents)
+        source = targets.print_source(program.program, chosen, target)
+        _dump(program, source, target)
+        return chosen, program, source
+
+    def written() -> dict[str, Any]:
+        chosen, program, source = made()
+        return {"mapping": chosen.to_dict(), **assemble(program.program, source).to_dict()}
+
+    if target != "cpu" or os.environ.get("CASTILE_DUMP"):
+        chosen, program, source = made()
+        return Variant(extents, chosen, source, partial(targets.build, program.program, chosen, target), origin)
+    words = (str(c), mapping.to_json() if mapping else "", json.dumps(dict(extents)))
+    found = recall(("variant", *words), written)
+    chosen = Mapping.from_json(found["mapping"])
+    return Variant(extents, chosen, found["source"], partial(targets.load, found), origin)
 
 
 def emit(

@@ -303,7 +303,8 @@ def entries() -> tuple[Entry, ...]:
 
 
 def clear() -> int:
-    """Remove every library from the cache, and what a killed process left half written; how many libraries went."""
+    """Remove every library from the cache, what was remembered of kernels, and what a killed process left half written;
+    how many libraries went."""
     folder = cache_folder()
     if folder is None:
         return 0
@@ -313,7 +314,7 @@ def clear() -> int:
             entry.path.unlink()
             gone += 1
     for name in os.listdir(folder):
-        if name.startswith(".new-"):
+        if name.startswith(".new-") or (name.endswith(".json") and len(name) == 69):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
     return gone

@@ -46,7 +46,8 @@ class Kernel:
     ``k(Q=q, K=k, scale=0.125)`` takes NumPy arrays or torch tensors of any strides, and Python numbers for scalars; it
     returns the same kind, a tuple for several outputs, in the order of ``-> (…)``. ``out=`` takes one array or a tuple
     of them to write into. A call of shapes that no variant serves yet builds one. Raises `InputError` for arguments
-    that do not fit (and for reads outside their tensor, which ``check`` finds), `UsageError` where the target cannot run here.
+    that do not fit, `EvaluationError` for reads outside their tensor (``check`` finds them), `UsageError` where the
+    target cannot run here.
     """
 
     def __init__(

@@ -14,18 +14,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..ir.cascade import Cascade, Param
+from ..ir.cascade import Param
 from ..ir.dtypes import DTYPES, numpy_dtype
 from ..ir.errors import InputError, VerifyError, did_you_mean
 from ..ir.extents import LARGEST_EXTENT, extent_of, resolve, shape_of
 from ..ir.print import print_param
-from ..ir.tile import TileKernel
+from .assembly import Assembly, Program, assemble
 from .build import load
-from .cpp import arguments, bounded_ranks, entry_names, print_cpp, standalone
+from .cpp import entry_names, print_cpp, standalone
 
 # Signatures of which the checked plan is kept.
 PLANS = 64
@@ -38,19 +38,6 @@ _SCALAR_CODES = {"f64": "d", "f32": "f4x", "i64": "q", "i32": "i4x", "i16": "h6x
 _SCALAR_CODES |= {"u32": "I4x", "bool": "?7x", "f16": "H6x", "bf16": "H6x", "f8e4m3": "B7x", "f8e5m2": "B7x"}
 
 Signature = tuple[Any, ...]
-
-
-class Program(Protocol):
-    """A cascade as kernels that run in order; ``scratch`` are the tensors that they pass to each other."""
-
-    @property
-    def cascade(self) -> Cascade: ...
-
-    @property
-    def kernels(self) -> tuple[TileKernel, ...]: ...
-
-    @property
-    def scratch(self) -> tuple[Param, ...]: ...
 
 
 # Threads
@@ -225,28 +212,23 @@ class CpuProgram:
     Raises `InputError` for arguments that do not fit.
     """
 
-    def __init__(self, program: Program, source: str, functions: Sequence[Any]) -> None:
-        self.cascade = program.cascade
-        self.kernels = tuple(program.kernels)
-        self.scratch = tuple(program.scratch)
-        self.source = source
+    def __init__(self, assembly: Assembly, functions: Sequence[Any]) -> None:
+        self.cascade = assembly.cascade
+        self.entries = assembly.entries
+        self.outputs = assembly.outputs
+        self.scratch = assembly.scratch
+        self.source = assembly.source
         self.params = self.cascade.params
         self.tensors = tuple(p for p in self.params if p.indices)
         self.scalars = tuple(p for p in self.params if not p.indices)
-        self.outputs = tuple(self._written(name) for name in self.cascade.outputs)
-        self._fields = tuple(arguments(k) for k in self.kernels)
-        self._packs = tuple(struct.Struct(f"={len(fields)}q").pack for fields in self._fields)
+        self._packs = tuple(struct.Struct(f"={len(e.fields)}q").pack for e in self.entries)
         self._functions = tuple(functions)
         self._scalar_pack = struct.Struct("=" + "".join(_SCALAR_CODES[p.dtype] for p in self.scalars))
         self._sizes = tuple(DTYPES[p.dtype].bits // 8 for p in self.tensors)
-        self._checked = any(f.kind == "fault" for fields in self._fields for f in fields)
+        self._checked = any(f.kind == "fault" for e in self.entries for f in e.fields)
         # Pointers by name, in one numbering for all kernels.
         names = [p.name for p in (*self.tensors, *self.outputs, *self.scratch, *self.scalars)]
         self._number = {name: i for i, name in enumerate(names)}
-        for k in self.kernels:
-            for p in k.tensors:
-                if p.name not in self._number:
-                    raise VerifyError(f"kernel `{k.name}` needs `{p.name}`, which the program does not have")
         self._plans: dict[Signature, Plan] = {}
 
     @classmethod
@@ -263,15 +245,19 @@ class CpuProgram:
         kernels = [k for p in programs for k in p.kernels]
         source = print_cpp(kernels, programs[0].cascade.name if programs else "nothing")
         library = load(standalone(source))
-        functions = iter([_function(library, name) for name in entry_names(kernels)])
-        return tuple(cls(p, source, [next(functions) for _ in p.kernels]) for p in programs)
+        symbols = iter(entry_names(kernels))
+        made = []
+        for p in programs:
+            a = assemble(p, source)
+            functions = [_function(library, next(symbols)) for _ in a.entries]
+            made.append(cls(a, functions))
+        return tuple(made)
 
-    def _written(self, name: str) -> Param:
-        for k in self.kernels:
-            for p in k.tensors:
-                if p.name == name and name in k.outputs:
-                    return p
-        raise VerifyError(f"no kernel writes `{name}`")
+    @classmethod
+    def of(cls, assembly: Assembly) -> CpuProgram:
+        """Compile an assembly, or take its library from the cache. Raises `UsageError` without a working compiler."""
+        library = load(standalone(assembly.source))
+        return cls(assembly, [_function(library, e.symbol) for e in assembly.entries])
 
     def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
         try:
@@ -322,9 +308,9 @@ class CpuProgram:
             pointers += [first + 8 * i for i in range(len(self.scalars))]
         faults = None
         if self._checked:
-            faults = (ctypes.c_int64 * len(self.kernels))()
+            faults = (ctypes.c_int64 * len(self.entries))()
             first = ctypes.addressof(faults)
-            pointers += [first + 8 * i for i in range(len(self.kernels))]
+            pointers += [first + 8 * i for i in range(len(self.entries))]
         threads = thread_count()
         for function, pack, words, holes in zip(self._functions, self._packs, plan.words, plan.holes, strict=True):
             filled = list(words)
@@ -336,7 +322,7 @@ class CpuProgram:
 
     def _outside(self, faults: list[int]) -> InputError:
         at, number = next((i, f) for i, f in enumerate(faults) if f)
-        name = self.kernels[at].tensors[number - 1].name
+        name = self.entries[at].tensors[number - 1]
         return InputError(f"an index that was read from data lies outside `{name}`", hint="indices count from 0")
 
     # Arguments
@@ -447,7 +433,7 @@ class CpuProgram:
         by_name = dict(zip(self._number, (*layouts, *written, *scratch), strict=False))
         new = _new_tensor if torch else _new_array
         makers = tuple(new(shape, dtype) for shape, dtype in outputs)
-        filled = [self._fill(i, by_name, extents) for i in range(len(self.kernels))]
+        filled = [self._fill(i, by_name, extents) for i in range(len(self.entries))]
         empty = any(0 in x.shape for x in (*layouts, *written))
         words, holes = tuple(w for w, _ in filled), tuple(h for _, h in filled)
         return Plan(layouts, makers, given, tuple(offsets), size, words, holes, empty)
@@ -456,8 +442,8 @@ class CpuProgram:
         self, at: int, layouts: Mapping[str, Layout], extents: Mapping[str, int]
     ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """The argument struct of a kernel: its words, and where pointers are to be put."""
-        k = self.kernels[at]
-        for rank, fixed in k.whole.items():
+        e = self.entries[at]
+        for rank, fixed in e.whole.items():
             if extents.get(rank, fixed) != fixed:
                 raise InputError(
                     f"this kernel holds for rank `{rank}` of extent {fixed} only",
@@ -466,17 +452,17 @@ class CpuProgram:
                     got=str(extents[rank]),
                     hint="compile it for these shapes",
                 )
-        for h in k.held:
-            if extents.get(h.of, 0) > h.size:
+        for rank, size in e.held.items():
+            if extents.get(rank, 0) > size:
                 raise InputError(
-                    f"this kernel keeps rank `{h.of}` on chip and was compiled for fewer elements of it",
-                    rank=h.of,
-                    expected=f"at most {h.size}",
-                    got=str(extents[h.of]),
+                    f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",
+                    rank=rank,
+                    expected=f"at most {size}",
+                    got=str(extents[rank]),
                     hint="compile it for these shapes",
                 )
         words, holes = [], []
-        for i, f in enumerate(self._fields[at]):
+        for i, f in enumerate(e.fields):
             value = 0
             match f.kind:
                 case "pointer":
@@ -488,8 +474,8 @@ class CpuProgram:
                 case "size":
                     value = layouts[f.name].shape[f.axis]
                 case "extent":
-                    if f.name not in extents and f.name not in bounded_ranks(k):
-                        raise VerifyError(f"kernel `{k.name}` iterates rank `{f.name}`, which has no extent")
+                    if f.name not in extents and f.name not in e.bounded:
+                        raise VerifyError(f"kernel `{e.symbol}` iterates rank `{f.name}`, which has no extent")
                     value = extents.get(f.name, LARGEST_EXTENT)
             words.append(value)
         return tuple(words), tuple(holes)

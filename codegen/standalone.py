@@ -12,9 +12,9 @@ from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
 from ..ir.extents import Use, bindings
 from ..ir.print import print_expr
+from .assembly import Program
 from .cpp import arguments, bounded_ranks, entry_names, print_cpp, standalone, stored
 from .names import Names, comment, safe
-from .runtime import Program
 
 LARGEST = """// The greatest number with which a test holds that holds for all below it; 0 if it holds for none.
 template <class Test>

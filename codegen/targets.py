@@ -13,7 +13,7 @@ from typing import Any
 from ..ir.device import device_of
 from ..ir.errors import UsageError
 from ..ir.mapping import Mapping
-from .runtime import Program
+from .assembly import Program
 
 # What a GPU's driver leaves in the file system, before torch is asked.
 _SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -75,6 +75,14 @@ def build(program: Program, mapping: Mapping, target: str) -> Any:
     if target == "interpret":
         return _module("triton_interpret").InterpretProgram.build(program, mapping)
     return _module("triton_build").CudaProgram.build(program, mapping, target)
+
+
+def load(assembly: dict[str, Any]) -> Any:
+    """As `build` for the CPU, from the JSON form of an `Assembly`."""
+    from .assembly import Assembly
+    from .runtime import CpuProgram
+
+    return CpuProgram.of(Assembly.from_dict(assembly))
 
 
 def standalone(program: Program, mapping: Mapping, target: str) -> str:

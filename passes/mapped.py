@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,19 +41,24 @@ def derived(c: Cascade, form: str, gauge: str) -> Derivation:
 def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
     """The tile programs of a cascade; ``extents`` decide what is fused, yet the kernels run for others too.
 
-    Raises `InputError` for a mapping that names a rank which the cascade does not have.
+    Raises `InputError` as `check_mapping` does.
     """
     derivation = derived(c, mapping.form, mapping.gauge)
     form, _ = run_pipeline(c, (Pass(f"derive-{mapping.form}-{mapping.gauge}", lambda _: derivation.cascade),))
-    for rank in (*mapping.tiles, *mapping.splits):
-        if rank not in c.ranks and rank not in form.ranks:
-            hint = did_you_mean(rank, c.ranks) or f"its ranks are {', '.join(c.ranks)}"
-            raise InputError(f"the mapping names a rank `{rank}`, which `{c.name}` does not have", hint=hint)
+    check_mapping(c, mapping)
     shapes = {p.name: shape_of(c, p.name, extents) for p in c.params}
     sizes = resolve(form, {r: n for r, n in extents.items() if r in form.ranks}, shapes)
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None and s.step}
     program = tile_program(form, Tiling(ranks=mapping.tiles), steps=steps, extents=sizes)
     return Mapped(mapping, extents, derivation, program)
+
+
+def check_mapping(c: Cascade, mapping: Mapping) -> None:
+    """Raise `InputError` for a mapping that names a rank which the cascade does not have."""
+    for rank in (*mapping.tiles, *mapping.splits):
+        if rank not in c.ranks:
+            hint = did_you_mean(rank, c.ranks) or f"its ranks are {', '.join(c.ranks)}"
+            raise InputError(f"the mapping names a rank `{rank}`, which `{c.name}` does not have", hint=hint)
 
 
 # Extents that stand for others
@@ -64,20 +70,19 @@ STEPS = (0, 1, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 BLOCK = 16
 
 
-@lru_cache(maxsize=256)
 def small_ranks(c: Cascade) -> frozenset[str]:
     """The ranks of the derived form that are to stay on chip, such as a head dimension."""
     form = derived(c, "full", "maximum").cascade
     return frozenset(r for r, n in nominal_extents(form).items() if n <= 64)
 
 
-def bucket(c: Cascade, extents: Dict[str, int]) -> dict[str, int]:
-    """The extents that stand for these and all others that share a variant with them.
+def bucket(c: Cascade, extents: Dict[str, int], small: Collection[str] | None = None) -> dict[str, int]:
+    """The extents that stand for these and all others that share a variant with them; ``small`` are `small_ranks`.
 
     A rank on chip goes up to the next multiple of 16, any other to the next of a few steps; what follows from these
     follows. Where rounding up contradicts what the cascade says of its extents, they stand for themselves.
     """
-    small = small_ranks(c)
+    small = small_ranks(c) if small is None else small
     free = [b.rank for b in bindings(c) if b.param is not None]
     rounded = {r: _rounded(extents[r], r in small) for r in free}
     try:
@@ -92,13 +97,13 @@ def _rounded(n: int, small: bool) -> int:
     return next((s for s in STEPS if n <= s), n)
 
 
-def nominal(c: Cascade) -> dict[str, int]:
+def nominal(c: Cascade, small: Collection[str] | None = None) -> dict[str, int]:
     """Extents for a kernel of which no shapes are known: ranks on chip 64, batch-like ranks 1, all others 2048.
 
     A batch-like rank indexes every tensor and is reduced nowhere, while others remain in the outputs. Each is raised
     to the least power of two that keeps every index in bounds.
     """
-    small = small_ranks(c)
+    small = small_ranks(c) if small is None else small
     batch = _batch_like(c)
     free = [b.rank for b in bindings(c) if b.param is not None]
     known = {r: 64 if r in small else 1 if r in batch else 2048 for r in free}

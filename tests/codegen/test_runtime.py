@@ -193,7 +193,7 @@ def locked() -> Any:
     [
         ({"X": X.astype(np.float64)}, "float64, not f32"),
         ({"X": X.astype(">f4")}, "not f32"),
-        ({"X": X[0]}, "1 axes, not 2"),
+        ({"X": X[0]}, "1 axis, not 2"),
         ({"X": X.tolist()}, "is no array"),
         ({"X": None}, "is no array"),
         ({"X": np.ma.masked_array(X)}, "is no array"),
