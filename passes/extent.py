@@ -6,9 +6,14 @@ less may say another extent, and then means another thing.
 
 from __future__ import annotations
 
-from ..ir.cascade import Access, Cascade, Const, Expr, Extent, Rank, walk
+import zlib
+from collections.abc import Mapping
+
+from ..ir.cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, walk
 from ..ir.errors import CastileError
-from ..ir.extents import bindings, extent_of, resolve
+from ..ir.extents import Binding, bindings, extent_of, resolve
+from ..ir.ops import OPS
+from ..ir.print import print_expr
 from .transpose import Names
 
 # The extents with which two cascades are compared: far apart, and larger than any window written out in a text.
@@ -77,3 +82,38 @@ def _size(rank: str, before: dict[str, int], names: Names) -> int | None:
         return before[origin]
     index = names.sizes.get(rank, Rank(rank))
     return int(index.value) if isinstance(index, Const) else extent_of(index, before)
+
+
+def keeps_extents(c: Cascade, derived: Cascade, instances: Mapping[str, str]) -> bool:
+    """Whether ranks that only indices bound get their extents from the same indices as before."""
+    before = {b.rank: b for b in bindings(c)}
+    try:
+        after = bindings(derived)
+    except CastileError:
+        return False
+    found = {b.rank: _places(c, b, instances) for b in before.values()}
+    return all(
+        b.param is not None or _places(derived, b, instances) == found.get(instances.get(b.rank, b.rank)) for b in after
+    )
+
+
+def _places(c: Cascade, b: Binding, instances: Mapping[str, str]) -> set[tuple[str, tuple[int, ...]]]:
+    """The indices that bound a rank and the axes that they read, by values at two probes, whatever the spelling."""
+    found = set()
+    for u in b.within:
+        axis = c.indices_of(u.tensor)[u.axis]
+        size = instances.get(axis.name, axis.name) if isinstance(axis, Rank) else print_expr(axis)
+        found.add((size, tuple(_probe(u.index, salt, instances) for salt in (3, 7))))
+    return found
+
+
+def _probe(e: Expr, salt: int, instances: Mapping[str, str]) -> int:
+    match e:
+        case Const(value=value):
+            return int(value)
+        case Rank(name=name) | Extent(rank=name):
+            return zlib.crc32(f"{instances.get(name, name)}{salt}".encode()) % 10007
+        case Call(op=op, args=args):
+            return int(OPS[op].numpy(*(_probe(a, salt, instances) for a in args)))
+        case _:
+            return -1

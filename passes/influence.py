@@ -30,7 +30,7 @@ from ..ir.errors import VerifyError
 from ..ir.extents import bindings
 from ..ir.types import tensor_types
 from ..ir.verify import scan_step
-from .normal import Atom, Form, Monomial, Value, parts_of, scale, sub, values_inside
+from .forms import Atom, Form, Monomial, Value, parts_of, scale, sub, values_inside
 from .read import Reader
 from .separate import Reductions
 

@@ -11,20 +11,9 @@ from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
-from .normal import (
-    LN2,
-    ONE_FRACTION,
-    UNIT,
-    Atom,
-    Form,
-    Monomial,
-    Value,
-    add,
-    atom_nonnegative,
-    conjuncts,
-    negate,
-    scale,
-)
+from .brackets import conjuncts, negate
+from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, scale
+from .normal import atom_nonnegative
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]

@@ -33,9 +33,12 @@ from ..ir.cascade import (
     walk,
 )
 from ..ir.types import tensor_types
+from .brackets import conjunction, lbr
+from .forms import Atom, Form, add, lift, sub, values_inside
+from .functions import exp, log
 from .influence import NOTHING, access_to, inside, is_extreme, read, uncast
 from .lower import Lowering
-from .normal import Atom, Form, add, conjunction, exp, lbr, lift, log, power, sub, values_inside
+from .normal import power
 from .read import Reader
 from .transpose import Names
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Expr
-from .normal import Atom, Form, Monomial, compare, lift, masked
+from .brackets import compare
+from .forms import Atom, Form, Monomial, lift
+from .normal import masked
 
 # The place of no element: greater than any.
 NOWHERE = 2**31 - 1

@@ -14,31 +14,14 @@ from ..ir.dtypes import DTYPES, rounds
 from ..ir.extents import bindings
 from ..ir.types import TypeChecker, is_float, settle, tensor_types
 from ..ir.verify import scan_step
-from .normal import (
-    Atom,
-    Form,
-    Value,
-    add,
-    bracket,
-    compare,
-    conjunction,
-    const,
-    disjunction,
-    div,
-    function,
-    lift,
-    mul,
-    neg,
-    negate,
-    nonnegative,
-    pred,
-    rewrite,
-    select,
-    sub,
-    values_inside,
-)
+from .brackets import bracket, compare, conjunction, disjunction, negate, pred
+from .casts import cast
+from .forms import Atom, Form, Value, add, lift, neg, sub, values_inside
+from .functions import function
+from .normal import const, div, mul, nonnegative, select
 from .normal import power as raise_to
-from .separate import Reductions, cast
+from .rewriting import rewrite
+from .separate import Reductions
 
 
 @dataclass

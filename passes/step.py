@@ -10,9 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Const, Expr, tensors_read
+from .brackets import conjunction
+from .centred import Centre, centres
+from .forms import Form, Monomial, add, sub
+from .functions import exp
 from .lower import MINUS_INF, Lowering, call
-from .normal import Form, Monomial, add, conjunction, exp, sub
-from .stabilise import Centre, Component, StreamWriter, centres
+from .stabilise import StreamWriter
+from .stream import Component
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,120 @@
+"""Predicates in one spelling each, and Iverson brackets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, neg, scale, sub
+
+
+def lbr(p: Atom) -> Atom:
+    return Atom("lbr", "", (p,))
+
+
+def pred(name: str, *args: Value, **kwargs: Any) -> Atom:
+    return Atom("pred", name, args, dtype="bool", **kwargs)
+
+
+TRUE = pred("true")
+
+
+FALSE = pred("false")
+
+
+def compare(op: str, a: Form, b: Form, integer: bool) -> Atom:
+    """A comparison in one spelling: integers as ``difference >= 0`` or ``== 0``, floats by ``lt le eq ne`` alone."""
+    if op in ("gt", "ge"):
+        op, a, b = {"gt": "lt", "ge": "le"}[op], b, a
+    x, y = a.constant, b.constant
+    if x is not None and y is not None:
+        return TRUE if {"lt": x < y, "le": x <= y, "eq": x == y, "ne": x != y}[op] else FALSE
+    if op in ("eq", "ne"):
+        difference = sub(a, b)
+        if integer and difference.constant is not None:
+            return TRUE if (difference.constant == 0) == (op == "eq") else FALSE
+        if integer:
+            lead = next(iter(difference.terms.values()))
+            difference = (
+                scale(difference, 1 / abs(lead) if lead > 0 else -1 / abs(lead))
+                if _primitive(difference)
+                else difference
+            )
+            return negate(pred("eq0", difference)) if op == "ne" else pred("eq0", difference)
+        first, second = sorted((a, b), key=lambda f: f.digest)
+        eq = pred("eq", first, second)
+        return negate(eq) if op == "ne" else eq
+    if integer:
+        # a < b is b - a - 1 >= 0, a <= b is b - a >= 0.
+        difference = sub(b, a)
+        if op == "lt":
+            difference = sub(difference, UNIT)
+        if difference.constant is not None:
+            return TRUE if difference.constant >= 0 else FALSE
+        return pred("ge0", difference)
+    return pred(op, _drop_positive(a, b), _drop_positive(b, a))
+
+
+def _primitive(f: Form) -> bool:
+    return len({abs(q) for q in f.terms.values()}) == 1
+
+
+def _drop_positive(f: Form, other: Form) -> Form:
+    """In a comparison with 0, positive factors do not matter."""
+    if other.terms or f.single is None:
+        return f
+    m, q = f.single
+    if m.exponent is None:
+        return f
+    return Form({Monomial(m.factors, None, m.brackets): ONE_FRACTION if q > 0 else -ONE_FRACTION})
+
+
+def negate(p: Atom) -> Atom:
+    """Not p: De Morgan inwards, an integer inequality turned round."""
+    if p.name == "not" and isinstance(p.args[0], Atom):
+        return p.args[0]
+    if p == TRUE:
+        return FALSE
+    if p == FALSE:
+        return TRUE
+    if p.name == "ge0" and isinstance(p.args[0], Form):
+        return pred("ge0", sub(neg(p.args[0]), UNIT))
+    if p.name in ("and", "or"):
+        parts = [negate(a) for a in p.args if isinstance(a, Atom)]
+        return conjunction(parts) if p.name == "or" else disjunction(parts)
+    return pred("not", p)
+
+
+def conjunction(parts: Iterable[Atom]) -> Atom:
+    flat = {q for p in parts for q in conjuncts(p)} - {TRUE}
+    if FALSE in flat or any(negate(p) in flat for p in flat):
+        return FALSE
+    ordered = sorted(flat, key=lambda p: p.digest)
+    return TRUE if not ordered else ordered[0] if len(ordered) == 1 else pred("and", *ordered)
+
+
+def disjunction(parts: Iterable[Atom]) -> Atom:
+    flat: set[Atom] = set()
+    for p in parts:
+        flat |= {a for a in p.args if isinstance(a, Atom)} if p.name == "or" else {p}
+    flat -= {FALSE}
+    if TRUE in flat or any(negate(p) in flat for p in flat):
+        return TRUE
+    ordered = sorted(flat, key=lambda p: p.digest)
+    return FALSE if not ordered else ordered[0] if len(ordered) == 1 else pred("or", *ordered)
+
+
+def conjuncts(p: Value) -> list[Atom]:
+    assert isinstance(p, Atom)
+    if p.name == "and" and p.kind == "pred":
+        return [a for a in p.args if isinstance(a, Atom)]
+    return [] if p == TRUE else [p]
+
+
+def bracket(p: Atom) -> Form:
+    """[p]: 1 where p holds, else 0."""
+    if p == TRUE:
+        return UNIT
+    if p == FALSE:
+        return ZERO
+    return Form({Monomial((), None, conjuncts(p)): ONE_FRACTION})

@@ -1,0 +1,33 @@
+"""Casts as rounding points: which of them let constant factors pass."""
+
+from __future__ import annotations
+
+from .brackets import bracket
+from .forms import UNIT, Atom, Form, Monomial, lift
+from .normal import mul, nonnegative
+
+
+def movable(dtype: str, numerics: str) -> bool:
+    """Whether a cast commutes with constant factors: to formats with the exponent range of f32, unless strict."""
+    return numerics != "strict" and dtype in ("bf16", "f32", "f64")
+
+
+def cast(dtype: str, f: Form) -> Form:
+    """A rounding to a float type: values of that type, and 0 and 1, are left as they are."""
+    only = f.single
+    if not f.terms or f == UNIT:
+        return f
+    if only is not None and only[1] == 1 and only[0].exponent is None:
+        m = only[0]
+        if not m.factors and m.brackets:
+            return f
+        if len(m.factors) == 1 and m.factors[0][1] == 1 and m.factors[0][0].dtype == dtype:
+            return f
+    if only is not None and only[0].brackets:
+        m, q = only
+        bare = cast(dtype, Form({Monomial(m.factors, m.exponent): q}))
+        product = bare
+        for b in m.brackets:
+            product = mul(bracket(b), product)
+        return product
+    return lift(Atom("cast", dtype, (f,), dtype=dtype, nonnegative=nonnegative(f)))

@@ -1,0 +1,142 @@
+"""Centred integrands: powers of ``a(x) - r``, where r is a value of the same fiber, and the basis that moves with r.
+
+``Σ (a - r)^p w`` separates by the binomial theorem into sums that cancel, so it is carried about the r that there is so
+far; when r moves, the sums with lower powers say how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+
+from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, scale, values_inside
+from .waiting import pieces, waits_value
+
+
+def expand_factors(f: Form, over: frozenset[str]) -> Form:
+    """Open nested products of sums within a sum, where a reduced value multiplies a sum that varies."""
+    total: list[Form] = []
+    for m, q in f.terms.items():
+        nested = next(
+            (a for a, p in m.factors if a.kind == "poly" and p == 1 and a.free & over and waits_value(a, over)), None
+        )
+        others = [(a, p) for a, p in m.factors if a != nested]
+        if nested is None or not all(a.free & over or True for a, _ in others) or others or m.exponent is not None:
+            total.append(Form({m: q}))
+            continue
+        inner = nested.args[0]
+        assert isinstance(inner, Form)
+        total.append(scale(expand_factors(inner, over), q))
+    return add(*total)
+
+
+def split_core(f: Form, over: frozenset[str]) -> tuple[Form, Form]:
+    """A sum as (core, mixed): the core is ``a(x) - r``, terms that vary alone and terms that are reduced alone.
+
+    Where no reduced term stands alone there is nothing to cancel, and every term is mixed.
+    """
+    core: dict[Monomial, Fraction] = {}
+    mixed: dict[Monomial, Fraction] = {}
+    alone = False
+    for m, q in f.terms.items():
+        waiting = any(waits_value(p, over) for p in pieces(m))
+        if waiting and m.free & over:
+            mixed[m] = q
+        else:
+            core[m] = q
+            alone = alone or waiting
+    if not alone or all(any(waits_value(p, over) for p in pieces(m)) for m in core):
+        return ZERO, f
+    return Form(core), Form(mixed)
+
+
+def centred_factors(m: Monomial, over: frozenset[str]) -> list[tuple[Atom, int]]:
+    """The factors ``(a(x) - r)^p`` of a monomial."""
+    return [(a, p) for a, p in m.factors if a.kind == "poly" and a.free & over and waits_value(a, over)]
+
+
+def is_centred(body: Form, over: frozenset[str]) -> bool:
+    """Whether everything that waits in the integrand stands in powers of ``a(x) - r``."""
+    only = body.single
+    if only is None:
+        return False
+    m = only[0]
+    inside = centred_factors(m, over)
+    for a, p in inside:
+        form = a.args[0]
+        assert isinstance(form, Form)
+        core, mixed = split_core(form, over)
+        if p < 1 or mixed.terms or not core.terms:
+            return False
+    named = {a for a, _ in inside}
+    return bool(inside) and not any(waits_value(p, over) for p in pieces(m) if p not in named)
+
+
+def basis_size(body: Form, over: frozenset[str]) -> int:
+    """J: how many sums carry the separated integrand."""
+    only = body.single
+    assert only is not None
+    size = 1
+    for _, p in centred_factors(only[0], over):
+        size *= p + 1
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """A factor ``(a - r)^p`` of an integrand: the poly atom, p, and -r, so that it is ``(varying + reference)^p``."""
+
+    poly: Atom
+    power: int
+    varying: Form
+    reference: Form
+
+
+def count_of(ranks: tuple[str, ...]) -> Atom:
+    """How many elements a piece has: the sum of 1."""
+    return Atom("red", "sum", (UNIT,), ranks, nonnegative=True)
+
+
+def centres(atom: Atom) -> list[Centre]:
+    """The centred factors of a reduction's integrand."""
+    over = frozenset(atom.ranks)
+    body = atom.args[0]
+    assert isinstance(body, Form)
+    if body.single is None:
+        return []
+    found = []
+    for a, p in centred_factors(body.single[0], over):
+        inner = a.args[0]
+        assert isinstance(inner, Form)
+        core, _ = split_core(inner, over)
+        reference = Form({m: q for m, q in core.terms.items() if not m.free & over})
+        varying = Form({m: q for m, q in core.terms.items() if m.free & over})
+        found.append(Centre(a, p, varying, reference))
+    return found
+
+
+def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
+    """The basis of a centred reduction: the same sum with each lower power of its centred factors, itself last."""
+    body = atom.args[0]
+    assert isinstance(body, Form)
+    assert body.single is not None
+    m, q = body.single
+    inside = centres(atom)
+    polys = [c.poly for c in inside]
+    basis = []
+    for powers in product(*(range(c.power + 1) for c in inside)):
+        kept = [(a, p) for a, p in m.factors if a not in polys]
+        kept += [(a, p) for a, p in zip(polys, powers, strict=True) if p]
+        term = Form({Monomial(kept, m.exponent, m.brackets): q})
+        basis.append((powers, count_of(atom.ranks) if term == UNIT else Atom("red", "sum", (term,), atom.ranks)))
+    return basis
+
+
+def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
+    """The outermost reductions over exactly these ranks inside a value."""
+
+    def over(x: Value) -> bool:
+        return isinstance(x, Atom) and x.kind == "red" and x.ranks == ranks
+
+    return [x for x in values_inside(v, into=lambda x: not over(x)) if isinstance(x, Atom) and over(x)]

@@ -1,0 +1,168 @@
+"""Functions of forms, opened where a rule knows how: exponentials, logarithms, roots; sums of scaled values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from ..ir.ops import OPS
+from .brackets import conjunction, conjuncts, lbr
+from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
+from .normal import atom_nonnegative, bracketed, const, factored, is_mask, mul, nonnegative, power
+
+
+def exp(f: Form) -> Form:
+    """exp of a form: brackets come out of lbr, integer multiples of logarithms become powers."""
+    exponent: dict[Monomial, Fraction] = {}
+    brackets: list[Atom] = []
+    product: list[Form] = []
+    for m, q in f.terms.items():
+        only = (
+            m.factors[0][0]
+            if len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
+            else None
+        )
+        positive = all(atom_nonnegative(a) or p % 2 == 0 for a, p in m.factors if a.kind != "lbr")
+        masks = [a for a, p in m.factors if a.kind == "lbr" and p == 1]
+        if masks and q > 0 and positive and m.exponent is None:
+            # A positive multiple of 0 or -inf is the same 0 or -inf.
+            for mask in masks:
+                brackets += conjuncts(mask.args[0])
+        elif only is not None and only.kind == "inf":
+            if q < 0:
+                return ZERO
+            return lift(Atom("inf", "inf"))
+        elif (
+            only is not None and only.kind == "fn" and only.name == "log" and q.denominator == 1 and _log_is_total(only)
+        ):
+            inner = only.args[0]
+            assert isinstance(inner, Form)
+            product.append(power(inner, int(q)))
+        else:
+            exponent[m] = q
+    # Under its own brackets the exponent needs none of them.
+    passed = set(brackets)
+    bare = add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q}) for m, q in exponent.items()))
+    return mul(Form({Monomial((), bare if bare.terms else None, brackets): ONE_FRACTION}), *product)
+
+
+def _log_is_total(a: Atom) -> bool:
+    inner = a.args[0]
+    return isinstance(inner, Form) and nonnegative(inner)
+
+
+def log(f: Form) -> Form:
+    """log of a form: its exponential, its brackets and its non-negative factors come out."""
+    if not f.terms:
+        return const(-math.inf)
+    m, q = f.single or factored(f)
+    if q <= 0:
+        return lift(Atom("fn", "log", (f,)))
+    parts: list[Form] = []
+    inside: list[tuple[Atom, int]] = []
+    for a, p in m.factors:
+        if atom_nonnegative(a):
+            parts.append(scale(log_atom(a), Fraction(p)))
+        else:
+            inside.append((a, p))
+    if m.exponent is not None:
+        parts.append(m.exponent)
+    parts += [lift(lbr(p)) for p in m.brackets]
+    if q != 1:
+        parts.append(const(math.log(q)))
+    if len(inside) == 1 and inside[0][1] == 1 and inside[0][0].kind == "poly":
+        parts.append(log_atom(inside[0][0]))
+    elif inside:
+        parts.append(lift(Atom("fn", "log", (Form({Monomial(inside): ONE_FRACTION}),))))
+    return add(*parts)
+
+
+def log_atom(a: Atom) -> Form:
+    if a.kind == "ln2":
+        return const(math.log(LN2))
+    if a.kind == "fn" and a.name == "sqrt" and isinstance(a.args[0], Form):
+        return scale(log(a.args[0]), Fraction(1, 2))
+    inner = a.args[0] if a.kind == "poly" else lift(a)
+    return lift(Atom("fn", "log", (inner,)))
+
+
+def function(name: str, args: tuple[Form, ...]) -> Form:
+    """A scalar function: opened where a rule knows how, else an atom. Masks pass where f(-inf) or f(0) lets them."""
+    simple: dict[str, Callable[..., Form]] = {"exp": exp, "log": log}
+    if name in simple:
+        return simple[name](args[0])
+    ln2 = const(LN2)
+    match name:
+        case "exp2":
+            return exp(mul(ln2, args[0]))
+        case "log2":
+            return mul(log(args[0]), power(ln2, -1))
+        case "sqrt":
+            return _sqrt(args[0])
+        case "rsqrt":
+            return power(_sqrt(args[0]), -1)
+        case "abs" if nonnegative(args[0]):
+            return args[0]
+        case "abs":
+            m, q = args[0].single or factored(args[0])
+            inner = [(a, p) for a, p in m.factors if not atom_nonnegative(a)]
+            outer = Form(
+                {Monomial([(a, p) for a, p in m.factors if atom_nonnegative(a)], m.exponent, m.brackets): abs(q)}
+            )
+            if inner == list(m.factors) and abs(q) == 1 and m.exponent is None and not m.brackets:
+                return lift(Atom("fn", "abs", (scale(args[0], 1 / q) if q < 0 else args[0],)))
+            return mul(outer, lift(Atom("fn", "abs", (Form({Monomial(inner): ONE_FRACTION}),)))) if inner else outer
+        case "maximum" | "minimum":
+            first, second = sorted(args, key=lambda f: f.digest)
+            return first if first == second else lift(Atom("fn", name, (first, second)))
+    if len(args) == 1 and name in OPS and OPS[name].at_neg_inf == 0.0:
+        masks = [a for m in args[0].terms for a, p in m.factors if a.kind == "lbr" and p == 1 and len(m.factors) == 1]
+        if masks:
+            bare = Form({m: q for m, q in args[0].terms.items() if not any(a.kind == "lbr" for a, _ in m.factors)})
+            return bracketed(conjunction(p for a in masks for p in conjuncts(a.args[0])), function(name, (bare,)))
+    return lift(Atom("fn", name, args))
+
+
+def _sqrt(f: Form) -> Form:
+    c = f.constant
+    if c is not None and c >= 0:
+        root = math.isqrt(c.numerator), math.isqrt(c.denominator)
+        if root[0] ** 2 == c.numerator and root[1] ** 2 == c.denominator:
+            return const(Fraction(*root))
+    only = f.single
+    if only is not None and nonnegative(f):
+        m, q = only
+        even = [(a, p // 2) for a, p in m.factors if p % 2 == 0 and atom_nonnegative(a)]
+        odd = [(a, p) for a, p in m.factors if not (p % 2 == 0 and atom_nonnegative(a))]
+        exponent = scale(m.exponent, Fraction(1, 2)) if m.exponent is not None else None
+        outer = Form({Monomial(even, exponent, m.brackets): ONE_FRACTION})
+        if not odd and q == 1:
+            return outer
+        return mul(outer, lift(Atom("fn", "sqrt", (Form({Monomial(odd): q}),))))
+    return lift(Atom("fn", "sqrt", (f,)))
+
+
+def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
+    """A sum of exponentials brought to the greatest of their exponents, which comes out as a factor.
+
+    ``a exp(x) + b exp(y)`` -> ``exp(m) (a exp(x - m) + b exp(y - m))`` with ``m = maximum(x, y)``, where one of the
+    exponents is ``scaled``.
+    """
+    masks = Form({m: q for m, q in f.terms.items() if is_mask(m)})
+    others = Form({m: q for m, q in f.terms.items() if m not in masks.terms})
+    scales = {e.digest: e for m in others.terms if (e := m.exponent or ZERO) is not None}
+    if len(scales) < 2 and not (len(others.terms) > 1 and masks.terms):
+        return f
+    if len(others.terms) < 2 or not any(e.terms and scaled(e) for e in scales.values()):
+        return f
+    every = [scales[d] for d in sorted(scales)]
+    top = every[0]
+    for e in every[1:]:
+        top = function("maximum", (top, e))
+    terms = [
+        mul(Form({Monomial(m.factors, None, m.brackets): q}), exp(sub(m.exponent or ZERO, top)))
+        for m, q in others.terms.items()
+    ]
+    inner = add(*terms, masks)
+    return mul(exp(top), lift(Atom("aligned", "", (inner,), nonnegative=nonnegative(inner))))

@@ -1,0 +1,198 @@
+"""Maxima, minima and places: what order lets through."""
+
+from __future__ import annotations
+
+from math import inf
+
+from .brackets import compare, negate
+from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift
+from .functions import exp, function
+from .ledger import Ledger
+from .normal import atom_nonnegative, const, factored, masked, mul, nonnegative, select
+from .places import Ranking, ranking_of, split_masks
+from .rewriting import rewrite
+from .waiting import pieces, reason_of, waits, waits_value
+
+# Functions through which a maximum passes: strictly increasing everywhere that they are defined.
+_INCREASING = frozenset({"exp", "log", "sqrt", "tanh", "sigmoid", "erf", "expm1", "log1p"})
+
+
+class Orders(Ledger):
+    """Builds maxima, minima and argmax."""
+
+    def extreme(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str = "f32") -> Form:
+        """max or min: addends that do not vary leave it, as do non-negative factors and increasing functions."""
+        over = frozenset(ranks)
+        if self.level != "full" or not body.terms:
+            return lift(Atom("red", op, (body,), ranks, dtype))
+        inner = body.atom
+        same = inner is not None and inner.kind == "red" and inner.name == op
+        if inner is not None and same and not set(inner.ranks) & (over | inner.free):
+            held = inner.args[0]
+            assert isinstance(held, Form)
+            return self.extreme(op, self._ordered(ranks + inner.ranks), held, dtype)
+        if not body.free & over:
+            # Over an empty rank the maximum is -inf, which no factor brings back: the reduction stays.
+            return lift(Atom("red", op, (body,), ranks, dtype))
+        left = self._extreme_left(ranks, body) if op == "max" else None
+        if left is not None:
+            return left
+        outer = Form({m: q for m, q in body.terms.items() if not m.free & over and m.reduced & over})
+        inside = Form({m: q for m, q in body.terms.items() if m not in outer.terms})
+        return add(outer, self._extreme_of(op, ranks, inside, dtype))
+
+    def _extreme_of(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str) -> Form:
+        over = frozenset(ranks)
+        m, q = body.single or factored(body)
+        flipped = {"max": "min", "min": "max"}[op]
+        # exp, and whatever increases, lets the extreme through.
+        if m.exponent is not None and m.exponent.free & over and q > 0:
+            varying = [(a, p) for a, p in m.factors if a.free & over]
+            hidden = [b for b in m.brackets if b.free & over]
+            if not varying and not (hidden and op == "min"):
+                rest = Form(
+                    {
+                        Monomial(
+                            [(a, p) for a, p in m.factors if not a.free & over],
+                            None,
+                            [b for b in m.brackets if b not in hidden],
+                        ): q
+                    }
+                )
+                if nonnegative(rest):
+                    exponent = masked(m.exponent, hidden)
+                    return mul(rest, exp(self.extreme(op, ranks, exponent, dtype)))
+        atom = body.atom
+        if atom is not None and atom.kind == "fn" and atom.name in _INCREASING and len(atom.args) == 1:
+            inner = atom.args[0]
+            assert isinstance(inner, Form)
+            return function(atom.name, (self.extreme(op, ranks, inner, dtype),))
+        free = [(a, p) for a, p in m.factors if not a.free & over and (atom_nonnegative(a) or p % 2 == 0)]
+        free_exponent = m.exponent if m.exponent is not None and not m.exponent.free & over else None
+        outside = Monomial(free, free_exponent)
+        masks = [a for t in body.terms for a, _ in t.factors if a.kind == "lbr"]
+        if outside.is_one and q > 0 and abs(q) == 1:
+            return self._last_extreme(op, ranks, body, dtype)
+        kept = Monomial(
+            [f for f in m.factors if f not in free], m.exponent if free_exponent is None else None, m.brackets
+        )
+        if masks and not all(kept_mask(kept, a) for a in masks):
+            return self._last_extreme(op, ranks, body, dtype)
+        inner = mul(Form({kept: ONE_FRACTION}))
+        direction = op if q > 0 else flipped
+        if masks and q < 0:
+            return self._last_extreme(op, ranks, body, dtype)
+        return mul(
+            const(abs(q) if q > 0 else q), Form({outside: ONE_FRACTION}), self.extreme(direction, ranks, inner, dtype)
+        )
+
+    def _last_extreme(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str) -> Form:
+        over = frozenset(ranks)
+        if waits(body, over):
+            for part in (p for m in body.terms for p in pieces(m)):
+                if waits_value(part, over):
+                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+        return lift(Atom("red", op, (body,), ranks, dtype))
+
+    def _place(self, ranks: tuple[str, ...], body: Form) -> Form | None:
+        """The place of a maximum that leaves out earlier places: ordered by what those were ordered by."""
+        found = self._ranked(ranks, body)
+        if found is None:
+            return None
+        ranking, plain = found
+        value, place = (lift(a) for a in ranking.pair(len(ranking.places)))
+        if plain:
+            # Where all that is left is -inf, what was left out ties with it, and the first place is 0.
+            nothing = compare("eq", value, const(-inf), integer=False)
+        else:
+            nothing = negate(self._enough(ranking))
+        return select(nothing, ZERO, place)
+
+    def _extreme_left(self, ranks: tuple[str, ...], body: Form) -> Form | None:
+        """The maximum of what earlier places leave."""
+        found = self._ranked(ranks, body)
+        if found is None:
+            return None
+        ranking, plain = found
+        value = lift(ranking.pair(len(ranking.places))[0])
+        if plain:
+            return value
+        first = Atom("red", "max", (ranking.values,), ranks)
+        whole = self.extreme("max", ranks, split_masks(body, ranks[0])[0])
+        reached: list[Atom] = []
+
+        def visit(a: Atom) -> Form | Atom | None:
+            if a == first:
+                reached.append(a)
+                return value
+            return a if a.kind == "red" else None
+
+        result = rewrite(whole, visit, {})
+        assert isinstance(result, Form)
+        return masked(result, [self._enough(ranking)]) if reached else None
+
+    def _ranked(self, ranks: tuple[str, ...], body: Form) -> tuple[Ranking, bool] | None:
+        """The ranking that a masked maximum continues, and whether it compares the very values."""
+        if self.level != "full" or len(ranks) != 1:
+            return None
+        values, conditions = split_masks(body, ranks[0])
+        if not conditions:
+            return None
+        already = any(a.kind == "lbr" for m in values.terms for a, _ in m.factors)
+        orders = [(values, True)]
+        if not already:
+            orders.append((self._ordering(values, frozenset(ranks)), False))
+        for kept, plain in orders:
+            ranking = ranking_of(kept, conditions, ranks[0])
+            if ranking is not None and ranking.places:
+                return ranking, plain
+        return None
+
+    def _enough(self, ranking: Ranking) -> Atom:
+        """Whether the fiber has a place beyond those that are left out."""
+        size = lift(Atom("extent", ranking.rank, dtype="i64", nonnegative=True))
+        return compare("gt", size, const(len(ranking.places)), integer=True)
+
+    def argmax(self, ranks: tuple[str, ...], body: Form) -> Form:
+        """The place of a maximum: terms that do not vary and increasing functions change nothing."""
+        over = frozenset(ranks)
+        left = self._place(ranks, body)
+        if left is not None:
+            return left
+        body = self._ordering(body, over)
+        if waits(body, over):
+            for part in (p for m in body.terms for p in pieces(m)):
+                if waits_value(part, over):
+                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+        return lift(Atom("red", "argmax", (body,), ranks, "i64"))
+
+    def _ordering(self, body: Form, over: frozenset[str]) -> Form:
+        """A simpler value that the same place maximises."""
+        changed = self.level == "full"
+        while changed and body.terms:
+            changed = False
+            body = Form({m: q for m, q in body.terms.items() if m.free & over})
+            if not body.terms:
+                break
+            m, q = body.single or factored(body)
+            varying = [(a, p) for a, p in m.factors if a.free & over]
+            fixed = [(a, p) for a, p in m.factors if not a.free & over]
+            if m.exponent is not None and not varying and q > 0 and all(atom_nonnegative(a) for a, _ in fixed):
+                body, changed = masked(m.exponent, m.brackets), True
+                continue
+            good = [(a, p) for a, p in fixed if atom_nonnegative(a) or p % 2 == 0]
+            if good or abs(q) != 1:
+                kept = Monomial([f for f in m.factors if f not in good], m.exponent, m.brackets)
+                body, changed = mul(Form({kept: ONE_FRACTION if q > 0 else -ONE_FRACTION})), True
+                continue
+            atom = body.atom
+            if atom is not None and atom.kind == "fn" and atom.name in _INCREASING and len(atom.args) == 1:
+                inner = atom.args[0]
+                assert isinstance(inner, Form)
+                body, changed = inner, True
+        return body
+
+
+def kept_mask(m: Monomial, mask: Atom) -> bool:
+    """Whether a mask stays an addend of a sum inside the monomial, so that a factor taken out did not scale it."""
+    return any(a.kind == "poly" for a, _ in m.factors) or any(a == mask for a, _ in m.factors)

@@ -1,0 +1,71 @@
+"""What waits: the parts of an integrand that use something reduced over its ranks already, and why they block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .forms import Atom, Form, Monomial, Value, values_inside
+
+# In a barrier's reason, the place of the values that it waits for.
+WAITED = "{waited}"
+
+
+def pieces(m: Monomial) -> Iterable[Atom | Form]:
+    """The atoms, brackets and exponent terms of a monomial."""
+    yield from (a for a, _ in m.factors)
+    yield from m.brackets
+    if m.exponent is not None:
+        yield from (Form({t: q}) for t, q in m.exponent.terms.items())
+
+
+def waits_value(v: Atom | Form, over: frozenset[str]) -> bool:
+    """Whether the value uses, somewhere inside, something already reduced over the ranks."""
+    return bool(v.reduced & over) and _waits(v, over, {})
+
+
+def waits(body: Form, over: frozenset[str]) -> bool:
+    return waits_value(body, over)
+
+
+def _waits(v: Atom | Form, over: frozenset[str], memo: dict[bytes, bool]) -> bool:
+    if not v.reduced & over:
+        return False
+    if not v.free & over:
+        return True
+    found = memo.get(v.digest)
+    if found is None:
+        inner: Iterable[Atom | Form] = v.args if isinstance(v, Atom) else (p for m in v.terms for p in pieces(m))
+        # A reduction over the very rank inside a value that varies over it can only be another instance of it.
+        found = any(_waits(x, over, memo) for x in inner)
+        memo[v.digest] = found
+    return found
+
+
+def waited_for(v: Atom | Form, over: frozenset[str]) -> list[Atom | Form]:
+    """The values inside that were reduced over the ranks and do not vary over them: what the rest waits for."""
+
+    def parts(x: Value) -> Iterable[Value]:
+        inside = reversed(x.args) if isinstance(x, Atom) else (p for m in x.terms for p in pieces(m))
+        return [y for y in inside if y.reduced & over]
+
+    found = values_inside(v, into=lambda x: bool(x.free & over), parts=parts)
+    return [x for x in found if x.reduced & over and not x.free & over]
+
+
+def reason_of(part: Atom | Form, over: frozenset[str]) -> str:
+    """Why a part of an integrand keeps the reduction waiting."""
+    if isinstance(part, Form):
+        return f"in an exponent it multiplies {WAITED}, which no factor of the exponential can hold"
+    match part.kind:
+        case "fn":
+            return f"it is not a finite sum of terms over {WAITED}"
+        case "cast":
+            return f"rounding to {part.name} does not commute with {WAITED}"
+        case "pred":
+            return f"the condition needs {WAITED}"
+        case "poly":
+            return f"a power or quotient of it is not a finite sum of terms over {WAITED}"
+        case "access":
+            return f"its index needs {WAITED}"
+        case _:
+            return f"it varies and needs {WAITED}"
