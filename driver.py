@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping as Dict
 from dataclasses import replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from .codegen import targets
@@ -61,7 +61,14 @@ def compile(
 
 def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str, int]) -> Variant:
     """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
-    origin = "default" if mapping is None else "given"
+    find = _variant.__wrapped__ if os.environ.get("CASTILE_DUMP") else _variant
+    return find(c, target, mapping, tuple(extents.items()))
+
+
+@lru_cache(maxsize=512)
+def _variant(c: Cascade, target: str, mapping: Mapping | None, pairs: tuple[tuple[str, int], ...]) -> Variant:
+    """`_choose`, remembered: kernels of one cascade share their variants, and what these have built."""
+    origin, extents = "default" if mapping is None else "given", dict(pairs)
 
     def made() -> tuple[Mapping, Mapped, str]:
         chosen = mapping if mapping is not None else default_mapping(c, target, extents)
@@ -76,11 +83,11 @@ def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str,
 
     if target != "cpu" or os.environ.get("CASTILE_DUMP"):
         chosen, program, source = made()
-        return Variant(extents, chosen, source, partial(targets.build, program.program, chosen, target), origin)
+        return Variant(extents, chosen, source, cache(partial(targets.build, program.program, chosen, target)), origin)
     words = (str(c), mapping.to_json() if mapping else "", json.dumps(dict(extents)))
     found = recall(("variant", *words), written)
     chosen = Mapping.from_json(found["mapping"])
-    return Variant(extents, chosen, found["source"], partial(targets.load, found), origin)
+    return Variant(extents, chosen, found["source"], cache(partial(targets.load, found)), origin)
 
 
 def emit(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import castile
+from castile import driver
 from castile.codegen.build import find_compiler
 from castile.ir.bound import judge
 from castile.ir.mapping import Mapping
@@ -203,20 +204,25 @@ def test_every_stage_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_was_worked_out_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path))
+    forget = driver._variant.cache_clear  # as a new process would have
+    forget()
     c, x = castile.parse(SOFTMAX), draw(5, 7)
     first = castile.compile(c, "cpu")
     expected = first(X=x)
     kept = sorted(tmp_path.glob("*.json"))
     assert len(kept) == 2
     with pytest.MonkeyPatch.context() as patch:
+        forget()
         patch.setattr("castile.driver.mapped", None)  # nothing is derived or printed again
         again = castile.compile(c, "cpu")
         np.testing.assert_array_equal(again(X=x), expected)
     assert again.variants[0].source == first.variants[0].source
     for path in kept:  # what was tampered with is not believed
         path.write_bytes(path.read_bytes()[:-9])
+    forget()
     np.testing.assert_array_equal(castile.compile(c, "cpu")(X=x), expected)
     path.chmod(0o666)
+    forget()
     np.testing.assert_array_equal(castile.compile(c, "cpu")(X=x), expected)
 
 
