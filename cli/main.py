@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import bench, cache, doctor, emit, explain, run, verify
+from . import bench, cache, doctor, emit, explain, replay, run, verify
 from .terminal import guarded
 
 
@@ -39,6 +39,7 @@ app.command("run")(run.run)
 app.command("emit")(emit.emit)
 app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
+app.command("replay")(replay.replay)
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)
 

@@ -1,0 +1,187 @@
+"""The search: which configuration to measure next. Deterministic given a seed and the times that it is told.
+
+A few configurations that differ as much as possible come first. Then two surrogates take turns, one of the logarithm
+of time, which tells the slow apart, and one of speed, which tells the fast apart: each proposes the configuration that
+promises the greatest improvement. Where a cost model ranks the space beforehand, its first choices are among the
+first measured, and one surrogate corrects the model, as far as measurements agree with it; the other never hears of
+it, so that a model that is wrong costs half the trials at worst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .surrogate import Array, GaussianProcess, Points, expected_improvement
+
+# Configurations measured before a surrogate is asked, how many random ones each of them is chosen from, and of how
+# many measurements on a surrogate's hyperparameters are fitted again.
+FIRST, DRAWN, REFIT = 10, 40, 5
+
+# Spaces up to this size are scored whole; in larger ones the neighbours of the best, and others drawn at random.
+WHOLE, ELITE, POOL = 20_000, 8, 8000
+
+# A prior is heeded where its rank correlation with the measurements exceeds this.
+TRUSTED = 0.2
+
+
+def log_time(times: Array) -> Array:
+    """Logarithms, the slowest drawn nearer, failures as the slowest."""
+    good = np.isfinite(times)
+    y = np.log(times, where=good, out=np.full(len(times), np.nan))
+    y = np.where(good, y, np.nanmax(y))
+    middle = np.median(y)
+    return np.minimum(y, middle + 3 * (middle - y.min()))
+
+
+def slowness(times: Array) -> Array:
+    """Minus the speed as a share of the best: 0 for failures."""
+    good = np.isfinite(times)
+    return -np.where(good, np.min(times[good]) / np.where(good, times, 1.0), 0.0)
+
+
+@dataclass(slots=True)
+class _Arm:
+    """One surrogate: what it makes of times, and whether it hears of the prior."""
+
+    scale: Callable[[Array], Array]
+    process: GaussianProcess
+    heeds: bool
+    turns: int = 0
+
+
+class Search:
+    """Proposes points of a finite space by `ask`, and learns their times by `tell`.
+
+    ``first`` are points to measure before any other (the default of a space); ``prior`` is a predicted logarithm of
+    time for each point. ``ask`` may be called for several at once, and again before all are told.
+    """
+
+    def __init__(self, points: Points, seed: int = 0, *, first: Sequence[int] = (), prior: Array | None = None) -> None:
+        self.points = points
+        self.times: dict[int, float] = {}
+        self._prior = None if prior is None else np.asarray(prior, dtype=float)
+        self._rng = np.random.default_rng(seed)
+        self._asked: set[int] = set()
+        self._order: list[int] = []
+        self._arms = [
+            _Arm(log_time, GaussianProcess(points), prior is not None),
+            _Arm(slowness, GaussianProcess(points), False),
+        ]
+        self._turn = 0
+        self._queue = self._design(list(dict.fromkeys(first)))
+
+    @property
+    def best(self) -> int | None:
+        """The fastest point so far; None before anything has run."""
+        good = [(t, i) for i, t in self.times.items() if np.isfinite(t)]
+        return min(good)[1] if good else None
+
+    def tell(self, point: int, time: float | None) -> None:
+        """The time of a point in any unit, the same for all; None for a point that failed."""
+        self._asked.add(point)
+        self._order.append(point) if point not in self.times else None
+        self.times[point] = float(time) if time is not None and time > 0 and np.isfinite(time) else np.inf
+
+    def ask(self, count: int = 1) -> list[int]:
+        """Up to ``count`` points that were not asked before; fewer where the space ends."""
+        found: list[int] = []
+        while len(found) < count and len(self._asked) < len(self.points):
+            point = self._next()
+            self._asked.add(point)
+            found.append(point)
+        return found
+
+    # The first points
+
+    def _design(self, first: list[int]) -> list[int]:
+        """Points that differ in as many parameters as possible, in turn with the prior's first choices."""
+        size = len(self.points)
+        chosen = first or [int(self._rng.integers(size))]
+        favoured: Iterable[int] = iter(()) if self._prior is None else iter(np.argsort(self._prior, kind="stable"))
+        codes = self.points.codes
+        for turn in range(FIRST - len(chosen)):
+            if self._prior is not None and turn % 2 == 0:
+                chosen.append(int(next(i for i in favoured if int(i) not in chosen)))
+                continue
+            drawn = self._rng.choice(size, min(DRAWN, size), replace=False)
+            apart = (codes[drawn][:, None] != codes[chosen][None]).mean(axis=2) if codes.shape[1] else np.zeros((1, 1))
+            score = apart.min(axis=1) + 0.3 * apart.mean(axis=1) + 1e-6 * self._rng.random(len(apart))
+            chosen.append(int(drawn[int(np.argmax(score))]))
+        return list(dict.fromkeys(chosen))
+
+    # The points after them
+
+    def _next(self) -> int:
+        while self._queue:
+            point = self._queue.pop(0)
+            if point not in self._asked:
+                return point
+        candidates = self._candidates()
+        if len(candidates) == 1 or not any(np.isfinite(t) for t in self.times.values()):
+            return int(self._rng.choice(candidates))
+        arm = self._arms[self._turn % len(self._arms)]
+        self._turn += 1
+        return int(candidates[int(np.argmax(self._promise(arm, candidates)))])
+
+    def _candidates(self) -> Array:
+        """Points that may come next."""
+        size = len(self.points)
+        free = np.ones(size, dtype=bool)
+        free[list(self._asked)] = False
+        if size <= WHOLE:
+            return np.flatnonzero(free)
+        codes = self.points.codes
+        best = sorted(self.times, key=lambda i: (self.times[i], i))[:ELITE]
+        near = np.zeros(size, dtype=bool)
+        for i in best:
+            near |= (codes != codes[i]).sum(axis=1) <= 2
+        near &= free
+        close = np.flatnonzero(near)
+        if len(close) > POOL // 2:
+            close = np.sort(self._rng.choice(close, POOL // 2, replace=False))
+        free[close] = False
+        others = np.flatnonzero(free)
+        drawn = self._rng.choice(others, min(POOL - len(close), len(others)), replace=False)
+        return np.concatenate([close, np.sort(drawn)])
+
+    def _promise(self, arm: _Arm, candidates: Array) -> Array:
+        """The expected improvement of each candidate. A point that was asked and not yet told counts as predicted."""
+        told = np.array(self._order)
+        y = arm.scale(np.array([self.times[i] for i in told]))
+        trend = self._trend(arm, told, y)
+        rest = y - trend[told] if trend is not None else y
+        middle, spread = rest.mean(), rest.std() + 1e-9
+        rest = (rest - middle) / spread
+        known = self.points.take(told)
+        if arm.turns % REFIT == 0:
+            arm.process.fit(known, rest)
+        arm.turns += 1
+        pending = np.array(sorted(self._asked - set(self.times)), dtype=int)
+        if len(pending):
+            believed, _ = arm.process.predict(known, rest, self.points.take(pending))
+            known, rest = self.points.take(np.concatenate([told, pending])), np.concatenate([rest, believed])
+        mean, deviation = arm.process.predict(known, rest, self.points.take(candidates))
+        mean, deviation = mean * spread + middle, deviation * spread
+        if trend is not None:
+            mean = mean + trend[candidates]
+        return expected_improvement(mean, deviation, float(y.min()))
+
+    def _trend(self, arm: _Arm, told: Array, y: Array) -> Array | None:
+        """What the prior says of every point, in the arm's scale; None where measurements do not bear it out."""
+        if not arm.heeds or self._prior is None or len(told) < 4:
+            return None
+        x = self._prior[told]
+        if np.std(x) == 0 or np.std(y) == 0 or rank_correlation(x, y) < TRUSTED:
+            return None
+        slope = float(np.clip(np.cov(x, y)[0, 1] / np.var(x, ddof=1), 0.0, 1.5))
+        trend: Array = slope * self._prior
+        return trend
+
+
+def rank_correlation(x: Array, y: Array) -> float:
+    """Spearman's, ties broken by place."""
+    a, b = (np.argsort(np.argsort(v, kind="stable"), kind="stable").astype(float) for v in (x, y))
+    return float(np.corrcoef(a, b)[0, 1])
