@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..ir.cascade import Cascade, Einsum, Monoid
 from .forms import LN2, ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
 from .functions import aligned, exp, log
+from .naming import wanted_names
 from .normal import atom_nonnegative, const, mul
 from .plan import Plan
 from .read import Reader
@@ -37,6 +38,7 @@ class Finisher:
         self.written: set[str] = set()
         self.writing: set[str] = set()
         self.maps: dict[bytes, str] = {}
+        self.wanted: dict[bytes, str] = {}
         self.group_of: dict[bytes, int] = {}
         self.groups: list[list[Atom]] = []
         self.bodies: set[bytes] = set()
@@ -44,11 +46,13 @@ class Finisher:
         self.plain: dict[bytes, tuple[Form, tuple[Value, ...]]] = {}
 
     def _fresh(self, base: str) -> str:
-        number = 1
-        while f"{base}{number}" in self.taken:
+        """A name that nothing has: the base itself, or with a number."""
+        name, number = base, 1
+        while name in self.taken:
             number += 1
-        self.taken.add(f"{base}{number}")
-        return f"{base}{number}"
+            name = f"{base}{number}"
+        self.taken.add(name)
+        return name
 
     def _ranks(self, v: Value) -> tuple[str, ...]:
         """Free ranks in the order of the cascade; instances after their base."""
@@ -62,9 +66,10 @@ class Finisher:
 
     def _name_components(self) -> None:
         """Components take the names of the user's tensors that equal them; others get fresh ones."""
+        self.wanted = wanted_names(self.reader.forms, self.plan, self.groups)
         for group in self.groups:
             for atom in group:
-                name = self._fresh({"max": "top", "min": "bottom", "argmax": "place"}.get(atom.name, "part"))
+                name = self._fresh(self.wanted[atom.digest])
                 gauge = self.plan.gauge(atom)
                 self.component[atom.digest] = Component(atom, name, self._ranks(atom), atom.name, gauge)
         claimed: set[str] = set()

@@ -4,8 +4,8 @@ A reduction that streams is a monoid, so a rank can be cut anywhere: keys split 
 that many requests share, a sequence that lies on several machines. Of attention over ``k``,
 
     p = partial(c, "k")
-    p.cascade    # Q, K, V of a piece  ->  M[b, h, q], L[b, h, q], part2[b, h, q, f]
-    p.combine    # M_pieces[piece, b, h, q], ...  ->  M, L, part2: a state again, in any association
+    p.cascade    # Q, K, V of a piece  ->  M[b, h, q], L[b, h, q], O_sum[b, h, q, f]
+    p.combine    # M_pieces[piece, b, h, q], ...  ->  M, L, O_sum: a state again, in any association
     merge(p)     # M_pieces[piece, b, h, q], ...  ->  O[b, h, q, f]
 
 each a cascade like any other, which prints, parses, evaluates and compiles. A piece sees its own keys only, so where

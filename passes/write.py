@@ -80,7 +80,10 @@ class Writer(Finisher):
             self._body(x)
         lowering = self._lowering()
         body = tuple(lowering.body(a, x) for x in args)
-        name, ranks = self._user_name(lift(a)) or (self._fresh("T"), self._ranks(a))
+        name, ranks = self._user_name(lift(a)) or (
+            self._fresh(self.wanted.get(a.digest, "T")),
+            self._ranks(a),
+        )
         self.named[a.digest] = (name, ranks)
         if a.name == "sum" and all(
             isinstance(x, Form) and x.terms and all(m.exponent is not None for m in x.terms) for x in a.args
@@ -146,7 +149,7 @@ class Writer(Finisher):
         if group[0].digest in self.plan.settled:
             self._write_settled(components[0])
             return
-        name = self._fresh("stream")
+        name = self._fresh(f"stream{len(self.streams) + 1}")
         writer = StepWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)

@@ -161,8 +161,8 @@ def test_the_states_of_attention_read_like_attention() -> None:
     p = castile.partial(c, "k")
     stream, last = castile.merge(p).einsums
     assert print_einsum(stream) == (
-        "(M[b, h, q], L[b, h, q], part2[b, h, q, f]) = "
-        "stream1[piece](M_pieces[piece, b, h, q], L_pieces[piece, b, h, q], part2_pieces[piece, b, h, q, f])"
+        "(M[b, h, q], L[b, h, q], O_sum[b, h, q, f]) = "
+        "stream1[piece](M_pieces[piece, b, h, q], L_pieces[piece, b, h, q], O_sum_pieces[piece, b, h, q, f])"
     )
     assert last == derived("attention_causal").cascade.einsums[-1]
     assert p.start == "k_start"
