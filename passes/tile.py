@@ -374,7 +374,9 @@ class _Builder:
 
     def _open(self, ranks: tuple[str, ...], size: int) -> None:
         for r in ranks:
-            self.sizes[r] = self.tiling.ranks.get(self.origin.get(r, r), size) if size > 1 else 1
+            # A tile of one element would leave nothing to reduce.
+            wanted = self.tiling.ranks.get(self.origin.get(r, r), size)
+            self.sizes[r] = max(2, wanted) if size > 1 else 1
             self.frames.append(_Frame({r}))
 
     def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
