@@ -8,10 +8,10 @@ extents as arguments: nothing but the ranks in ``whole`` is fixed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from ..ir.tile import (
 )
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle
 from .names import Names, comment, safe
+from .strips import ROWS, Strip, reads, runs, strips, writes
+from .vectors import WIDEST, Lanes, NotVectors, Text, coefficient, steps
 
 # Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
 LARGEST_ON_STACK = 1 << 15
@@ -123,9 +125,7 @@ def checked_indices(op: Load | Store, declared: Sequence[Expr]) -> frozenset[int
     """The indices of a load or store that only data can tell to lie inside: they read data, or data guard them."""
     access, guard = (op.source, op.guard) if isinstance(op, Load) else (op.target, None)
     open_guard = guard is not None and any(isinstance(n, Access) for n in walk(guard))
-    return frozenset(
-        i for i, e in enumerate(access.indices) if not is_affine(e) or (open_guard and e != declared[i])
-    )
+    return frozenset(i for i, e in enumerate(access.indices) if not is_affine(e) or (open_guard and e != declared[i]))
 
 
 def _expressions(op: Op) -> Iterator[Expr]:
@@ -158,7 +158,7 @@ def entry_names(kernels: Sequence[TileKernel]) -> tuple[str, ...]:
 @cache
 def header() -> str:
     """The text of `tile.h`."""
-    return resources.files(__package__).joinpath("tile.h").read_text(encoding="utf-8")
+    return Path(__file__).with_name("tile.h").read_text(encoding="utf-8")
 
 
 INCLUDE = '#include "tile.h"\n'
@@ -220,12 +220,16 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tile lies: its axes in the order of memory, and their sizes. A single element is a plain variable."""
+    """Where a tile lies: its axes in the order of memory, and their sizes. A single element is a plain variable.
+
+    A tile that is only multiplied may stay in its tensor's memory; then ``view`` has the text of each axis's stride.
+    """
 
     tile: Tile
     name: str
     order: tuple[str, ...]
     sizes: tuple[int, ...]
+    view: Mapping[str, str] | None = None
 
     @property
     def elements(self) -> int:
@@ -240,6 +244,10 @@ class Place:
         at = self.order.index(axis)
         return math.prod(max(1, n) for n in self.sizes[at + 1 :])
 
+    def step(self, axis: str) -> str:
+        """The text of the distance between neighbours along an axis, in elements."""
+        return self.view[axis] if self.view is not None else str(self.stride(axis))
+
 
 class Printer:
     """Prints one kernel."""
@@ -250,6 +258,8 @@ class Printer:
         self.params: Mapping[str, Param] = {p.name: p for p in k.tensors}
         self.names = Names((entry, entry + "_args"))
         self.checked = checked_axes(k)
+        self.tiles = tiles_of(k)
+        self.readers = [op for op in operations(k.body) if not isinstance(op, For)]
         types = {p.name: p.dtype for p in k.tensors} | {t.name: t.dtype for t in _typed_tiles(k)}
         self.checker = TypeChecker(types, {})
         self.axes: dict[str, Axis] = {}
@@ -258,7 +268,10 @@ class Printer:
         self.depth = 0
         self.stack = 0
         self.workspace = 0
+        self.workspace_peak = 0
         self.dot_floats = 0
+        self.panels: dict[tuple[str, str, str, str], str] = {}
+        self.finite: dict[str, str] = {}
         # Names in a fixed order, so that the text does not hang on what is printed first.
         for p in k.tensors:
             self.names("tensor", p.name)
@@ -366,11 +379,11 @@ class Printer:
                 self.line(f"point /= {self._tiles(g)};")
         start = len(self.lines)
         self._ops(self.k.body)
-        if self.workspace or self.dot_floats:
+        if self.workspace_peak or self.dot_floats:
             # A dot packs its operands behind the tiles; where that is, is known only now.
-            size = self.workspace + 4 * self.dot_floats
+            size = self.workspace_peak + 4 * self.dot_floats
             self.lines.insert(start, "  " * self.depth + f"char* const local = workspace({size});")
-        return [t.replace("local + DOT)", f"local + {self.workspace})") for t in self.lines]
+        return [t.replace("local + DOT)", f"local + {self.workspace_peak})") for t in self.lines]
 
     def _begin(self, rank: str, size: int, point: str, last: str) -> None:
         """Declare the first coordinate and the count of a grid rank's tile."""
@@ -409,32 +422,185 @@ class Printer:
     # Operations
 
     def _ops(self, body: tuple[Op, ...]) -> None:
-        headings = [t.strip() for t in print_kernel(replace(self.k, tensors=(), body=body)).split("\n")[1:]]
-        at = 0
-        for op in body:
-            self.line(comment(headings[at]))
-            at += 1 + (len(list(operations(op.body))) if isinstance(op, For) else 0)
-            name = op.tile.name if isinstance(op, Load | Map | Fold | Dot) else None
-            if name is not None and name in self.k.comments:
-                self.line(comment(self.k.comments[name]))
-            match op:
-                case For():
-                    self._for(op)
-                case Store():
-                    self._store(op)
-                case Load():
-                    # A tile lies in memory as its tensor does, so that both are walked along.
-                    self._declare(op.tile, self._along(op.source, op.tile.axes))
-                    self._load(op)
-                case Map():
-                    self._declare(op.tile)
-                    self._map(op)
-                case Fold():
-                    self._declare(op.tile)
-                    self._fold(op)
-                case Dot():
-                    self._declare(op.tile)
-                    self._dot(op)
+        for group in strips(body, lambda r: self.axes[r].size if r in self.axes else 1):
+            if group.axis is not None:
+                self._strip(group, body)
+            else:
+                self._sequence(group.ops, self._row(group.ops))
+
+    def _op(self, op: Op) -> None:
+        self.line(comment(_text(self.k, op)))
+        name = op.tile.name if isinstance(op, Load | Map | Fold | Dot) else None
+        if name is not None and name in self.k.comments:
+            self.line(comment(self.k.comments[name]))
+        match op:
+            case For():
+                self._for(op)
+            case Store():
+                self._store(op)
+            case Load():
+                if self._view(op):
+                    return
+                # A tile lies in memory as its tensor does, so that both are walked along.
+                self._declare(op.tile, self._along(op.source, op.tile.axes))
+                self._load(op)
+            case Map():
+                self._declare(op.tile)
+                self._map(op)
+            case Fold():
+                self._declare(op.tile)
+                self._fold(op)
+            case Dot():
+                self._declare(op.tile)
+                self._dot(op)
+
+    # Runs
+
+    def _row(self, ops: Sequence[Op]) -> str | None:
+        """The axis that all maps and folds of a body keep, if there is one."""
+        tiles = [op.tile for op in ops if isinstance(op, Map | Fold)]
+        common = [r for r in tiles[0].axes if all(r in t.axes for t in tiles)] if tiles else []
+        return next((r for r in common if self.axes[r].size != 1), None)
+
+    def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
+        """Operations in order; maps and folds that follow each other take one loop over the rows."""
+        run: list[Map | Fold] = []
+        for op in ops:
+            if isinstance(op, Map | Fold) and self._runs(op, row):
+                run.append(op)
+                continue
+            self._run(run, row)
+            run = []
+            self._op(op)
+        self._run(run, row)
+
+    def _inner(self, op: Map | Fold, row: str | None) -> tuple[str, ...]:
+        """The axes along which an operation on one row goes."""
+        over = op.over if isinstance(op, Fold) else ()
+        return tuple(r for r in (*op.tile.axes, *over) if self.axes[r].size != 1 and r != row)
+
+    def _runs(self, op: Map | Fold, row: str | None) -> bool:
+        """Whether an operation may share the loop over rows: one scalar a row, or vectors along one axis."""
+        inner = self._inner(op, row)
+        if (row is not None and row not in op.tile.axes) or len(inner) > 1:
+            return False
+        if isinstance(op, Map):
+            if not inner:
+                return True
+            place = self._place(op.tile.name)
+            good = place.long[-1] == inner[0] == self._vector_axis(place)
+        else:
+            if not inner or inner[0] in op.tile.axes or op.op not in ("sum", "prod", "max", "min"):
+                return False
+            good = op.tile.dtype == "f32" and self.axes[inner[0]].size % WIDEST == 0
+            good = good and settle(self.checker.infer(op.expr)) == "f32"
+        own = any(isinstance(n, Access) and n.tensor == op.tile.name for n in walk(op.expr))
+        if own and isinstance(op, Fold):
+            return False
+        return good and self._vectors(op.expr, inner[0], frozenset((*op.tile.axes, *inner))) is not None
+
+    def _run(self, run: Sequence[Map | Fold], row: str | None) -> None:
+        """Maps and folds of one row after another; what only the same loop reads stays in a register."""
+        if len(run) < 2:
+            for op in run:
+                self._op(op)
+            return
+        groups = runs(run, lambda op: self._inner(op, row))
+        kept: set[str] = set()
+        for group in groups:
+            made = {op.tile.name for op in group if isinstance(op, Map) and op.tile.dtype == "f32" and len(group) > 1}
+            others = [op for op in self.readers if op not in group]
+            written = [op.tile.name for op in self.readers if isinstance(op, Map | Fold | Dot | Load)]
+            kept |= {t for t in made if written.count(t) == 1 and not any(t in reads(op) for op in others)}
+        for op in run:
+            self.line(comment(_text(self.k, op)))
+            if op.tile.name not in kept:
+                self._declare(op.tile)
+        if row is not None:
+            axis = self.axes[row]
+            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
+        for group in groups:
+            inner = self._inner(group[0], row)
+            if not inner:
+                op = group[0]
+                axes = frozenset(op.tile.axes)
+                assert isinstance(op, Map)
+                self.line(f"{self._element(op.tile.name)} = {self.typed(op.expr, op.tile.dtype, axes)};")
+            else:
+                self._group(group, inner[0], kept)
+        if row is not None:
+            self.close()
+
+    def _group(self, group: Sequence[Map | Fold], inner: str, kept: set[str]) -> None:
+        """One loop along a row: vectors are mapped, kept or stored, and at most one fold takes them up."""
+        axis = self.axes[inner]
+        lines: list[str] = []
+        fold: Fold | None = None
+        result = ""
+        for op in group:
+            found = self._vectors(op.expr, inner, frozenset((*op.tile.axes, inner)), kept)
+            assert found is not None
+            value = found.text if found.wide else f"splat({found.text})"
+            if isinstance(op, Fold):
+                fold, result = op, value
+            elif op.tile.name in kept:
+                lines.append(f"const Vector {self.names('tile', op.tile.name)} = {value};")
+            else:
+                lines.append(f"store(&{self._element(op.tile.name)}, {value});")
+        if fold is None:
+            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
+            for text in lines:
+                self.line(text)
+            self.close()
+            return
+        reducer, target = _REDUCERS[fold.op], self._element(fold.tile.name)
+        start = target if fold.accumulate else f"{reducer}::identity<float>"
+        call = f"{target} = fold_vectors<{reducer}>({axis.count}, {start}, [&](int64_t {axis.index})"
+        if not lines:
+            self.line(f"{call} {{ return {result}; }});")
+            return
+        self.open(call)
+        for text in lines:
+            self.line(text)
+        self.line(f"return {result};")
+        self.close("});")
+
+    # Strips
+
+    def _strip(self, strip: Strip, body: tuple[Op, ...]) -> None:
+        """Operations on a few rows at a time; tiles that nothing else touches are no longer than that."""
+        rank = strip.axis
+        assert rank is not None
+        whole = self.axes[rank]
+        made = [op.tile for op in strip.ops if isinstance(op, Load | Map | Fold | Dot)]
+        elsewhere = {t for op in body if op not in strip.ops for t in (*reads(op), *writes(op))}
+        for tile in made:
+            if tile.name in elsewhere:
+                self._declare(tile)
+        for op in strip.ops:
+            plan = self._dot_plan(op) if isinstance(op, Dot) else None
+            if isinstance(op, Dot) and plan is not None and rank not in plan.right.tile.axes:
+                self._prepare(op, plan)
+        at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
+        self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {ROWS})")
+        start = base if whole.base != "0" else at
+        if start == base:
+            self.line(f"const int64_t {base} = {whole.base} + {at};")
+        self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
+        places, stack = dict(self.places), self.stack
+        used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
+        for name in sorted(used & set(self.places)):
+            place = self.places[name]
+            if rank in place.tile.axes and place.elements != 1:
+                rows, step = self.names("rows", name, f"{place.name}_rows"), place.step(rank)
+                offset = at if step == "1" else f"{at} * {step}"
+                self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
+                self.places[name] = replace(place, name=rows)
+        self.axes[rank] = Axis(ROWS, start, count, whole.index)
+        self._sequence(strip.ops, rank)
+        self.axes[rank] = whole
+        self.places, self.stack = places, stack
+        self.close()
 
     def _for(self, op: For) -> None:
         first, last = "0", self._extent_text(op.rank)
@@ -460,7 +626,8 @@ class Printer:
             begin = begin if first == "0" else f"{first} + {begin}"
             self.open(f"for (int64_t {at} = {begin}; {at} >= {first}; {step})")
         places = dict(self.places)
-        stack = self.stack
+        stack, workspace = self.stack, self.workspace
+        panels, finite = dict(self.panels), dict(self.finite)
         if op.size == 1:
             self.axes[op.rank] = Axis(1, index, "1", index)
         else:
@@ -469,7 +636,8 @@ class Printer:
             self.axes[op.rank] = Axis(op.size, at, count, index)
         self._ops(op.body)
         del self.axes[op.rank]
-        self.places, self.stack = places, stack
+        self.places, self.stack, self.workspace = places, stack, workspace
+        self.panels, self.finite = panels, finite
         self.close()
         if scope:
             self.close()
@@ -490,13 +658,25 @@ class Printer:
             self.stack += size
             self.line(f"alignas(64) {kind} {place.name}[{max(1, place.elements)}];")
             return
-        cast = f"reinterpret_cast<{kind}*>(local + {self.workspace})"
-        self.line(f"{kind}* const {place.name} = {cast};")
+        self.line(f"{kind}* const {place.name} = reinterpret_cast<{kind}*>({self._room(size)});")
+
+    def _room(self, size: int) -> str:
+        """Memory of the thread's workspace for some bytes."""
+        at = self.workspace
         self.workspace += -(-size // 64) * 64
+        self.workspace_peak = max(self.workspace_peak, self.workspace)
+        return f"local + {at}"
+
+    def _place(self, name: str) -> Place:
+        """Where a tile lies, or will."""
+        if name in self.places:
+            return self.places[name]
+        tile = self.tiles[name]
+        return Place(tile, name, tile.axes, tuple(self.axes[r].size if r in self.axes else 1 for r in tile.axes))
 
     def _element(self, name: str) -> str:
         """A tile's element at the loops' positions."""
-        place = self.places[name]
+        place = self._place(name)
         if place.elements == 1:
             return place.name
         terms = []
@@ -518,10 +698,50 @@ class Printer:
             self.close()
 
     def _map(self, op: Map) -> None:
+        place = self.places[op.tile.name]
+        inner = self._vector_axis(place)
+        wide = self._vectors(op.expr, inner, frozenset(op.tile.axes)) if inner is not None else None
+        if inner is not None and wide is not None:
+            value = wide.text if wide.wide else f"splat({wide.text})"
+            rest = [r for r in place.order if r != inner]
+            self._nest(rest, lambda: self._vector_loop(inner, f"store(&{self._element(op.tile.name)}, {value});"))
+            return
+
         def body() -> None:
             self.line(f"{self._element(op.tile.name)} = {self.typed(op.expr, op.tile.dtype, frozenset(op.tile.axes))};")
 
-        self._nest(self.places[op.tile.name].order, body, "#pragma omp simd")
+        self._nest(place.order, body, "#pragma omp simd")
+
+    # Vectors
+
+    def _vector_axis(self, place: Place) -> str | None:
+        """The axis along which a tile of floats is computed in whole vectors."""
+        if place.tile.dtype not in ("f32", "bf16") or not place.long or place.view is not None:
+            return None
+        return place.long[-1] if self.axes[place.long[-1]].size % WIDEST == 0 else None
+
+    def _vectors(self, e: Expr, inner: str, axes: frozenset[str], kept: Collection[str] = ()) -> Text | None:
+        """The text of an expression over vectors along an axis, or None; tiles that are ``kept`` are vectors by name."""
+
+        def tile(name: str) -> tuple[str, bool, str | None] | None:
+            if name not in self.tiles:
+                return None
+            place = self._place(name)
+            varies = inner in place.long
+            beside = varies and place.long[-1] == inner and place.view is None
+            return place.tile.dtype, varies, self._element(name) if beside else None
+
+        try:
+            names = {t: self.names("tile", t) for t in kept}
+            return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), names).value(e)
+        except NotVectors:
+            return None
+
+    def _vector_loop(self, inner: str, text: str) -> None:
+        axis = self.axes[inner]
+        self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
+        self.line(text)
+        self.close()
 
     # Memory
 
@@ -550,17 +770,32 @@ class Printer:
         axes = frozenset(op.axes)
         param = self.params[op.target.tensor]
         order, unit = self._order(op.target, op.axes)
-        checks = any((param.name, i) in self.checked for i in range(len(param.indices)))
+        checks = checked_indices(op, param.indices)
         moving = {r for r in op.axes if self.axes[r].size != 1}
         apart = all(is_affine(i) for i in op.target.indices)
         apart = apart and moving <= {r for i in op.target.indices if isinstance(i, Rank) for r in (i.name,)}
 
+        inner = order[-1] if order and unit is not None and not checks and param.dtype in ("f32", "bf16") else None
+        if (
+            inner is not None
+            and self.axes[inner].size % WIDEST == 0
+            and coefficient(op.target.indices[unit or 0], inner) == 1
+        ):
+            wide = self._vectors(op.expr, inner, axes)
+            if wide is not None:
+                name, axis = self.names("tensor", param.name), self.axes[inner]
+                value = wide.text if wide.wide else f"splat({wide.text})"
+                at = f"&{name}[{self._offset(op.target, axes, checks)}], {self._stride(param.name, unit or 0)}"
+                text = f"store({at}, {value}, {axis.count} - {axis.index});"
+                self._nest(order[:-1], lambda: self._vector_loop(inner, text))
+                return
+
         def body() -> None:
             name = self.names("tensor", param.name)
-            at = f"{name}[{self._offset(op.target, axes)}]" if param.indices else f"*{name}"
+            at = f"{name}[{self._offset(op.target, axes, checks)}]" if param.indices else f"*{name}"
             self.line(f"{at} = {self.typed(op.expr, param.dtype, axes)};")
 
-        self._access(order, unit, op.target, body, checks, apart)
+        self._access(order, unit, op.target, body, bool(checks), apart)
 
     def _access(
         self,
@@ -643,20 +878,27 @@ class Printer:
             reduced = [*(r for r in reduced if r != inner), inner]
         reducer = _REDUCERS[op.op]
 
+        last = self.axes[reduced[-1]] if reduced else None
+        wide = None
+        if last is not None and total == "f32" and last.size % WIDEST == 0 and op.op in ("sum", "prod", "max", "min"):
+            wide = self._vectors(op.expr, reduced[-1], axes)
+
         def body() -> None:
             target = self._element(tile.name)
             begin = f"{reducer}::identity<{ctype(total)}>"
             if op.accumulate:
                 begin = _converted(Value(target, ATOM, tile.dtype), total)
-            value = self.typed(op.expr, total, axes)
+            value = self.typed(op.expr, total, axes) if wide is None or not wide.wide else wide.text
             if not reduced:
                 joined = f"{reducer}::join<{ctype(total)}>({begin}, {value})"
                 self.line(f"{target} = {_converted(Value(joined, ATOM, total), tile.dtype)};")
                 return
-            last = self.axes[reduced[-1]]
+            assert last is not None
 
             def folded(start: str) -> str:
                 element = f"[&](int64_t {last.index}) {{ return {value}; }}"
+                if wide is not None and wide.wide:
+                    return f"fold_vectors<{reducer}>({last.count}, {start}, {element})"
                 return f"fold<{reducer}, {ctype(total)}>({last.count}, {start}, {element})"
 
             if len(reduced) == 1:
@@ -723,18 +965,83 @@ class Printer:
             self._dot_call(op, plan)
         else:
             # A zero on the left and an infinity or NaN on the right are rare: only then are the products looked at.
-            right = self.places[op.right]
-            finite = self.names("finite", op.right, "{}_finite")
-            kind = ctype(right.tile.dtype)
-            self.line(f"bool {finite} = true;")
-            check = f"{finite} = {finite} & is_finite<{kind}>({self._element(op.right)});"
-            self._nest(right.order, lambda: self.line(check), f"#pragma omp simd reduction(&:{finite})")
-            self.open(f"if ({finite})")
+            self.open(f"if ({self._all_finite(op, plan)})")
             self._dot_call(op, plan)
             self.depth -= 1
             self.open("} else")
-            self._dot_loops(op)
+            self._dot_call(op, plan, annihilates=True)
             self.close()
+
+    def _all_finite(self, op: Dot, plan: DotPlan) -> str:
+        """The name of a flag: whether all elements of the operand that is not annihilated are finite."""
+        place = self.places[op.right]
+        if place.name in self.finite:
+            return self.finite[place.name]
+        name = self.names("finite", op.right, "{}_finite")
+        long = [r for r in place.tile.axes if self.axes[r].size != 1]
+        row, column = (plan.k, plan.n) if place is plan.right else (plan.m, plan.k)
+        kind = ctype(place.tile.dtype)
+        if set(long) == {row, column}:
+            matrix = self._matrix(place, row, column, "const " + kind)
+            self.line(f"bool {name} = all_finite<{kind}>({matrix}, {self.axes[row].count}, {self.axes[column].count});")
+            return name
+        self.line(f"bool {name} = true;")
+        check = f"{name} = {name} & is_finite<{kind}>({self._element(op.right)});"
+        self._nest(place.order, lambda: self.line(check), f"#pragma omp simd reduction(&:{name})")
+        return name
+
+    def _prepare(self, op: Dot, plan: DotPlan) -> None:
+        """Before a strip: pack the operand that all its rows share, and look whether it is finite if that matters."""
+        if op.annihilates and self.places[op.right] is plan.right and not plan.batch and not plan.over:
+            name = self._all_finite(op, plan)
+            self.finite[self.places[op.right].name] = name
+        long = {r for r in plan.right.tile.axes if self.axes[r].size != 1}
+        if plan.right.tile.name not in self.places:
+            return
+        key = (plan.right.name, plan.n, plan.k, op.operand or "f32")
+        if long != {plan.n, plan.k} or key in self.panels:
+            return
+        n, k = self.axes[plan.n], self.axes[plan.k]
+        name = self.names("panels", "_".join(key), f"{plan.right.tile.name}_panels")
+        units = -(-n.size // PANEL) * PANEL * (k.size + 1)
+        self.line(f"char* const {name} = {self._room(4 * units)};")
+        kind = ctype(plan.right.tile.dtype)
+        matrix = self._matrix(plan.right, plan.k, plan.n, "const " + kind)
+        self.line(f"pack<{ctype(op.operand or 'f32')}, {kind}>({matrix}, {k.count}, {n.count}, {name});")
+        self.panels[key] = name
+
+    def _matrix(self, place: Place, row: str, column: str, kind: str) -> str:
+        fixed = [r for r in place.tile.axes if r not in (row, column) and self.axes[r].size != 1]
+        at = "".join(f" + {self.axes[r].index} * {place.step(r)}" for r in fixed)
+        return f"Matrix<{kind}>{{{place.name}{at}, {place.step(row)}, {place.step(column)}}}"
+
+    def _view(self, op: Load) -> bool:
+        """Let a tile that is only the shared operand of dots stay in its tensor's memory."""
+        tile, param = op.tile, self.params[op.source.tensor]
+        long = tuple(r for r in tile.axes if self.axes[r].size != 1)
+        if op.guard is not None or len(long) != 2 or checked_indices(op, param.indices) or param.dtype != tile.dtype:
+            return False
+        moves = steps(op.source.indices, long)
+        readers = [x for x in operations(self.k.body) if not isinstance(x, For) and tile.name in reads(x)]
+        if moves is None or not readers or not all(isinstance(x, Dot) and self._shares(x, tile) for x in readers):
+            return False
+        strides = {r: self._stride(param.name, i) + (f" * {c}" if c != 1 else "") for r, (i, c) in moves.items()}
+        name = self.names("tile", tile.name)
+        first = self._offset(op.source, frozenset(), frozenset())
+        self.line(f"const {stored(param.dtype)}* const {name} = {self.names('tensor', param.name)} + {first};")
+        order = (*(r for r in long if r != long[-1]), long[-1])
+        self.places[tile.name] = Place(tile, name, order, tuple(self.axes[r].size for r in order), strides)
+        return True
+
+    def _shares(self, op: Dot, tile: Tile) -> bool:
+        """Whether a tile is the operand that all rows of a dot share: it has the columns, and the other has not."""
+        other = self.tiles[op.right if op.left == tile.name else op.left]
+        if other.name == tile.name or op.tile.dtype != "f32" or not op.tile.axes or len(op.over) != 1:
+            return False
+        column = op.tile.axes[-1]
+        kept = [r for r in op.tile.axes if r != column and r in other.axes]
+        good = column in tile.axes and column not in other.axes and bool(kept)
+        return good and set(tile.axes) == {column, op.over[0]} and tile.dtype in ("f32", "bf16", "f16")
 
     def _dot_loops(self, op: Dot) -> None:
         """A dot as a plain reduction of products."""
@@ -754,14 +1061,14 @@ class Printer:
 
     def _dot_plan(self, op: Dot) -> DotPlan | None:
         """How a dot maps onto the micro-kernel; None where plain loops do better or are the only way."""
-        left, right = self.places[op.left], self.places[op.right]
+        left, right, target = (self._place(name) for name in (op.left, op.right, op.tile.name))
         types = {left.tile.dtype, right.tile.dtype, op.operand or "f32"}
         if op.tile.dtype != "f32" or not all(DTYPES[t].is_float and t != "f64" for t in types):
             return None
         if op.tile.name in (op.left, op.right):
             return None
         long = {r for r in (*left.tile.axes, *right.tile.axes) if self.axes[r].size != 1}
-        kept = [r for r in self.places[op.tile.name].order if r in long]
+        kept = [r for r in target.order if r in long]
         over = [r for r in op.over if r in long]
         if not kept or not over:
             return None
@@ -778,29 +1085,34 @@ class Printer:
         batch, outer = tuple(r for r in kept if r not in (m, n)), tuple(r for r in over if r != k)
         return DotPlan(left, right, m, n, k, batch, outer)
 
-    def _dot_call(self, op: Dot, plan: DotPlan) -> None:
+    def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False) -> None:
         m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))
-        self.dot_floats = max(self.dot_floats, k.size * PANEL + m.size * k.size)
+        self.dot_floats = max(self.dot_floats, (k.size + 1) * PANEL + m.size * (k.size + 1))
         target = self.places[op.tile.name]
         accumulate = op.accumulate or bool(plan.over)
-
-        def matrix(place: Place, row: str, column: str, kind: str) -> str:
-            fixed = [r for r in place.tile.axes if r not in (row, column) and self.axes[r].size != 1]
-            at = "".join(f" + {self.axes[r].index} * {place.stride(r)}" for r in fixed)
-            return f"Matrix<{kind}>{{{place.name}{at}, {place.stride(row)}, {place.stride(column)}}}"
+        panels = self.panels.get((plan.right.name, plan.n, plan.k, op.operand or "f32"))
+        a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
+        types = ", ".join((ctype(op.operand or "f32"), a_type, b_type))
 
         def zero() -> None:
             self.line(f"{self._element(op.tile.name)} = 0;")
 
         def call() -> None:
-            a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
-            self.line(f"dot<{ctype(op.operand or 'f32')}, {a_type}, {b_type}>(")
-            self.line(f"    {matrix(target, plan.m, plan.n, 'float')},")
-            self.line(f"    {matrix(plan.left, plan.m, plan.k, 'const ' + a_type)},")
-            self.line(f"    {matrix(plan.right, plan.k, plan.n, 'const ' + b_type)},")
+            a = self._matrix(plan.left, plan.m, plan.k, "const " + a_type)
+            b = self._matrix(plan.right, plan.k, plan.n, "const " + b_type)
+            c = self._matrix(target, plan.m, plan.n, "float")
+            counts = f"{m.count}, {n.count}, {k.count}, {'true' if accumulate else 'false'}"
             scratch = "reinterpret_cast<float*>(local + DOT)"
-            flag = "true" if accumulate else "false"
-            self.line(f"    {m.count}, {n.count}, {k.count}, {flag}, {scratch});")
+            if annihilates:
+                left = self.places[op.left] is plan.left
+                self.line(f"dot_annihilating<{types}, {'true' if left else 'false'}>({c}, {a}, {b}, {counts});")
+                return
+            name = f"dot<{types}>" if panels is None else f"dot_packed<{ctype(op.operand or 'f32')}, {a_type}>"
+            self.line(f"{name}(")
+            self.line(f"    {c},")
+            self.line(f"    {a},")
+            self.line(f"    {b if panels is None else panels},")
+            self.line(f"    {counts}, {scratch});")
 
         if plan.over and not op.accumulate:
             self._nest(op.tile.axes, zero, "#pragma omp simd")
@@ -828,8 +1140,8 @@ class Printer:
                 whole = rank in self.k.whole
                 return Value(f"int64_t({self.k.whole[rank]})" if whole else self._extent(rank), ATOM, "i64")
             case Access(tensor=tensor):
-                if tensor in self.places:
-                    return Value(self._element(tensor), ATOM, self.places[tensor].tile.dtype)
+                if tensor in self.tiles:
+                    return Value(self._element(tensor), ATOM, self.tiles[tensor].dtype)
                 param = self.params[tensor]
                 name = self.names("tensor", tensor)
                 text = _from_memory(param.dtype, f"*{name}") if tensor in self.k.outputs else name
@@ -977,6 +1289,11 @@ def _from_memory(dtype: str, text: str) -> str:
 
 def _i32(number: int) -> str:
     return str(number) if number > -(2**31) else "INT32_MIN"
+
+
+def _text(k: TileKernel, op: Op) -> str:
+    """An operation's own line in the text of its kernel."""
+    return print_kernel(replace(k, tensors=(), body=(op,))).split("\n")[1].strip()
 
 
 def _typed_tiles(k: TileKernel) -> list[Tile]:

@@ -11,6 +11,9 @@
 #include <limits>
 #include <type_traits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -412,6 +415,200 @@ CASTILE_INLINE float cos(float x) {
   return sine_of(a);
 }
 
+// Vectors ----------------------------------------------------------------------------------------------------------
+// As many f32 as a register holds. A row of a tile is whole vectors long, so maps need no remainder; what lies past the
+// count of a row is computed too and never used.
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef float VectorInMemory __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));  // 0 or -1 in each lane
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint16_t HalvesInMemory __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+CASTILE_INLINE Vector splat(Vector x) { return x; }
+CASTILE_INLINE Vector splat(float x) { return x - Vector{}; }
+CASTILE_INLINE Mask mask_of(Mask m) { return m; }
+CASTILE_INLINE Mask mask_of(bool b) { return Mask{} - int32_t(b); }
+
+CASTILE_INLINE Vector load(const float* p) { return *reinterpret_cast<const VectorInMemory*>(p); }
+CASTILE_INLINE Vector load(const bf16* p) {
+  const Halves h = *reinterpret_cast<const HalvesInMemory*>(p);
+  return (Vector)(__builtin_convertvector(h, Words) << 16);
+}
+CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
+CASTILE_INLINE void store(bf16* p, Vector x) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(p, &h, sizeof h);
+#else
+  const Words u = (Words)x;
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words code = x != x ? Words{} + 0x7fc0u : rounded;
+  *reinterpret_cast<HalvesInMemory*>(p) = __builtin_convertvector(code, Halves);
+#endif
+}
+
+// The first n lanes only, elements ``stride`` apart.
+template <class T>
+CASTILE_INLINE void store(T* p, int64_t stride, Vector x, int64_t n) {
+  if (stride == 1 && n >= LANES) {
+    store(p, x);
+    return;
+  }
+  T lanes[LANES];
+  store(lanes, x);
+  for (int64_t l = 0; l < LANES && l < n; ++l) p[l * stride] = lanes[l];
+}
+
+CASTILE_INLINE Mask lane_numbers() {
+  Mask m;
+  for (int l = 0; l < LANES; ++l) m[l] = l;
+  return m;
+}
+// The lanes below n.
+CASTILE_INLINE Mask lanes_below(int64_t n) {
+  const int32_t within = int32_t(n < 0 ? 0 : n > LANES ? LANES : n);
+  return lane_numbers() < within;
+}
+
+// base, base + step, ...
+CASTILE_INLINE Vector lanes_from(int64_t base, int64_t step) {
+  Vector x;
+  for (int l = 0; l < LANES; ++l) x[l] = float(base + l * step);
+  return x;
+}
+
+template <class A, class B>
+CASTILE_INLINE Vector choose(Mask m, A a, B b) {
+  return m ? splat(a) : splat(b);
+}
+template <class A, class B>
+CASTILE_INLINE Vector choose(bool c, A a, B b) {
+  return c ? splat(a) : splat(b);
+}
+
+CASTILE_INLINE Vector maximum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  // vmaxps gives its second operand if either is NaN; where the first one is, it stays.
+  return (Vector)_mm512_mask_max_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#else
+  return ((a < b) | (b != b)) ? b : a;
+#endif
+}
+CASTILE_INLINE Vector minimum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_mask_min_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#else
+  return ((b < a) | (b != b)) ? b : a;
+#endif
+}
+CASTILE_INLINE Vector abs(Vector x) { return (Vector)((Words)x & 0x7fffffffu); }
+CASTILE_INLINE Vector sqrt(Vector x) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_sqrt_ps((__m512)x);
+#else
+  for (int l = 0; l < LANES; ++l) x[l] = std::sqrt(x[l]);
+  return x;
+#endif
+}
+CASTILE_INLINE Vector rsqrt(Vector x) { return 1.0f / sqrt(x); }
+
+template <int N>
+CASTILE_INLINE Vector power(Vector x) {
+  if constexpr (N < 0) return 1.0f / power<-N>(x);
+  else if constexpr (N == 0) return splat(1.0f);
+  else if constexpr (N == 1) return x;
+  else if constexpr (N % 2 == 0) return power<N / 2>(x * x);
+  else return x * power<N / 2>(x * x);
+}
+
+// x * 2^n for an integral n, by one instruction or by two factors.
+CASTILE_INLINE Vector scale_by(Vector x, Vector n) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+  const Vector half = n * 0.5f + ROUNDER, other = (n - (half - ROUNDER)) + ROUNDER;
+  const Words zero = Words{} + bits<uint32_t>(ROUNDER) - 127u;
+  return x * (Vector)(((Words)half - zero) << 23) * (Vector)(((Words)other - zero) << 23);
+#endif
+}
+
+CASTILE_INLINE Vector exp_minus_one_near_zero(Vector r) {
+  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
+  return r + r * r * p;
+}
+
+CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
+  x = x > high ? splat(high) : x;
+  return x < low ? splat(low) : x;
+}
+
+CASTILE_INLINE Vector exp(Vector x) {
+  x = clamp(x, -104.0f, 89.0f);
+  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
+  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  return scale_by(1.0f + exp_minus_one_near_zero(r), n);
+}
+
+CASTILE_INLINE Vector exp2(Vector x) {
+  x = clamp(x, -151.0f, 129.0f);
+  const Vector n = (x + ROUNDER) - ROUNDER;
+  return scale_by(1.0f + exp_minus_one_near_zero((x - n) * 0.6931472f), n);
+}
+
+CASTILE_INLINE Vector sigmoid(Vector x) {
+  const Vector e = exp(-abs(x)), d = 1.0f + e;
+  return (x >= 0.0f ? splat(1.0f) : e) / d + (x != x ? x : Vector{});
+}
+
+CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
+  return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
+}
+
+CASTILE_INLINE Vector expm1(Vector x) {
+  x = clamp(x, -20.0f, 88.8f);
+  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
+  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  const Vector half = scale_by(splat(1.0f), n - 1.0f);
+  return (half * exp_minus_one_near_zero(r) + (half - 0.5f)) * 2.0f;
+}
+
+CASTILE_INLINE Vector tanh(Vector x) {
+  const Vector e = expm1(-2.0f * abs(x));
+  return copysign(-e / (e + 2.0f), x);
+}
+
+CASTILE_INLINE Vector erf(Vector x) {
+  const Vector s = x * x, t = abs(x) > 4.0f ? splat(4.0f) : abs(x);
+  Vector near = splat(8.2652026e-05f);
+  near = near * s - 0.00081200514f;
+  near = near * s + 0.0051993257f;
+  near = near * s - 0.026858896f;
+  near = near * s + 0.11283693f;
+  near = near * s - 0.37612635f;
+  near = near * s + 0.12837917f;
+  Vector far = splat(-2.1095055e-05f);
+  far = far * t + 0.00043446265f;
+  far = far * t - 0.004171063f;
+  far = far * t + 0.025119428f;
+  far = far * t - 0.10828009f;
+  far = far * t - 0.6333469f;
+  far = far * t - 1.1295149f;
+  far = far * t + 0.0001746845f;
+  const Vector tail = copysign(1.0f - exp(far), x);
+  return abs(x) > 0.92f ? tail : x + x * near;
+}
+
 // Reductions -------------------------------------------------------------------------------------------------------
 
 struct Sum {
@@ -492,6 +689,28 @@ CASTILE_INLINE T fold(int64_t n, T start, F element) {
   }
   for (; i < n; ++i) start = Op::template join<T>(start, element(i));
   return start;
+}
+
+// start joined with the n elements that element(0), element(LANES), ... hold, a vector each.
+template <class Op, class F>
+CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
+  const Vector nothing = splat(Op::template identity<float>);
+  Vector sum[4] = {nothing, nothing, nothing, nothing};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    CASTILE_UNROLL
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
+  }
+  for (; i + LANES <= n; i += LANES) sum[0] = Op::join(sum[0], element(i));
+  if (i < n) sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i), nothing));
+  const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
+  float lanes[LANES];
+  store(lanes, all);
+  CASTILE_UNROLL
+  for (int half = LANES / 2; half; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] = Op::join(lanes[l], lanes[l + half]);
+  }
+  return Op::join(start, lanes[0]);
 }
 
 // Where the greatest element(0) ... element(n - 1) first stands; the first NaN is greater than all.
@@ -580,14 +799,6 @@ CASTILE_INLINE int64_t worth(int64_t threads, double work) {
 
 // Dot --------------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
-constexpr int LANES = VECTOR_BYTES / 4;
 // Accumulators, a row of B and one broadcast of A must fit the register file: 6 x 4 + 4 + 1 of 32, or 6 x 2 + 2 + 1 of 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int PANEL_VECTORS = 4;
@@ -597,12 +808,6 @@ constexpr int PANEL_VECTORS = 2;
 constexpr int BLOCK_ROWS = 6;
 constexpr int PANEL = PANEL_VECTORS * LANES;
 
-typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
-typedef float VectorInMemory __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-
-CASTILE_INLINE Vector load_vector(const float* p) { return *reinterpret_cast<const VectorInMemory*>(p); }
-CASTILE_INLINE void store_vector(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
-
 // A matrix by its strides: element (i, j) lies at data[i * row + j * column].
 template <class T>
 struct Matrix {
@@ -610,20 +815,43 @@ struct Matrix {
   int64_t row, column;
 };
 
+// Operands as the micro-kernel reads them: pairs of bf16 along k, a word each, where the machine multiplies such; else f32.
+#if defined(__AVX512BF16__)
+template <class Operand>
+constexpr bool PAIRS = std::is_same_v<Operand, bf16>;
+#else
+template <class Operand>
+constexpr bool PAIRS = false;
+#endif
+
+template <class Operand>
+using Unit = std::conditional_t<PAIRS<Operand>, uint32_t, float>;
+
+// Units along k.
+template <class Operand>
+constexpr int64_t depth(int64_t k) {
+  return PAIRS<Operand> ? (k + 1) / 2 : k;
+}
+
+CASTILE_INLINE void multiply_add(Vector& sum, float x, const float* b) { sum += x * load(b); }
+#if defined(__AVX512BF16__)
+CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, const uint32_t* b) {
+  const __m512i pairs = _mm512_loadu_si512(b);
+  sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)pairs);
+}
+#endif
+
 // ROWS x (VECTORS * LANES) elements of C, held in registers over the whole of k. ``width`` columns of them exist.
-template <int ROWS, int VECTORS>
-inline void dot_block(Matrix<float> c, Matrix<const float> a, const float* b, int64_t b_row, int64_t width, int64_t k_n,
+template <int ROWS, int VECTORS, class U>
+inline void dot_block(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t k_n,
                       bool accumulate) {
   Vector sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < k_n; ++k) {
-    Vector row[VECTORS];
-    CASTILE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) row[v] = load_vector(b + k * b_row + v * LANES);
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-      const float x = a.data[i * a.row + k * a.column];
+      const U x = a.data[i * a.row + k * a.column];
       CASTILE_UNROLL
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] += x * row[v];
+      for (int v = 0; v < VECTORS; ++v) multiply_add(sum[i][v], x, b + k * b_row + v * LANES);
     }
   }
   if (width == VECTORS * LANES) {
@@ -632,7 +860,7 @@ inline void dot_block(Matrix<float> c, Matrix<const float> a, const float* b, in
       CASTILE_UNROLL
       for (int v = 0; v < VECTORS; ++v) {
         float* const at = c.data + i * c.row + v * LANES;
-        store_vector(at, accumulate ? load_vector(at) + sum[i][v] : sum[i][v]);
+        store(at, accumulate ? load(at) + sum[i][v] : sum[i][v]);
       }
     }
     return;
@@ -641,21 +869,21 @@ inline void dot_block(Matrix<float> c, Matrix<const float> a, const float* b, in
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     CASTILE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) store_vector(edge + v * LANES, sum[i][v]);
+    for (int v = 0; v < VECTORS; ++v) store(edge + v * LANES, sum[i][v]);
     float* const at = c.data + i * c.row;
     for (int64_t j = 0; j < width; ++j) at[j] = accumulate ? at[j] + edge[j] : edge[j];
   }
 }
 
 // All rows of one panel of columns. The rows are split evenly: 16 are 6 + 5 + 5, as a block of few rows waits for loads.
-template <int VECTORS>
-inline void dot_panel(Matrix<float> c, Matrix<const float> a, const float* b, int64_t b_row, int64_t width, int64_t m,
-                      int64_t k, bool accumulate) {
+template <int VECTORS, class U>
+inline void dot_panel(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m, int64_t k,
+                      bool accumulate) {
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
     const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
-    const Matrix<const float> ai = {a.data + i * a.row, a.row, a.column};
+    const Matrix<const U> ai = {a.data + i * a.row, a.row, a.column};
     switch (rows) {
       case 1: dot_block<1, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
       case 2: dot_block<2, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
@@ -668,51 +896,193 @@ inline void dot_panel(Matrix<float> c, Matrix<const float> a, const float* b, in
   }
 }
 
-// Floats that `dot` needs of its caller: a panel of B, and A where it must be converted.
-constexpr int64_t dot_floats(int64_t m, int64_t k) { return k * PANEL + m * k; }
+template <class U>
+inline void dot_columns(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
+                        int64_t k, bool accumulate) {
+  if (width <= LANES) dot_panel<1>(c, a, b, b_row, width, m, k, accumulate);
+  else dot_panel<PANEL_VECTORS>(c, a, b, b_row, width, m, k, accumulate);
+}
 
-// C[m, n] (+)= A[m, k] B[k, n] in f32, operands rounded to Operand first. C's columns are contiguous; A and B lie anyhow.
-// The place for a matrix unit: a specialisation for Operand = bf16 may multiply pairs (vdpbf16ps) instead of converting.
-template <class Operand, class A, class B>
-inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
-                float* local) {
-  constexpr bool EXACT = std::is_same_v<Operand, float>;
-  float* const panel = local;
-  Matrix<const float> rows = {nullptr, k, 1};
-  if constexpr (EXACT && std::is_same_v<A, float>) {
-    rows = a;
+template <class Operand, class T>
+CASTILE_INLINE uint32_t pair(T low, T high) {
+  return uint32_t(to<Operand>(low).raw) | uint32_t(to<Operand>(high).raw) << 16;
+}
+
+#if defined(__AVX512F__)
+// into[j * PANEL + i] = from[i * row + j] for 16 x 16 words.
+inline void transpose(const void* from, int64_t row_bytes, uint32_t* into) {
+  __m512i a[16], b[16];
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * row_bytes);
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const int j = (i & 3) + (i & 4 ? 4 : 0);
+    _mm512_storeu_si512(into + j * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(into + (j + 8) * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+  }
+}
+#endif
+
+// One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
+template <class Operand, class B>
+inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* panel) {
+  constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
+  int64_t done = 0;  // units along k
+#if defined(__AVX512F__)
+  // Columns that lie along k: their words go by squares of 16.
+  if constexpr (AS_IT_IS && (PAIRS<Operand> || sizeof(B) == 4)) {
+    if (b.row == 1 && width % 16 == 0) {
+      constexpr int64_t PER_WORD = 4 / sizeof(B);
+      for (; done + 16 <= k / PER_WORD; done += 16) {
+        for (int64_t q = 0; q < width; q += 16) {
+          transpose(b.data + done * PER_WORD + q * b.column, b.column * int64_t(sizeof(B)),
+                    reinterpret_cast<uint32_t*>(panel) + done * PANEL + q);
+        }
+      }
+    }
+  }
+#endif
+  for (int64_t p = done; p < depth<Operand>(k); ++p) {
+    Unit<Operand>* const into = panel + p * PANEL;
+    with_stride(b.column, [&](auto step) {
+      if constexpr (PAIRS<Operand>) {
+        const B* const low = b.data + 2 * p * b.row;
+        if (2 * p + 1 < k) {
+          const B* const high = low + b.row;
+          CASTILE_SIMD
+          for (int64_t q = 0; q < width; ++q) into[q] = pair<Operand>(low[q * step], high[q * step]);
+        } else {
+          for (int64_t q = 0; q < width; ++q) into[q] = to<Operand>(low[q * step]).raw;
+        }
+      } else {
+        const B* const from = b.data + p * b.row;
+        CASTILE_SIMD
+        for (int64_t q = 0; q < width; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
+      }
+    });
+    for (int64_t q = width; q < PANEL; ++q) into[q] = 0;
+  }
+  (void)AS_IT_IS;
+}
+
+// B[k, n] as panels, one after another.
+template <class Operand, class B>
+inline void pack(Matrix<const B> b, int64_t k, int64_t n, void* panels) {
+  for (int64_t j = 0; j < n; j += PANEL) {
+    Unit<Operand>* const panel = static_cast<Unit<Operand>*>(panels) + j * depth<Operand>(k);
+    pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, at_most(PANEL, n - j), panel);
+  }
+}
+
+// A as the micro-kernel reads it: where it lies if that will do, else copied.
+template <class Operand, class A>
+inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if constexpr (std::is_same_v<A, float> && std::is_same_v<Operand, float>) {
+    (void)m, (void)k, (void)copy;
+    return a;
+  } else if constexpr (PAIRS<Operand>) {
+    if (std::is_same_v<A, Operand> && a.column == 1 && a.row % 2 == 0 && k % 2 == 0) {
+      return {reinterpret_cast<const uint32_t*>(a.data), a.row / 2, 1};
+    }
+    const int64_t n = depth<Operand>(k);
+    uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
+    for (int64_t i = 0; i < m; ++i) {
+      const A* const from = a.data + i * a.row;
+      for (int64_t p = 0; p < k / 2; ++p) {
+        into[i * n + p] = pair<Operand>(from[2 * p * a.column], from[(2 * p + 1) * a.column]);
+      }
+      if (k % 2) into[i * n + n - 1] = to<Operand>(from[(k - 1) * a.column]).raw;
+    }
+    return {into, n, 1};
   } else {
-    float* const copy = local + k * PANEL;
     for (int64_t i = 0; i < m; ++i) {
       with_stride(a.column, [&](auto step) {
         CASTILE_SIMD
         for (int64_t j = 0; j < k; ++j) copy[i * k + j] = to<float>(to<Operand>(a.data[i * a.row + j * step]));
       });
     }
-    rows.data = copy;
+    return {copy, k, 1};
   }
+}
+
+// C[m, n] (+)= A[m, k] B[k, n] in f32, operands rounded to Operand first, B packed. ``local`` holds m * k floats.
+template <class Operand, class A>
+inline void dot_packed(Matrix<float> c, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k,
+                       bool accumulate, float* local) {
+  using U = Unit<Operand>;
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
+  for (int64_t j = 0; j < n; j += PANEL) {
+    const U* const panel = static_cast<const U*>(panels) + j * depth<Operand>(k);
+    dot_columns<U>({c.data + j, c.row, 1}, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k), accumulate);
+  }
+}
+
+// As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats.
+template <class Operand, class A, class B>
+inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
+                float* local) {
+  using U = Unit<Operand>;
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local + k * PANEL);
   for (int64_t j = 0; j < n; j += PANEL) {
     const int64_t width = at_most(PANEL, n - j);
-    const float* columns = panel;
-    int64_t b_row = PANEL;
-    bool packed = true;
-    if constexpr (EXACT && std::is_same_v<B, float>) {
-      if (width == PANEL && b.column == 1) columns = b.data + j, b_row = b.row, packed = false;
-    }
-    if (packed) {
-      for (int64_t p = 0; p < k; ++p) {
-        const B* const from = b.data + p * b.row + j * b.column;
-        float* const into = panel + p * PANEL;
-        with_stride(b.column, [&](auto step) {
-          CASTILE_SIMD
-          for (int64_t q = 0; q < width; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
-        });
-        for (int64_t q = width; q < PANEL; ++q) into[q] = 0.0f;
+    if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
+      if (width == PANEL && b.column == 1) {
+        dot_columns<U>({c.data + j, c.row, 1}, rows, b.data + j, b.row, width, m, k, accumulate);
+        continue;
       }
     }
-    const Matrix<float> cj = {c.data + j, c.row, 1};
-    if (width <= LANES) dot_panel<1>(cj, rows, columns, b_row, width, m, k, accumulate);
-    else dot_panel<PANEL_VECTORS>(cj, rows, columns, b_row, width, m, k, accumulate);
+    U* const panel = reinterpret_cast<U*>(local);
+    pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, width, panel);
+    dot_columns<U>({c.data + j, c.row, 1}, rows, panel, PANEL, width, m, depth<Operand>(k), accumulate);
+  }
+}
+
+template <class T>
+inline bool all_finite(Matrix<const T> b, int64_t m, int64_t n) {
+  bool finite = true;
+  for (int64_t i = 0; i < m; ++i) {
+    with_stride(b.column, [&](auto step) {
+#pragma omp simd reduction(& : finite)
+      for (int64_t j = 0; j < n; ++j) finite = finite & is_finite<T>(b.data[i * b.row + j * step]);
+    });
+  }
+  return finite;
+}
+
+// As `dot`, but a 0 of A (of B if not LEFT) gives 0 even against an infinity or NaN: where not all is finite.
+template <class Operand, class A, class B, bool LEFT>
+inline void dot_annihilating(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                             bool accumulate) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float* const at = c.data + i * c.row + j;
+      float sum = accumulate ? *at : 0.0f;
+      for (int64_t p = 0; p < k; ++p) {
+        const float x = to<float>(to<Operand>(a.data[i * a.row + p * a.column]));
+        const float y = to<float>(to<Operand>(b.data[p * b.row + j * b.column]));
+        sum += (LEFT ? x : y) == 0.0f ? 0.0f : x * y;
+      }
+      *at = sum;
+    }
   }
 }
 

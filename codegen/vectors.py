@@ -1,0 +1,191 @@
+"""Expressions over whole vectors: the text of a value in LANES neighbouring positions of one axis.
+
+    exp(scale * load(s + q * 512 + k) - m[q])
+
+What does not vary along the axis stays a scalar. A comparison of coordinates becomes a mask of lanes. Where an
+expression holds anything else (integers, other dtypes, reads that do not lie side by side), there is no such text, and
+the loop goes element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..ir.cascade import Access, Call, Cast, Expr, Rank, free_ranks, literal_value, walk
+from ..ir.ops import OPS
+from ..ir.types import TypeChecker, settle
+
+# Rows of tiles are multiples of this many elements where they are computed in vectors: the widest machine's.
+WIDEST = 16
+
+ATOM, UNARY, MUL, ADD, LOOSE = 9, 8, 7, 6, 1
+
+_INFIX = {"add": ("+", ADD, ADD, MUL), "sub": ("-", ADD, ADD, MUL), "mul": ("*", MUL, MUL, UNARY)}
+_INFIX["div"] = ("/", MUL, MUL, UNARY)
+_CALLS = frozenset(("exp", "exp2", "expm1", "tanh", "erf", "sigmoid", "abs", "sqrt", "rsqrt", "maximum", "minimum"))
+_COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_LOGIC = {"and": "&", "or": "|"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that binds as tightly as ``level`` says; ``wide`` if it is a vector or mask, else a scalar."""
+
+    text: str
+    level: int
+    wide: bool
+
+    def at(self, floor: int) -> str:
+        return f"({self.text})" if self.level < floor else self.text
+
+
+class NotVectors(Exception):
+    """The expression has no text over vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Writes expressions along ``axis``.
+
+    ``tile`` gives a tile's dtype, whether it varies along the axis, and its element's text, or None where it does not
+    lie side by side; ``scalar`` the text of what does not vary, in a dtype; ``kept`` names tiles that are vectors.
+    """
+
+    axis: str
+    checker: TypeChecker
+    tile: Callable[[str], tuple[str, bool, str | None] | None]
+    scalar: Callable[[Expr, str], str]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def varies(self, e: Expr) -> bool:
+        for n in walk(e):
+            if isinstance(n, Rank) and n.name == self.axis:
+                return True
+            if isinstance(n, Access) and (found := self.tile(n.tensor)) is not None and found[1]:
+                return True
+        return False
+
+    def value(self, e: Expr) -> Text:
+        """An f32 value; raises `NotVectors`."""
+        if not self.varies(e):
+            number = literal_value(e)
+            return Text(self.scalar(e, "f32"), UNARY if number is not None and number < 0 else ATOM, False)
+        step = None if any(isinstance(n, Access) and self._varying(n) for n in walk(e)) else coefficient(e, self.axis)
+        if step is not None:
+            return Text(f"lanes_from({self.scalar(e, 'i64')}, {step})", ATOM, True)
+        match e:
+            case Access(tensor=tensor):
+                if tensor in self.kept:
+                    return Text(self.kept[tensor], ATOM, True)
+                found = self.tile(tensor)
+                if found is None or found[2] is None or found[0] not in ("f32", "bf16"):
+                    raise NotVectors
+                return Text(f"load(&{found[2]})", ATOM, True)
+            case Cast(dtype="f32", arg=arg) if settle(self.checker.infer(arg)) == "f32":
+                return self.value(arg)
+            case Call():
+                return self._call(e)
+        raise NotVectors
+
+    def _call(self, e: Call) -> Text:
+        if settle(self.checker.infer(e)) != "f32":
+            raise NotVectors
+        if e.op == "where":
+            a, b = self.value(e.args[1]), self.value(e.args[2])
+            return Text(f"choose({self.condition(e.args[0]).text}, {a.text}, {b.text})", ATOM, True)
+        if e.op == "neg":
+            return Text("-" + self.value(e.args[0]).at(ATOM), UNARY, True)
+        if e.op == "pow" and isinstance(n := literal_value(e.args[1]), int):
+            return Text(f"power<{n}>({self.value(e.args[0]).text})", ATOM, True)
+        if e.op in _INFIX:
+            sign, level, left, right = _INFIX[e.op]
+            a, b = (self.value(x) for x in e.args)
+            return Text(f"{a.at(left)} {sign} {b.at(right)}", level, True)
+        if e.op in _CALLS:
+            args = [self.value(x) for x in e.args]
+            several = len(args) > 1
+            return Text(f"{e.op}({', '.join(_wide(x) if several else x.text for x in args)})", ATOM, True)
+        raise NotVectors
+
+    def condition(self, e: Expr) -> Text:
+        """A mask of lanes, or a bool where it is the same for all."""
+        if not self.varies(e):
+            return Text(self.scalar(e, "bool"), LOOSE, False)
+        if not isinstance(e, Call):
+            raise NotVectors
+        if e.op in _LOGIC:
+            a, b = (self.condition(x) for x in e.args)
+            return Text(f"mask_of({a.text}) {_LOGIC[e.op]} mask_of({b.text})", LOOSE, True)
+        if e.op == "not":
+            return Text(f"~mask_of({self.condition(e.args[0]).text})", UNARY, True)
+        if OPS[e.op].rule != "compare" or e.op not in _COMPARISONS:
+            raise NotVectors
+        steps = [coefficient(a, self.axis) for a in e.args]
+        if None not in steps and not any(isinstance(n, Access) and self._varying(n) for n in walk(e)):
+            return self._coordinates(e.op, e.args, (steps[0] or 0) - (steps[1] or 0))
+        if any(settle(self.checker.infer(a)) != "f32" for a in e.args):
+            raise NotVectors
+        a, b = (self.value(x) for x in e.args)
+        return Text(f"({_wide(a)} {_COMPARISONS[e.op]} {_wide(b)})", ATOM, True)
+
+    def _varying(self, n: Access) -> bool:
+        found = self.tile(n.tensor)
+        return found is not None and found[1]
+
+    def _coordinates(self, op: str, args: tuple[Expr, ...], step: int) -> Text:
+        """``a op b`` for integers of which one side moves with the lane: a first or last few lanes."""
+        a, b = (self.scalar(x, "i64") for x in args)
+        if step == -1:
+            a, b, op = b, a, {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}.get(op, op)
+        elif step != 1:
+            raise NotVectors
+        # Now a + lane op b.
+        below = f"({b}) - ({a})"
+        match op:
+            case "lt":
+                return Text(f"lanes_below({below})", ATOM, True)
+            case "le":
+                return Text(f"lanes_below({below} + 1)", ATOM, True)
+            case "ge":
+                return Text(f"~lanes_below({below})", UNARY, True)
+            case "gt":
+                return Text(f"~lanes_below({below} + 1)", UNARY, True)
+        raise NotVectors
+
+
+def _wide(t: Text) -> str:
+    return t.text if t.wide else f"splat({t.text})"
+
+
+def coefficient(e: Expr, rank: str) -> int | None:
+    """By how much an integer expression grows with a rank; None where it is not linear in it or not of ranks."""
+    match e:
+        case Rank(name=name):
+            return int(name == rank)
+        case Call(op="add" | "sub" as op, args=(x, y)):
+            a, b = coefficient(x, rank), coefficient(y, rank)
+            return None if a is None or b is None else a + b if op == "add" else a - b
+        case Call(op="neg", args=(x,)):
+            a = coefficient(x, rank)
+            return None if a is None else -a
+        case Call(op="mul", args=(x, y)):
+            for factor, other in ((literal_value(x), y), (literal_value(y), x)):
+                if isinstance(factor, int) and (a := coefficient(other, rank)) is not None:
+                    return factor * a
+    if rank in free_ranks(e) or any(isinstance(n, Access) and n.indices for n in walk(e)):
+        return None
+    number = literal_value(e)
+    return None if isinstance(number, float) else 0
+
+
+def steps(indices: tuple[Expr, ...], ranks: tuple[str, ...]) -> Mapping[str, tuple[int, int]] | None:
+    """For each rank the one index that moves with it and by how much; None where one moves none, or several."""
+    found: dict[str, tuple[int, int]] = {}
+    for r in ranks:
+        moved = [(i, coefficient(e, r)) for i, e in enumerate(indices)]
+        nonzero = [(i, c) for i, c in moved if c != 0]
+        if len(nonzero) != 1 or nonzero[0][1] is None:
+            return None
+        found[r] = (nonzero[0][0], nonzero[0][1])
+    return found
