@@ -28,9 +28,7 @@ from ..ir.cascade import (
     children,
     free_ranks,
     rebuild,
-    substitute,
     tensors_read,
-    transform,
     walk,
 )
 from ..ir.dtypes import DTYPES
@@ -40,6 +38,7 @@ from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
 from .fuse import ON_CHIP, epilogues, fusible, is_map, stored
+from .inline import Inliner, renamed
 from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .step import Let, Step, Take
 
@@ -91,6 +90,7 @@ def tile_program(
     types = tensor_types(c)
     live = needed(c)
     inlined = fusible(c, extents) if extents is not None else {}
+    inline = Inliner(c, inlined)
     kernels: list[TileKernel] = []
     scratch: list[Param] = []
     absorbed: set[str] = set()
@@ -99,7 +99,7 @@ def tile_program(
             continue
         fused = inlined.get(e.name)
         plain_map = is_map(e)
-        e = replace(e, expr=_inline(e.expr, inlined))
+        e = replace(e, expr=inline(e.expr))
         if fused is not None:
             inlined[e.name] = (fused[0], e.expr)
             continue
@@ -110,11 +110,11 @@ def tile_program(
             continue
         step = (steps or {}).get(e.name)
         if step is not None:
-            step = tuple(replace(s, element=_inline(s.element, inlined)) if isinstance(s, Take) else s for s in step)
-        after = [replace(m, expr=_inline(m.expr, inlined)) for m in epilogues(c, e)] if not plain_map else []
+            step = tuple(replace(s, element=inline(s.element)) if isinstance(s, Take) else s for s in step)
+        after = [replace(m, expr=inline(m.expr)) for m in epilogues(c, e)] if not plain_map else []
         absorbed |= {m.name for m in after}
         kept = stored(c, e, absorbed)
-        kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}).build(after, kept)
+        kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}, inline.origin).build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
         for o in e.outputs:
@@ -126,17 +126,6 @@ def tile_program(
 def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
     """A map's value as its tensor would hold it."""
     return Cast(types[e.name], e.expr) if e.output.dtype is not None else e.expr
-
-
-def _inline(e: Expr, maps: Mapping[str, tuple[tuple[str, ...], Expr]]) -> Expr:
-    """Replace reads of maps and fused reductions by what they compute; the ranks that these reduce are their own."""
-    kids = children(e)
-    if kids:
-        e = rebuild(e, tuple(_inline(k, maps) for k in kids))
-    if isinstance(e, Access) and e.tensor in maps:
-        ranks, value = maps[e.tensor]
-        return substitute(value, dict(zip(ranks, e.indices, strict=True)))
-    return e
 
 
 @dataclass
@@ -159,6 +148,7 @@ class _Builder:
         tiling: Tiling,
         step: Step | None,
         extents: Mapping[str, int],
+        origin: Mapping[str, str],
     ) -> None:
         self.c = c
         self.step = step
@@ -171,7 +161,7 @@ class _Builder:
         self.own: dict[str, frozenset[str]] = {}
         self.level: dict[str, int] = {}
         self.local: Mapping[str, Expr] = {}
-        self.origin: dict[str, str] = {}
+        self.origin = dict(origin)
         self.held: dict[str, HeldRank] = {}
         self.bound: list[str] = []
         self.results: dict[str, Expr] = {}
@@ -437,7 +427,7 @@ class _Builder:
                 self.origin[name] = of
                 self.frames[0].ranks.add(name)
             names[r] = name
-        return replace(e, ranks=tuple(names.values()), args=tuple(_renamed(a, names) for a in e.args))
+        return replace(e, ranks=tuple(names.values()), args=tuple(renamed(a, names) for a in e.args))
 
     def _scanned(self) -> bool:
         return scan_step(self.e) is not None
@@ -501,7 +491,7 @@ class _Builder:
                 self.count += 1
                 names[r] = f"{r}_{self.count}"
                 self.origin[names[r]] = self.origin.get(r, r)
-        return replace(e, ranks=tuple(names.get(r, r) for r in e.ranks), args=tuple(_renamed(a, names) for a in e.args))
+        return replace(e, ranks=tuple(names.get(r, r) for r in e.ranks), args=tuple(renamed(a, names) for a in e.args))
 
     def _outer(self, e: Reduce, guard: Expr | None) -> frozenset[str]:
         """The ranks in scope with which a reduction varies."""
@@ -776,17 +766,6 @@ def _masked(e: Expr) -> tuple[Expr | None, Expr]:
         inner, value = _masked(e.args[1])
         return (e.args[0] if inner is None else Call("and", (e.args[0], inner))), value
     return None, e
-
-
-def _renamed(e: Expr, names: Mapping[str, str]) -> Expr:
-    """The expression with ranks under other names, bound ones too; an extent keeps the old one, whose size it is."""
-
-    def one(n: Expr) -> Expr:
-        if isinstance(n, Rank):
-            return replace(n, name=names.get(n.name, n.name))
-        return replace(n, ranks=tuple(names.get(r, r) for r in n.ranks)) if isinstance(n, Reduce) else n
-
-    return transform(e, one) if names else e
 
 
 def _named(e: Expr, values: Mapping[str, Expr]) -> Expr:
