@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..ir.cascade import Access, Call, Cast, Expr, Rank, free_ranks, literal_value, walk
 from ..ir.ops import OPS
-from ..ir.types import TypeChecker, settle
+from ..ir.types import TypeChecker, is_float, settle
 
 # Rows of tiles are multiples of this many elements where they are computed in vectors: the widest machine's.
 WIDEST = 16
@@ -71,7 +71,10 @@ class Lanes:
         if not self.varies(e):
             number = literal_value(e)
             return Text(self.scalar(e, "f32"), UNARY if number is not None and number < 0 else ATOM, False)
-        step = None if any(isinstance(n, Access) and self._varying(n) for n in walk(e)) else coefficient(e, self.axis)
+        # A coordinate, and not a float that a coordinate went into.
+        whole = not is_float(settle(self.checker.infer(e)))
+        whole = whole and not any(isinstance(n, Access) and self._varying(n) for n in walk(e))
+        step = coefficient(e, self.axis) if whole else None
         if step is not None:
             return Text(f"lanes_from({self.scalar(e, 'i64')}, {step})", ATOM, True)
         match e:
