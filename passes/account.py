@@ -15,6 +15,7 @@ from .fuse import epilogues, fusible, is_map, nominal_extents, stored
 _WHEN = {
     "running maximum": "fewest passes; each step rescales what came before when the maximum moves",
     "extended exponent": "as many passes; mantissas carry powers of two, so nothing waits for a maximum",
+    "moving reference": "fewest passes; sums are taken about a value that moves as more is seen",
     "separated": "fewest passes; nothing has to be rescaled",
     "deferred": "factors leave the sums, exponents stay: fewer operations a step, more passes",
     "as written": "every pass as in the text: best where a whole fiber fits in cache",
@@ -37,7 +38,7 @@ def states(d: Derivation) -> tuple[State, ...]:
         if s.monoid is None or s.einsum is None:
             continue
         body = dict(s.monoid.body)
-        moves = [f"{n} = {print_expr(e)}" for n, e in s.monoid.body if n not in s.monoid.results and n.startswith("c")]
+        moves = [f"{n} = {print_expr(e)}" for n, e in s.monoid.body if n not in s.monoid.results]
         scaled = any(c.gauge is not None for c in s.components)
         found.append(
             State(
@@ -47,7 +48,7 @@ def states(d: Derivation) -> tuple[State, ...]:
                 identity=tuple(print_expr(i) for i in s.monoid.identity),
                 combine=tuple(f"{r} = {print_expr(body[r])}" for r in s.monoid.results if r in body),
                 correction="; ".join(moves),
-                gauge=d.form if scaled else "none",
+                gauge=d.form if scaled or d.form == "moving reference" else "none",
             )
         )
     return tuple(found)

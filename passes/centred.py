@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from math import comb
 
-from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, scale, values_inside
+from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, scale, values_inside
+from .normal import const, mul, power
 from .waiting import pieces, waits_value
 
 
@@ -140,3 +142,28 @@ def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
         return isinstance(x, Atom) and x.kind == "red" and x.ranks == ranks
 
     return [x for x in values_inside(v, into=lambda x: not over(x)) if isinstance(x, Atom) and over(x)]
+
+
+def spread(atom: Atom) -> Form:
+    """A centred reduction multiplied out: ``Σ (a - r)² w`` -> ``Σ a² w - 2 r Σ a w + r² Σ w``."""
+    body = atom.args[0]
+    assert isinstance(body, Form)
+    assert body.single is not None
+    m, q = body.single
+    inside = centres(atom)
+    polys = [c.poly for c in inside]
+    rest = Form({Monomial([(a, p) for a, p in m.factors if a not in polys], m.exponent, m.brackets): q})
+    terms = []
+    for powers in product(*(range(c.power + 1) for c in inside)):
+        kept, outside = [rest], UNIT
+        for c, p in zip(inside, powers, strict=True):
+            kept.append(power(c.varying, p))
+            outside = mul(outside, const(comb(c.power, p)), power(c.reference, c.power - p))
+        inner = mul(*kept)
+        factor = inner.single[1] if inner.single is not None else ONE_FRACTION
+        inner = scale(inner, 1 / factor)
+        ranks = tuple(r for r in atom.ranks if r in inner.free)
+        sizes = [lift(Atom("extent", r, dtype="i64", nonnegative=True)) for r in atom.ranks if r not in ranks]
+        total = lift(Atom("red", "sum", (inner,), ranks)) if ranks else inner
+        terms.append(scale(mul(outside, total, *sizes), factor))
+    return add(*terms)

@@ -5,7 +5,7 @@ what blocks and what streams is recorded for `castile explain`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.cascade import Cascade
@@ -27,7 +27,8 @@ LEVELS = ("none", "defer", "full")
 class Derivation:
     """A derived cascade, with what was done to it.
 
-    ``form`` names it among the alternatives: "as written", "deferred", "running maximum" or "extended exponent".
+    ``form`` names it among the alternatives: "as written", "deferred", "running maximum", "extended exponent", and
+    where nothing is scaled "moving reference" or "separated".
     ``passes`` counts each rank of the original in the derived cascade.
     """
 
@@ -58,12 +59,14 @@ def alternatives(c: Cascade) -> tuple[Derivation, ...]:
     return tuple(found.values())
 
 
-def form_name(level: str, gauge: str, streamed: bool) -> str:
+def form_name(level: str, gauge: str, streams: Sequence[Stream], centred: bool) -> str:
     if level == "none":
         return "as written"
     if level == "defer":
         return "deferred"
-    return "extended exponent" if gauge == "exponent" and streamed else "running maximum" if streamed else "separated"
+    if any(c.gauge is not None for s in streams for c in s.components):
+        return "extended exponent" if gauge == "exponent" else "running maximum"
+    return "moving reference" if centred else "separated"
 
 
 class _Deriver(Teller):
@@ -104,7 +107,9 @@ class _Deriver(Teller):
         passes = {r: after.get(r, 0) for r in before}
         if any(passes[r] > n for r, n in before.items()):
             return Derivation("as written", c, before, (), (), ())
-        form = form_name(self.level, self.kind, bool(self.streams))
+        form = form_name(
+            self.level, self.kind, self.streams, bool(self.reductions.centred.keys() & self.component.keys())
+        )
         return Derivation(form, derived, passes, self._steps(), self._blocks(), tuple(self.streams))
 
     def _unknown_extent(self) -> Block:
@@ -152,6 +157,7 @@ class _Deriver(Teller):
     def _demote(self, atom: Atom) -> None:
         """A reduction that was to be carried centred, but whose reference cannot be: it waits after all."""
         self.reductions.centred.pop(atom.digest, None)
+        self.reductions.rewrites.pop(atom.digest, None)
         body = atom.args[0]
         assert isinstance(body, Form)
         key = (atom.digest, atom.ranks)

@@ -80,8 +80,8 @@ class Barrier:
 class State:
     """The state of a streamed rank, a monoid: identity and combination by component, and what keeps it finite.
 
-    ``correction`` is what an old state is multiplied by when the gauge moves; ``gauge`` names what the scale follows
-    ("running maximum", "extended exponent", "none").
+    ``correction`` says what an old state is multiplied by when the gauge moves, and how far a reference moves;
+    ``gauge`` names what the state follows ("running maximum", "extended exponent", "moving reference", "none").
     """
 
     reduction: str

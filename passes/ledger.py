@@ -22,11 +22,11 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A rewrite that fired: its name, the value before and after."""
+    """A rewrite that fired: its name, the value before and after (None: multiplied out), and why it may."""
 
     name: str
     before: Form
-    after: Form
+    after: Form | None
     reason: str
 
 

@@ -141,15 +141,20 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
     if not inner.terms:
         return ONE, ZERO_FRACTION
     if inner.single is None and len(inner.terms) == len(terms):
-        # The sign and size of a poly are fixed by its first term, so that equal sums up to a factor are one atom.
-        first_left = next(iter(inner.terms.values()))
-        own, q = Monomial([(poly(scale(inner, 1 / first_left)), 1)]), first_left
+        # The sign and size of a poly are fixed by its leading term, so that equal sums up to a factor are one atom.
+        leading = inner.terms[_leading(inner)]
+        own, q = Monomial([(poly(scale(inner, 1 / leading)), 1)]), leading
     else:
         # A sum within the sum was opened: other terms, other common factors.
         own, q = inner.single or factored(inner)
     product = times(content, own)
     assert product is not None
     return product, lead * q
+
+
+def _leading(f: Form) -> Monomial:
+    """The term whose sign a sum has: the one that varies most, then a number, as people write X - mu and 1 - p."""
+    return max(f.terms, key=lambda m: (len(m.free), m.is_one))
 
 
 def is_mask(m: Monomial) -> bool:

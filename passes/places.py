@@ -38,6 +38,10 @@ class Ranking:
             body = masked(body, [p])
         return Atom("red", "max", (body,), (self.rank,)), Atom("red", "argmax", (body,), (self.rank,), "i64")
 
+    def every(self) -> list[Atom]:
+        """The values and places of all, best first."""
+        return [a for j in range(len(self.places) + 1) for a in self.pair(j)]
+
     def _left_out(self, j: int) -> list[Atom]:
         here = lift(Atom("rank", self.rank, dtype="i64"))
         return [compare("ne", here, lift(p), integer=True) for p in self.places[:j]]

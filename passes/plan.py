@@ -81,7 +81,7 @@ class Plan:
             return True
         ranking = ranking_behind(atom)
         if ranking is not None:
-            trail.extend(a for j in range(len(ranking.places) + 1) for a in ranking.pair(j) if a not in trail)
+            trail.extend(a for a in ranking.every() if a not in trail)
             self._rank(ranking)
             return True
         if depth > 40 or atom.kind != "red" or atom.name not in ("sum", "max", "min"):
@@ -122,9 +122,7 @@ class Plan:
         known = self.rankings.get(key)
         longest = ranking if known is None or len(known.places) < len(ranking.places) else known
         self.rankings[key] = longest
-        for j in range(len(longest.places) + 1):
-            for a in longest.pair(j):
-                self.rank_of[a.digest] = key
+        self.rank_of.update({a.digest: key for a in longest.every()})
 
     def _sound(self, trail: list[Atom]) -> bool:
         """Whether a group of these, with the groups that they are in already, does not wait for itself."""
@@ -244,12 +242,16 @@ def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
                     place(lower)
         done[a.digest] = a
 
-    rank = {"max": 0, "min": 0, "argmax": 0}
-    for a in sorted(
-        group, key=lambda a: (rank.get(a.name, 1), a.digest in plan.reductions.centred, len(a.free), a.digest)
-    ):
+    order = {a.digest: i for r in plan.rankings.values() for i, a in enumerate(r.every())}
+
+    def key(a: Atom) -> tuple[bool, int, bool, int, bytes]:
+        summed = a.name not in ("max", "min", "argmax")
+        return summed, order.get(a.digest, 0), a.digest in plan.reductions.centred, len(a.free), a.digest
+
+    for a in sorted(group, key=key):
         place(a)
-    return [a for a in done.values() if any(a == g for g in group)]
+    mine = {a.digest for a in group}
+    return [a for a in done.values() if a.digest in mine]
 
 
 def extended(gauge: Gauge, ranks: tuple[str, ...]) -> Atom:

@@ -190,7 +190,7 @@ def _wrapped(first: Line, text: str, style: str) -> list[Line]:
 def _rewrites(r: Explanation) -> list[Line]:
     found: list[Line] = [[("Rewrites", "head")]]
     for number, step in enumerate(r.rewrites, 1):
-        found.append([(f"    {number}. ", "dim"), (step.name, "title"), (f"   {step.reason}", "")])
+        found += _wrapped([(f"    {number}. ", "dim"), (step.name, "title"), ("   ", "")], step.reason, "")
         for line in step.before.splitlines():
             found += _wrapped([("        before  ", "dim")], line, "")
         for line in step.after.splitlines():
@@ -203,23 +203,24 @@ def _barriers(r: Explanation) -> list[Line]:
     for b in r.barriers:
         found += _wrapped([("    ", ""), (b.rank, "rank"), ("   ", "")], b.reason, "")
         found += _wrapped([("        because of  ", "dim")], b.expression, "bar")
-        found += _wrapped([("        in          ", "dim")], b.integrand, "tensor")
+        if b.integrand != b.expression:
+            found += _wrapped([("        in          ", "dim")], b.integrand, "tensor")
     return found if r.barriers else []
 
 
 def _states(r: Explanation) -> list[Line]:
     found: list[Line] = [[("Streamed states", "head")]]
     for s in r.states:
-        found.append(
-            [("    ", ""), (s.reduction, "tensor"), (" over ", "dim"), (s.rank, "rank"), (f"   {s.gauge}", "")]
-        )
+        gauge = f"   {s.gauge}" if s.gauge != "none" else ""
+        found.append([("    ", ""), (s.reduction, "tensor"), (" over ", "dim"), (s.rank, "rank"), (gauge, "")])
         wide = _longest(s.components)
         for name, identity, combine in zip(s.components, s.identity, s.combine, strict=True):
             found += _wrapped(
                 [("        ", ""), (name.ljust(wide), "tensor")], f"   from {identity}, then {combine}", ""
             )
         if s.correction:
-            found += _wrapped([("        correction  ", "dim")], s.correction, "")
+            found += _wrapped([("        where  ", "dim")], s.correction, "")
+    found.append([("    States of two pieces, a_ and b_, combine so; a single element is such a state too.", "dim")])
     return found if r.states else []
 
 
@@ -236,8 +237,8 @@ def _kernels(r: Explanation) -> list[Line]:
     for k in r.kernels:
         streams = f", streams {k.streamed}" if k.streamed else ""
         over = f"   parallel over {', '.join(k.parallel)}{streams}" if k.parallel else streams.replace(", ", "   ")
-        why = [(f"   {k.reason}", "")] if k.reason else []
-        found.append([("    ", ""), (k.name, "title"), (over, "rank"), *why])
+        head: Line = [("    ", ""), (k.name, "title"), (over, "rank")]
+        found += _wrapped([*head, ("   ", "")], k.reason, "") if k.reason else [head]
         found += _filled([("        Einsums  ", "dim")], [[(name, "tensor")] for name in k.einsums])
     return found if r.kernels else []
 

@@ -24,7 +24,7 @@ from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale
 from .ledger import MAX_TERMS, Rewrite
 from .normal import atom_nonnegative, factored, mul, power, times
 from .orders import Orders
-from .waiting import pieces, reason_of, waits, waits_value
+from .waiting import WAITED, pieces, reason_of, waits, waits_value
 
 
 @dataclass
@@ -271,6 +271,8 @@ class Reductions(Orders):
             basis = basis_size(body, over)
             if basis <= MAX_TERMS:
                 self.centred.setdefault(atom.digest, atom)
+                reason = f"{basis} sums by the binomial theorem; as they cancel, each is carried about {WAITED} so far"
+                self.rewrites.setdefault(atom.digest, Rewrite("centre", lift(atom), None, reason))
                 return
             self._block(atom.ranks, body, body, f"its separation has {basis} terms; at most {MAX_TERMS} are carried")
             return

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from ..ir.cascade import Access, Expr, Rank
 from ..ir.print import print_expr
-from .forms import Atom, Form, Value, lift
-from .ledger import Barrier
+from .centred import spread
+from .forms import Atom, Form, Value, lift, neg
+from .ledger import Barrier, Rewrite
 from .lower import Lowering
 from .waiting import WAITED, waited_for
 from .write import Writer
 
-# How deep a shown value nests before an ellipsis.
-SHOWN_DEPTH = 12
+# How long a shown value may be, and how deep it may nest before an ellipsis to be no longer.
+SHOWN_LENGTH = 240
+SHOWN_DEPTHS = (12, 6, 5, 4, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ class Teller(Writer):
 
     def _show(self, v: Value, *, itself: bool = False) -> str:
         """A value in the user's own names, as far as statements compute parts of it, or ``itself``."""
+        whole = () if itself or isinstance(v, Atom) else (v, neg(v))
         names = {
             f.digest: n
             for n, f in self.reader.forms.items()
-            if isinstance(f, Form) and f.constant is None and (itself or f != v)
+            if isinstance(f, Form) and f.constant is None and f not in whole
         }
 
         def named(f: Form) -> Expr | None:
@@ -56,19 +59,38 @@ class Teller(Writer):
 
         if isinstance(v, Atom) and v.kind != "pred" and v.kind != "lbr":
             v = lift(v)
-        return print_expr(Lowering(hook, named=named, room=SHOWN_DEPTH).value(v))
+        for room in SHOWN_DEPTHS:
+            text = print_expr(Lowering(hook, named=named, room=room).value(v))
+            if len(text) <= SHOWN_LENGTH:
+                break
+        return text
 
     def _steps(self) -> tuple[Step, ...]:
-        return tuple(
-            Step(r.name, self._show(r.before), self._show(r.after), r.reason) for r in self.reductions.rewrites.values()
-        )
+        return tuple(self._step(r) for r in self.reductions.rewrites.values() if self._took_place(r))
+
+    def _took_place(self, r: Rewrite) -> bool:
+        """Whether a rewrite is part of the result: what is centred must be carried."""
+        return r.after is not None or (r.before.atom is not None and r.before.atom.digest in self.component)
+
+    def _step(self, r: Rewrite) -> Step:
+        atom = r.before.atom
+        after = r.after
+        if after is None:
+            assert atom is not None
+            after = spread(atom)
+        reason = self._told(r.reason, atom.args[0], atom.ranks) if atom is not None else r.reason
+        return Step(r.name, self._show(r.before), self._show(after), reason)
+
+    def _told(self, reason: str, v: Value, ranks: tuple[str, ...]) -> str:
+        """A reason with the values that are waited for in the user's names."""
+        waited = waited_for(v, frozenset(ranks))
+        names = " and ".join(dict.fromkeys(f"`{self._show(x, itself=True)}`" for x in waited))
+        return reason.replace(WAITED, names or f"a reduction over {', '.join(ranks)}")
 
     def _blocks(self) -> tuple[Block, ...]:
         return tuple(self._block(b) for b in self.reductions.barriers.values() if b.integrand.digest in self.bodies)
 
     def _block(self, b: Barrier) -> Block:
         """A barrier in the user's names: "`abs(X[n, k] - mu[n])` is not a finite sum of terms over `mu[n]`"."""
-        waited = waited_for(b.blocking, frozenset(b.ranks))
-        names = " and ".join(dict.fromkeys(f"`{self._show(v, itself=True)}`" for v in waited))
-        reason = b.reason.replace(WAITED, names or f"a reduction over {', '.join(b.ranks)}")
+        reason = self._told(b.reason, b.blocking, b.ranks)
         return Block(b.ranks, self._show(b.blocking, itself=True), self._show(b.integrand), reason)

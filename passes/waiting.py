@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .forms import Atom, Form, Monomial, Value, values_inside
+from .forms import ONE_FRACTION, Atom, Form, Monomial, Value, lift, values_inside
 
 # In a barrier's reason, the place of the values that it waits for.
 WAITED = "{waited}"
@@ -41,15 +41,38 @@ def _waits(v: Atom | Form, over: frozenset[str], memo: dict[bytes, bool]) -> boo
     return found
 
 
-def waited_for(v: Atom | Form, over: frozenset[str]) -> list[Atom | Form]:
-    """The values inside that were reduced over the ranks and do not vary over them: what the rest waits for."""
+def waited_for(v: Atom | Form, over: frozenset[str]) -> list[Form]:
+    """The largest values inside that were reduced over the ranks and do not vary over them: what the rest waits for."""
+    found: dict[bytes, Form] = {}
 
     def parts(x: Value) -> Iterable[Value]:
-        inside = reversed(x.args) if isinstance(x, Atom) else (p for m in x.terms for p in pieces(m))
-        return [y for y in inside if y.reduced & over]
+        if isinstance(x, Atom):
+            return [y for y in reversed(x.args) if y.reduced & over]
+        left: list[Value] = []
+        for m in x.terms:
+            for part in _units(m, over):
+                if part.free & over:
+                    left.append(part)
+                elif part.reduced & over:
+                    found[part.digest] = part if isinstance(part, Form) else lift(part)
+        return left
 
-    found = values_inside(v, into=lambda x: bool(x.free & over), parts=parts)
-    return [x for x in found if x.reduced & over and not x.free & over]
+    root = v if isinstance(v, Form) else lift(v)
+    for _ in values_inside(root, parts=parts):
+        pass
+    return list(found.values())
+
+
+def _units(m: Monomial, over: frozenset[str]) -> Iterable[Value]:
+    """A monomial as what varies over the ranks, one by one, and the product of all that does not."""
+    if not m.free & over:
+        yield Form({m: ONE_FRACTION})
+        return
+    fixed = [(a, p) for a, p in m.factors if not a.free & over and a.reduced & over]
+    if fixed:
+        sign = -1 if all(p < 0 for _, p in fixed) else 1
+        yield Form({Monomial([(a, p * sign) for a, p in fixed]): ONE_FRACTION})
+    yield from (x for x in pieces(m) if (x.free | x.reduced) & over and not any(x == a for a, _ in fixed))
 
 
 def reason_of(part: Atom | Form, over: frozenset[str]) -> str:
