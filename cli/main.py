@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import bench, cache, doctor, emit, explain, replay, run, verify
+from . import bench, cache, device, doctor, emit, explain, replay, run, verify
 from .terminal import guarded
 
 
@@ -41,6 +41,7 @@ app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("replay")(replay.replay)
 app.add_typer(cache.app, name="cache")
+app.add_typer(device.app, name="device")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,591 @@
+"""Records: what was measured, where and how, in one SQLite file that many processes share.
+
+Trials are only ever appended. A record knows its cascade by its content key and names no rank of its own: tiles and
+extents are stored under the names that the cascade had and are renamed to those of the cascade that asks. A file that
+is corrupt, foreign or written by a newer castile is refused with one `UsageError` and left as it is; what it says is
+data and is checked as it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..ir.cascade import Cascade
+from ..ir.errors import CastileError, InputError, UsageError
+from ..ir.key import content_key
+from ..ir.mapping import Mapping as Tuned
+from ..ir.parse import parse
+
+# "CAST": how SQLite's header tells that a file is ours.
+APPLICATION = 0x43415354
+VERSION = 1
+
+# How a trial ended. Only "ok" can win.
+STATUSES = (
+    "ok",
+    "compile_error",
+    "compile_timeout",
+    "crash",
+    "hang",
+    "memory",
+    "wrong",
+    "wavering",
+    "overrun",
+)
+
+# What a record is: a trial of a search, the winner of a final comparison, or a mapping pinned by a lock file. Where
+# several fit, the latter go before the former.
+KINDS = ("trial", "final", "pinned")
+
+# A record serves extents that differ from its own by this factor at most, in each rank.
+REACH = 4.0
+
+MOST_TIMES, LONGEST_TEXT = 1000, 1 << 20
+
+_WAIT_S = 30.0
+
+_SCHEMA = (
+    "CREATE TABLE cascade (id INTEGER PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL, ranks TEXT NOT NULL,"
+    " text TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE trial (id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, at TEXT NOT NULL, session TEXT NOT NULL,"
+    " kind TEXT NOT NULL, cascade INTEGER NOT NULL REFERENCES cascade(id), target TEXT NOT NULL, device TEXT NOT NULL,"
+    " shapes TEXT NOT NULL, mapping TEXT NOT NULL, status TEXT NOT NULL, detail TEXT NOT NULL, time_s REAL,"
+    " times TEXT NOT NULL, versions TEXT NOT NULL, seed INTEGER NOT NULL)",
+    "CREATE INDEX trial_by_cascade ON trial (cascade, target, device, status)",
+    "CREATE INDEX cascade_by_key ON cascade (key)",
+)
+
+# Statements that bring a file from the version of their place to the next.
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (_SCHEMA,)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measurement. ``time_s`` is the median of ``times`` (seconds), None where the trial failed."""
+
+    cascade: str
+    target: str
+    device: str
+    shapes: Mapping[str, int]
+    mapping: Tuned
+    status: str = "ok"
+    detail: str = ""
+    time_s: float | None = None
+    times: tuple[float, ...] = ()
+    kind: str = "trial"
+    session: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    at: str = ""
+    uid: str = ""
+    key: str = ""
+    name: str = ""
+    ranks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, which `record_of` reads."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["mapping"] = self.mapping.to_dict()
+        return {
+            k: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for k, v in data.items()
+        }
+
+
+def record_of(data: Any) -> Record:
+    """A record from its JSON form. Raises `InputError` for what is none: nothing of it is believed unchecked."""
+    if not isinstance(data, dict):
+        raise InputError("a record is a JSON object", got=type(data).__name__)
+    names = {f.name for f in fields(Record)}
+    unknown = sorted(set(data) - names)
+    if unknown:
+        raise InputError(
+            f"a record has no field `{unknown[0][:60]}`", hint=f"its fields are {', '.join(sorted(names))}"
+        )
+    given = {"detail": "", "session": "", "at": "", "uid": "", "kind": "trial", "status": "ok", **data}
+    for name in ("cascade", "target", "device", "status", "detail", "kind", "session", "at", "uid"):
+        if not isinstance(given.get(name), str) or len(given[name]) > LONGEST_TEXT:
+            raise InputError(f"a record's `{name}` is no text", got=type(given.get(name)).__name__)
+    for name, allowed in (("status", STATUSES), ("kind", KINDS)):
+        if given[name] not in allowed:
+            raise InputError(f"a record's {name} is unknown", expected=", ".join(allowed), got=repr(given[name][:60]))
+    try:
+        c = parse(given["cascade"])
+    except CastileError as error:
+        raise InputError(f"a record's cascade does not parse: {error.message}") from None
+    record = Record(
+        cascade=given["cascade"],
+        target=given["target"],
+        device=given["device"],
+        shapes=_numbers("shapes", given.get("shapes", {}), c),
+        mapping=_mapping(given.get("mapping"), c),
+        status=given["status"],
+        detail=given["detail"],
+        time_s=_time(given.get("time_s")),
+        times=_times(given.get("times", [])),
+        kind=given["kind"],
+        session=given["session"],
+        seed=given["seed"] if isinstance(given.get("seed"), int) and abs(given["seed"]) < 1 << 62 else 0,
+        versions=_texts(given.get("versions", {})),
+        at=given["at"],
+        uid=given["uid"],
+    )
+    if record.status == "ok" and record.time_s is None:
+        raise InputError("a record that is ok has a time", expected="time_s > 0", got=repr(given.get("time_s"))[:60])
+    return _described(record, c)
+
+
+def _described(record: Record, c: Cascade) -> Record:
+    """With what follows from the cascade; what a file claims of that is not believed."""
+    return replace(record, key=content_key(c), name=c.name, ranks=tuple(c.ranks))
+
+
+def _mapping(given: Any, c: Cascade) -> Tuned:
+    mapping = Tuned.from_json(given if isinstance(given, dict) else {} if given is None else str(given))
+    for rank in (*mapping.tiles, *mapping.splits):
+        if rank not in c.ranks:
+            raise InputError(f"a record's mapping names a rank `{rank[:60]}`, which its cascade does not have")
+    return mapping
+
+
+def _numbers(name: str, given: Any, c: Cascade) -> dict[str, int]:
+    good = isinstance(given, dict) and all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 48 and r in c.ranks for r, n in given.items()
+    )
+    if not good:
+        raise InputError(f"a record's {name} give no extents of the cascade's ranks")
+    return dict(given)
+
+
+def _time(given: Any) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < 1e9:
+        raise InputError("a record's time_s is no time", expected="seconds", got=repr(given)[:60])
+    return float(given)
+
+
+def _times(given: Any) -> tuple[float, ...]:
+    if not isinstance(given, list) or len(given) > MOST_TIMES:
+        raise InputError("a record's times are no list", expected=f"at most {MOST_TIMES} numbers")
+    return tuple(t for t in map(_time, given) if t is not None)
+
+
+def _texts(given: Any) -> dict[str, str]:
+    if not isinstance(given, dict) or len(given) > 100:
+        raise InputError("a record's versions are no dictionary")
+    return {str(k)[:200]: str(v)[:200] for k, v in given.items()}
+
+
+def default_path() -> Path:
+    """Where records are kept: ``CASTILE_RECORDS``, else in the user's data folder."""
+    named = os.environ.get("CASTILE_RECORDS")
+    if named:
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "castile" / "records.sqlite"
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "castile" / "records.sqlite"
+
+
+class Records:
+    """A file of records. ``Records()`` opens the user's, creating it; ``read_only`` never writes a byte.
+
+    Raises `UsageError` for a file that is none of castile's, is damaged, comes from a newer castile or cannot be
+    opened; such a file is left as it is.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self.read_only = read_only
+        with self._guard():
+            self._db = self._open()
+        try:
+            with self._guard():
+                self._check()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Opening
+
+    def _open(self) -> sqlite3.Connection:
+        if self.read_only:
+            if not self.path.is_file():
+                raise UsageError(f"there are no records at {self.path}", hint="castile tune makes some")
+            location = self.path.resolve().as_uri()
+            try:
+                db = sqlite3.connect(f"{location}?mode=ro", uri=True, timeout=_WAIT_S)
+                db.execute("PRAGMA schema_version").fetchone()
+            except sqlite3.OperationalError:
+                # A folder that cannot be written to: the file is read as it lies, without its log.
+                db = sqlite3.connect(f"{location}?immutable=1", uri=True)
+            return db
+        if self.path.exists():
+            self._look()
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
+
+    def _look(self) -> None:
+        """Refuse what is no SQLite file before SQLite touches it."""
+        with self.path.open("rb") as file:
+            head = file.read(16)
+        if head and head != b"SQLite format 3\0":
+            raise UsageError(f"{self.path} holds no records of castile", hint=_elsewhere())
+
+    def _check(self) -> None:
+        db = self._db
+        db.execute("PRAGMA trusted_schema=OFF")
+        if not self.read_only:
+            self._create()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION:
+            raise UsageError(f"{self.path} is a database of something else", hint=_elsewhere())
+        if version > VERSION:
+            raise UsageError(
+                f"{self.path} was written by a newer castile",
+                expected=f"version {VERSION} or less",
+                got=str(version),
+                hint=f"update castile, or {_elsewhere()}",
+            )
+        found = {row[0] for row in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        if found != set(_SCHEMA):
+            raise UsageError(f"{self.path} does not have the tables of castile's records", hint=_elsewhere())
+        if not self.read_only:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+
+    def _create(self) -> None:
+        """Make the tables of a new file, or bring an older one up to date; one process does it, others wait."""
+        db = self._db
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if (application == APPLICATION and version >= VERSION) or (application == 0 and not self._empty()):
+            return
+        if application not in (0, APPLICATION):
+            return
+        with self._transaction():
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            for step in _MIGRATIONS[version:]:
+                for statement in step:
+                    db.execute(statement)
+            db.execute(f"PRAGMA application_id={APPLICATION}")
+            db.execute(f"PRAGMA user_version={max(version, VERSION)}")
+
+    def _empty(self) -> bool:
+        return self._db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """SQLite's troubles and the file system's, as one line."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            damaged = not isinstance(error, sqlite3.OperationalError)
+            what = "is damaged" if damaged else "cannot be used"
+            raise UsageError(f"the records in {self.path}: the file {what}: {error}", hint=_elsewhere()) from None
+        except OSError as error:
+            raise UsageError(f"the records in {self.path}: {error.strerror or error}", hint=_elsewhere()) from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    # Writing
+
+    def add(self, records: Iterable[Record]) -> int:
+        """Append records, all or none; those that are there already (by ``uid``) are left out. The number added."""
+        added = 0
+        with self._guard(), self._transaction():
+            for r in records:
+                added += self._insert(r)
+        return added
+
+    def _insert(self, r: Record) -> int:
+        if not r.key:
+            r = _described(r, parse(r.cascade))
+        db = self._db
+        db.execute(
+            "INSERT INTO cascade (key, name, ranks, text) VALUES (?, ?, ?, ?) ON CONFLICT (text) DO NOTHING",
+            (r.key, r.name, json.dumps(r.ranks), r.cascade),
+        )
+        (cascade,) = db.execute("SELECT id FROM cascade WHERE text = ?", (r.cascade,)).fetchone()
+        done = db.execute(
+            "INSERT INTO trial (uid, at, session, kind, cascade, target, device, shapes, mapping, status, detail,"
+            " time_s, times, versions, seed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (uid) DO NOTHING",
+            (
+                r.uid or uuid.uuid4().hex,
+                r.at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                r.session,
+                r.kind,
+                cascade,
+                r.target,
+                r.device,
+                json.dumps(dict(sorted(r.shapes.items()))),
+                r.mapping.to_json(),
+                r.status,
+                r.detail[:2000],
+                r.time_s,
+                json.dumps(list(r.times[:MOST_TIMES])),
+                json.dumps(dict(r.versions)),
+                r.seed,
+            ),
+        )
+        return max(0, done.rowcount)
+
+    def merge(self, other: str | Path) -> int:
+        """Append what another file holds; the number of records that were new."""
+        with Records(other, read_only=True) as source:
+            return self.add(source.all())
+
+    # Reading
+
+    def all(self, **where: str | int | None) -> list[Record]:
+        """Records in the order in which they came; ``where`` compares columns: ``key``, ``target``, ``device``, …"""
+        columns = {
+            "key": "c.key",
+            "name": "c.name",
+            "target": "t.target",
+            "device": "t.device",
+            "status": "t.status",
+            "kind": "t.kind",
+            "session": "t.session",
+            "id": "t.id",
+        }
+        given = {columns[name]: value for name, value in where.items() if value is not None}
+        condition = " AND ".join(f"{name} = ?" for name in given) or "1"
+        query = (
+            "SELECT c.text, t.target, t.device, t.shapes, t.mapping, t.status, t.detail, t.time_s, t.times, t.kind,"
+            " t.session, t.seed, t.versions, t.at, t.uid, c.key, c.name, c.ranks FROM trial t JOIN cascade c"
+            f" ON c.id = t.cascade WHERE {condition} ORDER BY t.id"
+        )
+        with self._guard():
+            rows = self._db.execute(query, tuple(given.values())).fetchall()
+        return [self._record(row) for row in rows]
+
+    def _record(self, row: tuple[Any, ...]) -> Record:
+        try:
+            shapes, mapping, times, versions, ranks = (json.loads(row[i]) for i in (3, 4, 8, 12, 17))
+            return Record(
+                row[0],
+                row[1],
+                row[2],
+                shapes,
+                Tuned.from_json(mapping),
+                row[5],
+                row[6],
+                row[7],
+                tuple(times),
+                row[9],
+                row[10],
+                row[11],
+                versions,
+                row[13],
+                row[14],
+                row[15],
+                row[16],
+                tuple(ranks),
+            )
+        except (ValueError, TypeError, RecursionError, InputError) as error:
+            raise UsageError(f"the records in {self.path}: a row is damaged: {error}", hint=_elsewhere()) from None
+
+    def best(self, c: Cascade, shapes: Mapping[str, int], device: str, target: str) -> Record | None:
+        """The record that serves these extents best, its mapping and shapes under the cascade's own rank names.
+
+        Pinned mappings first, then winners of final comparisons, then trials; among equals the nearest extents, then
+        the fastest. None where nothing within `REACH` was measured on the device. A pin serves every device.
+        """
+        found: tuple[tuple[float, ...], Record] | None = None
+        for r in self.all(key=content_key(c), target=target, status="ok"):
+            if (r.device != device and r.kind != "pinned") or len(r.ranks) != len(c.ranks):
+                continue
+            r = _renamed(r, dict(zip(r.ranks, c.ranks, strict=True)))
+            away = distance(r.shapes, shapes)
+            if away is None:
+                continue
+            rank = (-KINDS.index(r.kind), away, r.time_s or math.inf)
+            if found is None or rank <= found[0]:
+                found = (rank, r)
+        return found[1] if found else None
+
+
+def _renamed(r: Record, names: Mapping[str, str]) -> Record:
+    def one(values: Mapping[str, int]) -> dict[str, int]:
+        return {names.get(k, k): v for k, v in values.items()}
+
+    m = r.mapping
+    return replace(r, shapes=one(r.shapes), mapping=replace(m, tiles=one(m.tiles), splits=one(m.splits)))
+
+
+def distance(a: Mapping[str, int], b: Mapping[str, int]) -> float | None:
+    """How far apart extents lie, in doublings summed over ranks; None where one rank is beyond `REACH`."""
+    apart = [abs(math.log2(max(1, a[r]) / max(1, b[r]))) for r in a if r in b]
+    return None if any(x > math.log2(REACH) for x in apart) else sum(apart)
+
+
+def recorded(c: Cascade, shapes: Mapping[str, int], target: str, device: str | None = None) -> Tuned | None:
+    """The mapping that the user's records hold for these extents; None where there is none.
+
+    Never raises: records that cannot be read are a warning, and the kernel runs with its default.
+    """
+    from .probe import device_name
+
+    path = default_path()
+    try:
+        if not path.is_file():
+            return None
+        with Records(path, read_only=True) as records:
+            found = records.best(c, shapes, device or device_name(target), target)
+    except (CastileError, OSError, sqlite3.Error) as error:
+        warnings.warn(f"tuned mappings are not used: {str(error).splitlines()[0]}", stacklevel=2)
+        return None
+    return found.mapping if found else None
+
+
+def _elsewhere() -> str:
+    return "name another file by --records or CASTILE_RECORDS; this one was left as it is"
+
+
+# Files of records
+
+_LINES = 1_000_000
+
+
+def export(records: Iterable[Record]) -> str:
+    """Records as JSON lines, which `imported` reads."""
+    return "".join(json.dumps(r.to_dict(), ensure_ascii=False) + "\n" for r in records)
+
+
+def imported(text: str) -> list[Record]:
+    """Records from JSON lines. Raises `InputError` that names the line which is none."""
+    found = []
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) > _LINES:
+        raise InputError("too many records in one file", expected=f"at most {_LINES}", got=str(len(lines)))
+    for n, line in lines:
+        try:
+            found.append(record_of(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"line {n} is no JSON: {str(error)[:80]}", hint="castile records export writes it"
+            ) from None
+        except InputError as error:
+            raise InputError(f"line {n}: {error.message}", expected=error.expected, got=error.got) from None
+    return found
+
+
+def t4(records: Iterable[Record]) -> dict[str, Any]:
+    """The trials of one workload in the T4 format, which `castile replay` and other tuners read."""
+    kinds = {"ok": "correct", "compile_error": "compile", "compile_timeout": "compile", "wrong": "correctness"}
+    results: list[dict[str, Any]] = []
+    first: Record | None = None
+    for r in records:
+        if first is None:
+            first = r
+        elif (r.key, r.target, r.device, r.shapes) != (first.key, first.target, first.device, first.shapes):
+            raise InputError("T4 holds one workload", hint="choose one: --cascade, --target, --device, --shape")
+        results.append(
+            {
+                "timestamp": r.at,
+                "configuration": flat(r.mapping),
+                "times": {"runtimes": [t * 1e3 for t in r.times]},
+                "invalidity": kinds.get(r.status, "runtime"),
+                "correctness": float(r.status == "ok"),
+                "measurements": [{"name": "time", "value": r.time_s * 1e3, "unit": "ms"}] if r.time_s else [],
+                "objectives": ["time"],
+            }
+        )
+    about = (
+        {} if first is None else {"kernel_name": first.name, "device_name": first.device, "shapes": dict(first.shapes)}
+    )
+    # A tile that one mapping names and another leaves to the target is a parameter of both.
+    names = dict.fromkeys(n for result in results for n in result["configuration"])
+    for result in results:
+        result["configuration"] = {n: result["configuration"].get(n, "default") for n in names}
+    return {"schema_version": "1.0.0", "metadata": about, "results": results}
+
+
+def flat(mapping: Tuned) -> dict[str, Any]:
+    """A mapping as one name and value for each choice."""
+    found: dict[str, Any] = {"form": mapping.form, "gauge": mapping.gauge}
+    for part in ("tiles", "splits", "knobs"):
+        found |= {f"{part}.{name}": value for name, value in getattr(mapping, part).items()}
+    return found
+
+
+# Lock files
+
+_LOCK_BYTES = 16 << 20
+
+
+def lock(records: Records) -> str:
+    """The text of a ``castile.lock``: the best mapping of every cascade, target, device and extents on record."""
+    best: dict[tuple[str, ...], Record] = {}
+    for r in records.all(status="ok"):
+        place = (r.key, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))))
+        was = best.get(place)
+        rank = (-KINDS.index(r.kind), r.time_s or math.inf)
+        if was is None or rank < (-KINDS.index(was.kind), was.time_s or math.inf):
+            best[place] = r
+    entries = [
+        {**replace(r, times=(), detail="", session="", kind="pinned").to_dict(), "uid": ""}
+        for _, r in sorted(best.items())
+    ]
+    return json.dumps({"castile.lock": VERSION, "pins": entries}, indent=1, ensure_ascii=False) + "\n"
+
+
+def unlocked(path: str | Path) -> list[Record]:
+    """The pinned records of a lock file. Raises `InputError` for a file that is none."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(_LOCK_BYTES + 1)
+        data = json.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no lock file: {str(error)[:80]}", hint="castile records lock writes it") from None
+    if len(raw) > _LOCK_BYTES:
+        raise InputError(f"{path} is too large", expected=f"at most {_LOCK_BYTES >> 20} MiB")
+    if not isinstance(data, dict) or not isinstance(data.get("pins"), list):
+        raise InputError(f"{path} is no lock file", expected="`castile.lock` and `pins`")
+    if data.get("castile.lock") != VERSION:
+        raise InputError(
+            f"{path} is of another version", expected=str(VERSION), got=repr(data.get("castile.lock"))[:40]
+        )
+    pins = [replace(record_of(pin), kind="pinned") for pin in data["pins"]]
+    # The same pin twice is one.
+    return [replace(p, uid=_pin_uid(p)) for p in pins]
+
+
+def _pin_uid(p: Record) -> str:
+    words = json.dumps([p.key, p.target, p.device, sorted(p.shapes.items()), p.mapping.to_json(), p.time_s])
+    return uuid.uuid5(uuid.NAMESPACE_OID, words).hex
