@@ -211,7 +211,11 @@ class Reader:
                 renamed = rewrite(body, _renamer(fresh), {})
                 assert isinstance(renamed, Form)
                 body, ranks_now = renamed, tuple(fresh.get(r, r) for r in ranks_now)
-            inner = rewrite(body, visit, memo)
+            if changed.keys() & set(ranks_now):
+                # Inside, the reduction's own ranks shadow those that are replaced.
+                inner = self._substitute(body, {r: f for r, f in changed.items() if r not in ranks_now})
+            else:
+                inner = rewrite(body, visit, memo)
             assert isinstance(inner, Form)
             if not is_float(a.dtype) and a.name != "argmax":
                 return lift(Atom("red", a.name, (inner,), ranks_now, a.dtype))
