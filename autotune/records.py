@@ -422,7 +422,8 @@ class Records:
         """The record that serves these extents best, its mapping and shapes under the cascade's own rank names.
 
         Pinned mappings first, then winners of final comparisons, then trials; among equals the nearest extents, then
-        the fastest. None where nothing within `REACH` was measured on the device. A pin serves every device.
+        the last, or of trials the fastest. None where nothing within `REACH` was measured on the device. A pin serves
+        every device.
         """
         found: tuple[tuple[float, ...], Record] | None = None
         for r in self.all(key=content_key(c), target=target, status="ok"):
@@ -432,10 +433,17 @@ class Records:
             away = distance(r.shapes, shapes)
             if away is None:
                 continue
-            rank = (-KINDS.index(r.kind), away, r.time_s or math.inf)
+            kind, time_s = _standing(r)
+            rank = (kind, away, time_s)
             if found is None or rank <= found[0]:
                 found = (rank, r)
         return found[1] if found else None
+
+
+def _standing(r: Record) -> tuple[float, float]:
+    """What goes before what: of pins and winners the last, as each comparison had the winner before it among its
+    candidates; of trials the fastest."""
+    return -KINDS.index(r.kind), (r.time_s or math.inf) if r.kind == "trial" else 0.0
 
 
 def _renamed(r: Record, names: Mapping[str, str]) -> Record:
@@ -553,8 +561,7 @@ def lock(records: Records) -> str:
     for r in records.all(status="ok"):
         place = (r.key, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))))
         was = best.get(place)
-        rank = (-KINDS.index(r.kind), r.time_s or math.inf)
-        if was is None or rank < (-KINDS.index(was.kind), was.time_s or math.inf):
+        if was is None or _standing(r) <= _standing(was):
             best[place] = r
     entries = [
         {**replace(r, times=(), detail="", session="", kind="pinned").to_dict(), "uid": ""}

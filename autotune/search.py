@@ -56,12 +56,14 @@ class Search:
     """Proposes points of a finite space by `ask`, and learns their times by `tell`.
 
     ``first`` are points to measure before any other (the default of a space); ``prior`` is a predicted logarithm of
-    time for each point. ``ask`` may be called for several at once, and again before all are told.
+    time for each point. ``ask`` may be called for several at once, and again before all are told. ``forecasts`` holds
+    the time that a surrogate foresaw for the points that it proposed.
     """
 
     def __init__(self, points: Points, seed: int = 0, *, first: Sequence[int] = (), prior: Array | None = None) -> None:
         self.points = points
         self.times: dict[int, float] = {}
+        self.forecasts: dict[int, float] = {}
         self._prior = None if prior is None else np.asarray(prior, dtype=float)
         self._rng = np.random.default_rng(seed)
         self._asked: set[int] = set()
@@ -124,7 +126,11 @@ class Search:
             return int(self._rng.choice(candidates))
         arm = self._arms[self._turn % len(self._arms)]
         self._turn += 1
-        return int(candidates[int(np.argmax(self._promise(arm, candidates)))])
+        promise, mean = self._promise(arm, candidates)
+        place = int(np.argmax(promise))
+        if arm.scale is log_time:
+            self.forecasts[int(candidates[place])] = float(np.exp(mean[place]))
+        return int(candidates[place])
 
     def _candidates(self) -> Array:
         """Points that may come next."""
@@ -147,8 +153,11 @@ class Search:
         drawn = self._rng.choice(others, min(POOL - len(close), len(others)), replace=False)
         return np.concatenate([close, np.sort(drawn)])
 
-    def _promise(self, arm: _Arm, candidates: Array) -> Array:
-        """The expected improvement of each candidate. A point that was asked and not yet told counts as predicted."""
+    def _promise(self, arm: _Arm, candidates: Array) -> tuple[Array, Array]:
+        """The expected improvement of each candidate, and the mean behind it in the arm's scale.
+
+        A point that was asked and not yet told counts as predicted.
+        """
         told = np.array(self._order)
         y = arm.scale(np.array([self.times[i] for i in told]))
         trend = self._trend(arm, told, y)
@@ -167,7 +176,7 @@ class Search:
         mean, deviation = mean * spread + middle, deviation * spread
         if trend is not None:
             mean = mean + trend[candidates]
-        return expected_improvement(mean, deviation, float(y.min()))
+        return expected_improvement(mean, deviation, float(y.min())), mean
 
     def _trend(self, arm: _Arm, told: Array, y: Array) -> Array | None:
         """What the prior says of every point, in the arm's scale; None where measurements do not bear it out."""

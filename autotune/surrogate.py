@@ -69,8 +69,11 @@ class GaussianProcess:
     """Regression with one weight for each parameter's order and one for its equality, fitted by maximum posterior."""
 
     def __init__(self, points: Points) -> None:
-        a, d = points.ordered.shape[1], points.codes.shape[1]
-        self._priors = [_ORDERED] * a + [_EQUAL] * d + [_SCALE, _NOISE]
+        a = points.ordered.shape[1]
+        # A parameter of two values has no order: whether they differ is all there is.
+        levels = points.codes.max(axis=0) + 1 if len(points) else []
+        equal = [_ORDERED if n == 2 else _EQUAL for n in levels]
+        self._priors = [_ORDERED] * a + equal + [_SCALE, _NOISE]
         self._theta = np.array([p[0] for p in self._priors])
         self._ordered = a
 

@@ -55,8 +55,20 @@ def judge(
     c: Cascade, inputs: Mapping[str, Any], got: Mapping[str, Any], at: Any = None, *, numerics: str | None = None
 ) -> tuple[Judgement, ...]:
     """Compare results with the oracle, one `Judgement` for each output. NaN matches NaN, an infinity itself."""
+    return compare(reference(c, inputs, at, numerics=numerics), got)
+
+
+def reference(
+    c: Cascade, inputs: Mapping[str, Any], at: Any = None, *, numerics: str | None = None
+) -> dict[str, tuple[Array, Array]]:
+    """For each output what the oracle says and the bound around it: for `compare`, where many results are judged."""
     wanted = evaluate_values(c, inputs, at, track=True, numerics=numerics)
-    return tuple(_judge(name, value.array, value.slack(), np.asarray(got[name])) for name, value in wanted.items())
+    return {name: (value.array, value.slack()) for name, value in wanted.items()}
+
+
+def compare(wanted: Mapping[str, tuple[Array, Array]], got: Mapping[str, Any]) -> tuple[Judgement, ...]:
+    """As `judge`, against a `reference` made before."""
+    return tuple(_judge(name, want, bound, np.asarray(got[name])) for name, (want, bound) in wanted.items())
 
 
 def _judge(name: str, want: Array, bound: Array, got: Array) -> Judgement:
