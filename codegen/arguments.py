@@ -1,0 +1,320 @@
+"""Arguments of a compiled cascade, whatever runs it: arrays of either kind, their layouts, and what is wrong with them.
+
+torch is never imported here: its tensors are known by what they can do.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..ir.cascade import Cascade, Param
+from ..ir.dtypes import DTYPES, numpy_dtype
+from ..ir.errors import InputError, VerifyError, did_you_mean
+from ..ir.extents import extent_of, resolve, shape_of
+from ..ir.print import print_param
+
+Signature = tuple[Any, ...]
+
+
+# Arrays of either kind
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor lies in memory: strides in elements, and the span of bytes around its first element."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    low: int
+    high: int
+
+
+def is_torch(x: object) -> bool:
+    return hasattr(x, "data_ptr") and hasattr(x, "stride")
+
+
+def _names_of(dtype: str) -> tuple[str, ...]:
+    """What NumPy and torch call a dtype."""
+    return (str(numpy_dtype(dtype)), f"torch.{numpy_dtype(dtype)}")
+
+
+def address(x: Any) -> int:
+    if type(x) is np.ndarray:
+        return int(x.__array_interface__["data"][0])
+    return int(x.data_ptr())
+
+
+def signature_of(x: Any) -> Signature:
+    if type(x) is np.ndarray:
+        return (x.shape, x.strides, x.dtype)
+    return (x.shape, x.stride(), x.dtype, "torch")
+
+
+def layout_of(x: Any, p: Param, role: str = "") -> Layout:
+    """The layout of a tensor that is to be the parameter; refused unless the dtype is the declared one."""
+    row = DTYPES[p.dtype]
+    if str(x.dtype) not in _names_of(p.dtype):
+        spelled = _names_of(p.dtype)[1 if is_torch(x) else 0]
+        raise InputError(
+            f"{role}`{p.name}` is {x.dtype}, not {p.dtype}",
+            expected=print_param(p),
+            got=str(x.dtype),
+            hint=f"convert it: {p.name}.{'to' if is_torch(x) else 'astype'}({spelled.removeprefix('torch.')!r})"
+            if not is_torch(x)
+            else f"convert it: {p.name}.to({spelled})",
+        )
+    if is_torch(x):
+        shape, strides = tuple(map(int, x.shape)), tuple(map(int, x.stride()))
+    else:
+        size = row.bits // 8
+        shape, strides = x.shape, tuple(s // size for s in x.strides)
+    low = sum(min(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True))
+    high = sum(max(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True)) + 1
+    if 0 in shape:
+        strides, low, high = (0,) * len(shape), 0, 0
+    return Layout(shape, strides, p.dtype, low * row.bits // 8, high * row.bits // 8)
+
+
+def _overlaps_itself(layout: Layout) -> bool:
+    """Whether two elements may share memory."""
+    reach = 0
+    for stride, size in sorted((abs(s), n) for n, s in zip(layout.shape, layout.strides, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _share(a: tuple[int, Layout], b: tuple[int, Layout]) -> bool:
+    """Whether two tensors share memory, given their addresses and layouts."""
+    (at, x), (bt, y) = a, b
+    if at + x.high <= bt + y.low or bt + y.high <= at + x.low:
+        return False
+    if 0 in x.shape or 0 in y.shape:
+        return False
+    # The exact question can be hard; past this much work the answer is yes.
+    exact: Callable[..., bool] = np.shares_memory
+    try:
+        return bool(exact(_shadow(at, x), _shadow(bt, y), max_work=10000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Memory:
+    """Memory by its address, for NumPy to look at."""
+
+    def __init__(self, address: int, layout: Layout) -> None:
+        size = DTYPES[layout.dtype].bits // 8
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, True),
+            "typestr": f"|V{size}",
+            "shape": layout.shape,
+            "strides": tuple(s * size for s in layout.strides),
+        }
+
+
+def _shadow(address: int, layout: Layout) -> Any:
+    return np.asarray(_Memory(address, layout))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the shapes and dtypes of a call tell: ``given`` holds the layouts of ``out``."""
+
+    extents: Mapping[str, int]
+    layouts: tuple[Layout, ...]
+    outputs: tuple[tuple[tuple[int, ...], str], ...]
+    given: tuple[Layout, ...]
+
+
+class Arguments:
+    """The signature of a cascade: checks what it is called with.
+
+    Tensors may be NumPy arrays or torch tensors of any strides, on the ``where`` that a subclass names.
+    """
+
+    where, bring = "the CPU", "cpu"
+
+    def __init__(self, cascade: Cascade, outputs: tuple[Param, ...]) -> None:
+        self.cascade = cascade
+        self.outputs = outputs
+        self.params = cascade.params
+        self.tensors = tuple(p for p in self.params if p.indices)
+        self.scalars = tuple(p for p in self.params if not p.indices)
+
+    def _split(self, inputs: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        """The arrays and the numbers of a call. Raises `InputError` for names that are missing or unknown."""
+        try:
+            arrays = [inputs[p.name] for p in self.tensors]
+            numbers = [inputs[p.name] for p in self.scalars]
+        except KeyError:
+            raise self._misnamed(inputs) from None
+        if len(inputs) != len(self.params):
+            raise self._misnamed(inputs)
+        return arrays, numbers
+
+    def _here(self, x: Any) -> bool:
+        """Whether a torch tensor lies where the kernel runs."""
+        return bool(getattr(x, "is_cpu", True))
+
+    def _misnamed(self, inputs: Mapping[str, Any]) -> InputError:
+        names = ", ".join(p.name for p in self.params) or "none"
+        for p in self.params:
+            if p.name not in inputs:
+                return InputError(f"`{p.name}` is missing", hint=f"the parameters of `{self.cascade.name}` are {names}")
+        extra = next(name for name in inputs if name not in self.cascade.param_of)
+        hint = did_you_mean(extra, self.cascade.param_of) or f"its parameters are {names}"
+        return InputError(f"`{self.cascade.name}` has no parameter `{extra}`", hint=hint)
+
+    def _accepted(self, x: Any, p: Param) -> Any:
+        """A tensor on this machine's CPU, or a NumPy array of exactly that class."""
+        if is_torch(x):
+            if not self._here(x) or str(getattr(x, "layout", "torch.strided")) != "torch.strided":
+                raise InputError(
+                    f"`{p.name}` is a {getattr(x, 'layout', '')} tensor on {getattr(x, 'device', '')}",
+                    expected=f"a strided tensor on {self.where}",
+                    got=f"{getattr(x, 'layout', '')} on {getattr(x, 'device', '')}",
+                    hint=f"bring it there: {p.name}.{self.bring}()",
+                )
+            return x.resolve_neg() if getattr(x, "is_neg", bool)() else x
+        if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+            return np.asarray(x)
+        if isinstance(x, np.generic):
+            return np.asarray(x)
+        raise InputError(
+            f"`{p.name}` is no array",
+            expected=f"{print_param(p)} as a NumPy array or torch tensor",
+            got=type(x).__name__,
+            hint="wrap it: np.asarray(…)",
+        )
+
+    def _given_outputs(self, out: Any) -> list[Any]:
+        if out is None:
+            return []
+        outs = list(out) if isinstance(out, (tuple, list)) else [out]
+        if len(outs) != len(self.outputs):
+            raise InputError(
+                f"`out` holds {len(outs)} arrays for {len(self.outputs)} outputs",
+                expected=", ".join(p.name for p in self.outputs),
+                got=str(len(outs)),
+            )
+        for x, p in zip(outs, self.outputs, strict=True):
+            checked = self._accepted(x, p)
+            # What had to be copied cannot be written through.
+            if is_torch(x):
+                refused = checked is not x or getattr(x, "requires_grad", False)
+                why = "needs a gradient" if refused else ""
+            else:
+                if not isinstance(x, np.ndarray):
+                    raise InputError(f"`out` for `{p.name}` is no array", got=type(x).__name__, expected=print_param(p))
+                refused, why = not x.flags.writeable, "is read-only"
+            if refused:
+                raise InputError(f"`out` for `{p.name}` {why}", hint="give memory that may be written")
+        return [x if is_torch(x) else np.asarray(x) for x in outs]
+
+    def _apart(
+        self, outs: list[Any], given: tuple[Layout, ...], addresses: list[int], layouts: tuple[Layout, ...]
+    ) -> None:
+        """Raise `InputError` where an output shares memory with an input or another output, or lies askew."""
+        taken = list(zip(addresses, layouts, strict=True))
+        names = [p.name for p in self.tensors]
+        for x, p, layout in zip(outs, self.outputs, given, strict=True):
+            mine = (address(x), layout)
+            if mine[0] % (DTYPES[p.dtype].bits // 8):
+                raise InputError(f"`out` for `{p.name}` is not aligned to its elements")
+            for name, other in zip(names, taken, strict=True):
+                if _share(mine, other):
+                    raise InputError(
+                        f"`out` for `{p.name}` overlaps `{name}`", hint="write into memory that is no input"
+                    )
+            taken.append(mine)
+            names.append(p.name)
+
+    def _fitted(self, arrays: list[Any], outs: list[Any]) -> Checked:
+        """The extents and layouts of arguments; raises `InputError` where these do not fit."""
+        for x, p in zip(arrays, self.tensors, strict=True):
+            if not is_torch(x) and any(s % x.dtype.itemsize for s in x.strides):
+                raise InputError(f"the strides of `{p.name}` are no multiples of its element", hint="copy it first")
+        shapes = {p.name: tuple(map(int, x.shape)) for x, p in zip(arrays, self.tensors, strict=True)}
+        shapes |= {p.name: () for p in self.scalars}
+        extents = resolve(self.cascade, {}, shapes)
+        layouts = tuple(layout_of(x, p) for x, p in zip(arrays, self.tensors, strict=True))
+        outputs = tuple((shape_of(self.cascade, p.name, extents), p.dtype) for p in self.outputs)
+        given = tuple(layout_of(x, p, "`out` for ") for x, p in zip(outs, self.outputs, strict=True)) if outs else ()
+        for layout, (shape, _), p in zip(given, outputs, self.outputs, strict=False):
+            if layout.shape != shape:
+                raise InputError(
+                    f"`out` for `{p.name}` has the wrong shape", expected=f"{shape}", got=f"{layout.shape}"
+                )
+            if _overlaps_itself(layout):
+                raise InputError(
+                    f"elements of `out` for `{p.name}` share memory", hint="give an array without stride 0"
+                )
+        return Checked(extents, layouts, outputs, given)
+
+
+def contiguous(shape: tuple[int, ...], dtype: str) -> Layout:
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    size = math.prod(shape)
+    return Layout(
+        shape, tuple(reversed(strides)) if size else (0,) * len(shape), dtype, 0, size * DTYPES[dtype].bits // 8
+    )
+
+
+def param_shape(p: Param, extents: Mapping[str, int]) -> tuple[int, ...]:
+    shape = tuple(extent_of(i, extents) for i in p.indices)
+    if any(n is None for n in shape):
+        raise VerifyError(f"the shape of scratch tensor `{p.name}` is not known")
+    return tuple(int(n or 0) for n in shape)
+
+
+def new_array(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
+    return partial(np.empty, shape, numpy_dtype(dtype))
+
+
+def new_tensor(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
+    torch = sys.modules["torch"]
+    return partial(torch.empty, shape, dtype=getattr(torch, str(numpy_dtype(dtype))))
+
+
+def scalar_value(p: Param, given: Any) -> Any:
+    """A number in the form that `struct` packs for its dtype: narrow floats by their bits."""
+    row = DTYPES[p.dtype]
+    if type(given) is float and row.bits >= 32 and row.is_float and abs(given) < 1e38:
+        return given
+    if type(given) is int and row.is_integer and row.lowest <= given <= row.highest:
+        return given
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        if math.prod(given.shape) == 1 and len(given.shape) == 0:
+            given = given.item()
+    array = np.asarray(given)
+    if array.shape != () or array.dtype.kind not in "fiubV":
+        raise InputError(
+            f"`{p.name}` is no number",
+            expected=f"a number, {print_param(p)}",
+            got=f"shape {array.shape} of {array.dtype}" if array.shape else type(given).__name__,
+        )
+    if not row.is_float and array.dtype.kind not in "iub":
+        raise InputError(f"`{p.name}` is no integer", expected=print_param(p), got=str(given))
+    if row.is_integer and not row.lowest <= int(array) <= row.highest:
+        raise InputError(
+            f"`{p.name}` does not fit {p.dtype}", expected=f"{row.lowest} to {row.highest}", got=str(given)
+        )
+    with np.errstate(all="ignore"):
+        value = array.astype(numpy_dtype(p.dtype))
+    if row.is_float and row.bits < 32:
+        return int(value.view(f"u{row.bits // 8}"))
+    return value.item()
