@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.cascade import Cascade
+from ..ir.cascade import MAX_DEPTH, Cascade
 from ..ir.extents import bindings
 from ..ir.verify import verify
 from .count import count_passes
@@ -16,7 +16,7 @@ from .extent import keeps_extents
 from .forms import ONE_FRACTION, Atom, Form, Value, parts_of, values_inside
 from .ledger import Barrier
 from .places import ranking_behind
-from .room import with_room
+from .room import fits, with_room
 from .stream import Stream
 from .told import Block, Step, Teller
 
@@ -95,13 +95,16 @@ class _Deriver(Teller):
         self.group_of = {a.digest: i for i, g in enumerate(self.groups) for a in g}
         self.taken |= {o.name for e in c.einsums for o in e.outputs}
         self._name_components()
-        self.maps = self._user_maps()
+        self._find_maps()
         order = {name: i for i, name in enumerate(o.name for e in c.einsums for o in e.outputs)}
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
         derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
         if not keeps_extents(c, derived, self.reader.instances):
             return Derivation("as written", c, before, (), (self._unknown_extent(),), ())
+        if not fits(derived):
+            reason = f"written out, an expression would nest deeper than {MAX_DEPTH} levels"
+            return Derivation("as written", c, before, (), (Block((), "", "", reason),), ())
         verify(derived)
         after = count_passes(derived)
         passes = {r: after.get(r, 0) for r in before}

@@ -38,6 +38,10 @@ class Finisher:
         self.written: set[str] = set()
         self.writing: set[str] = set()
         self.maps: dict[bytes, str] = {}
+        self.negatives: dict[bytes, str] = {}
+        self.mapped: dict[str, Form] = {}
+        self.depths: dict[bytes, int] = {}
+        self.told: tuple[dict[bytes, str], dict[bytes, str]] = ({}, {})
         self.wanted: dict[bytes, str] = {}
         self.group_of: dict[bytes, int] = {}
         self.groups: list[list[Atom]] = []

@@ -27,12 +27,9 @@ ONE_FRACTION: Fraction = Fraction(1)
 
 
 def _digest(*parts: Any) -> bytes:
-    h = blake2b(digest_size=16)
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        h.update(len(data).to_bytes(4, "little"))
-        h.update(data)
-    return h.digest()
+    data = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    sizes = (len(d).to_bytes(4, "little") for d in data)
+    return blake2b(b"".join(x for pair in zip(sizes, data, strict=True) for x in pair), digest_size=16).digest()
 
 
 class Atom:
@@ -233,3 +230,11 @@ def values_inside(
         yield v
         if into(v):
             stack.extend(parts(v))
+
+
+def nesting(v: Value, memo: dict[bytes, int]) -> int:
+    """How deep a value nests, written out."""
+    if v.digest not in memo:
+        inside = max((nesting(x, memo) for x in parts_of(v)), default=0)
+        memo[v.digest] = inside + (1 if isinstance(v, Atom) else 2)
+    return memo[v.digest]

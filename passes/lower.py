@@ -37,7 +37,8 @@ class Lowering:
     """Turns values into expressions.
 
     ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", with the gauge of each that
-    has one; None guards nothing. ``room`` is how deep atoms may nest before an ellipsis stands for them.
+    has one; None guards nothing. ``named`` and ``negated`` find the tensor that holds a value or its negative. ``room``
+    is how deep atoms may nest before an ellipsis stands for them.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Lowering:
         exponents: frozenset[str] = frozenset(),
         named: Callable[[Form], Expr | None] | None = None,
         room: int | None = None,
+        negated: Callable[[Form], Expr | None] | None = None,
     ) -> None:
         self.hook = hook
         self.named = named
+        self.negated = negated
         self.room = room
         self.guarded = guarded
         self.exponents = exponents
@@ -82,7 +85,9 @@ class Lowering:
         passed = {p for a in masks for p in conjuncts(a.args[0])}
         # Under a mask, what it masks needs no bracket of its own.
         terms = [
-            (Monomial(m.factors, m.exponent, set(m.brackets) - passed), q) for m, q in every if _mask(m, q) is None
+            (Monomial(m.factors, m.exponent, set(m.brackets) - passed) if passed else m, q)
+            for m, q in every
+            if _mask(m, q) is None
         ]
         e = self._sum(terms, whole) if terms else Const(0.0)
         if masks:
@@ -107,7 +112,8 @@ class Lowering:
         """The terms as (expression, whether it is added): ``[p] a + [not p] b`` becomes one ``where``."""
         groups: dict[frozenset[Atom], list[tuple[Monomial, Fraction]]] = {}
         for m, q in terms:
-            groups.setdefault(frozenset(m.brackets), []).append((Monomial(m.factors, m.exponent), q))
+            bare = Monomial(m.factors, m.exponent) if m.brackets else m
+            groups.setdefault(frozenset(m.brackets), []).append((bare, q))
         parts: list[tuple[Expr, bool]] = []
         for brackets in list(groups):
             if brackets not in groups:
@@ -126,7 +132,8 @@ class Lowering:
                     e = self._masked(mine, whole)
                     parts.append((self._where(brackets, e, Const(0) if whole else Const(0.0)), True))
                     continue
-                parts += [self._term(Monomial(m.factors, m.exponent, brackets), q, whole) for m, q in mine]
+                whole_terms = [(Monomial(m.factors, m.exponent, brackets) if brackets else m, q) for m, q in mine]
+                parts += [self._term(m, q, whole) for m, q in whole_terms]
                 continue
             p, complement = other
             theirs = groups.pop(complement)
@@ -142,9 +149,11 @@ class Lowering:
     def _term(self, m: Monomial, q: Fraction, whole: bool) -> tuple[Expr, bool]:
         """One term as (expression, whether it is added)."""
         if self.named is not None:
-            for sign in (1, -1):
-                if (found := self.named(Form({m: sign * q}))) is not None:
-                    return found, sign > 0
+            own = Form({m: q})
+            if (found := self.named(own)) is not None:
+                return found, True
+            if self.negated is not None and (found := self.negated(own)) is not None:
+                return found, False
         turned = self._turned(m)
         e = self._product(m, abs(q), whole, turned)
         if m.brackets:
@@ -154,10 +163,10 @@ class Lowering:
 
     def _turned(self, m: Monomial) -> dict[Atom, Expr]:
         """The factors whose negatives have names: a sum's sign is fixed by its form, not by who wrote it."""
-        if self.named is None:
+        if self.negated is None:
             return {}
-        found = {a: self.named(scale(_form(a.args[0]), -ONE_FRACTION)) for a, _ in m.factors if a.kind == "poly"}
-        return {a: e for a, e in found.items() if e is not None and self.named(_form(a.args[0])) is None}
+        found = {a: self.negated(_form(a.args[0])) for a, _ in m.factors if a.kind == "poly"}
+        return {a: e for a, e in found.items() if e is not None}
 
     def _product(self, m: Monomial, q: Fraction, whole: bool, turned: Mapping[Atom, Expr]) -> Expr:
         inside = self._takes_exponent(m)

@@ -31,6 +31,7 @@ class Plan:
         self.kind = kind
         self.opaque = opaque or {}
         self.gauges: dict[bytes, Gauge] = {}
+        self.gauge_of: dict[bytes, Gauge | None] = {}
         self.group_of: dict[bytes, dict[bytes, Atom]] = {}
         self.settled: set[bytes] = set()
         self.rankings: dict[bytes, Ranking] = {}
@@ -39,6 +40,11 @@ class Plan:
 
     def gauge(self, atom: Atom) -> Gauge | None:
         """The gauge of a sum whose exponential is bare, or that was divided by powers of an extreme."""
+        if atom.digest not in self.gauge_of:
+            self.gauge_of[atom.digest] = self._find_gauge(atom)
+        return self.gauge_of[atom.digest]
+
+    def _find_gauge(self, atom: Atom) -> Gauge | None:
         if atom.digest in self.reductions.powers:
             extreme, n = self.reductions.powers[atom.digest]
             return Gauge(ZERO, (), scale(log(lift(extreme)), Fraction(n)), (extreme,), n)

@@ -1,4 +1,4 @@
-"""Room for deep recursions."""
+"""Depth: room for deep recursions here, none for deep expressions in the text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from ..ir.cascade import MAX_DEPTH, Cascade, children
 
 T = TypeVar("T")
 
@@ -37,3 +39,15 @@ def with_room(f: Callable[[], T], size: int) -> T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def fits(c: Cascade) -> bool:
+    """Whether no expression of a cascade nests deeper than the language allows."""
+    roots = [e.expr for e in c.einsums] + [value for m in c.monoids for _, value in m.body]
+    stack = [(e, 1) for e in roots]
+    while stack:
+        e, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            return False
+        stack.extend((k, depth + 1) for k in children(e))
+    return True

@@ -17,6 +17,9 @@ from .write import Writer
 SHOWN_LENGTH = 240
 SHOWN_DEPTHS = (12, 6, 5, 4, 3)
 
+# How many of the values that something waits for are named.
+MAX_WAITED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -43,27 +46,41 @@ class Teller(Writer):
 
     def _show(self, v: Value, *, itself: bool = False) -> str:
         """A value in the user's own names, as far as statements compute parts of it, or ``itself``."""
-        whole = () if itself or isinstance(v, Atom) else (v, neg(v))
-        names = {
-            f.digest: n
-            for n, f in self.reader.forms.items()
-            if isinstance(f, Form) and f.constant is None and f not in whole
-        }
+        whole = (
+            set() if itself or isinstance(v, Atom) else {v.digest, neg(v).digest, *(v.atom and [v.atom.digest] or ())}
+        )
+        names, opposites = self._own_names()
 
-        def named(f: Form) -> Expr | None:
-            name = names.get(f.digest)
+        def read(name: str | None) -> Expr | None:
             return None if name is None else Access(name, tuple(Rank(r) for r in self.c.einsum_of[name].output.ranks))
 
+        def named(f: Form) -> Expr | None:
+            return None if f.digest in whole else read(names.get(f.digest))
+
+        def negated(f: Form) -> Expr | None:
+            return None if f.digest in whole else read(opposites.get(f.digest))
+
         def hook(a: Atom) -> Expr | None:
-            return named(lift(a)) if a.args else None
+            return None if not a.args or a.digest in whole else read(names.get(a.digest))
 
         if isinstance(v, Atom) and v.kind != "pred" and v.kind != "lbr":
             v = lift(v)
         for room in SHOWN_DEPTHS:
-            text = print_expr(Lowering(hook, named=named, room=room).value(v))
+            text = print_expr(Lowering(hook, named=named, room=room, negated=negated).value(v))
             if len(text) <= SHOWN_LENGTH:
                 break
         return text
+
+    def _own_names(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
+        """The user's tensors by what they hold, and by its negative."""
+        if not self.told[0]:
+            for name, f in self.reader.forms.items():
+                if isinstance(f, Form) and f.constant is None:
+                    self.told[0][f.digest] = name
+                    self.told[1][neg(f).digest] = name
+                    if f.atom is not None:
+                        self.told[0][f.atom.digest] = name
+        return self.told
 
     def _steps(self) -> tuple[Step, ...]:
         return tuple(self._step(r) for r in self.reductions.rewrites.values() if self._took_place(r))
@@ -84,8 +101,10 @@ class Teller(Writer):
     def _told(self, reason: str, v: Value, ranks: tuple[str, ...]) -> str:
         """A reason with the values that are waited for in the user's names."""
         waited = waited_for(v, frozenset(ranks))
-        names = " and ".join(dict.fromkeys(f"`{self._show(x, itself=True)}`" for x in waited))
-        return reason.replace(WAITED, names or f"a reduction over {', '.join(ranks)}")
+        names = [f"`{self._show(x, itself=True)}`" for x in waited[:MAX_WAITED]]
+        if len(waited) > MAX_WAITED:
+            names.append(f"{len(waited) - MAX_WAITED} more")
+        return reason.replace(WAITED, " and ".join(dict.fromkeys(names)) or f"a reduction over {', '.join(ranks)}")
 
     def _blocks(self) -> tuple[Block, ...]:
         return tuple(self._block(b) for b in self.reductions.barriers.values() if b.integrand.digest in self.bodies)

@@ -6,19 +6,22 @@ from dataclasses import replace
 
 from ..ir.cascade import Access, Einsum, Expr, Monoid, Output, Rank, Reduce
 from .finish import Finisher
-from .forms import Atom, Form, Monomial, Value, lift, sub, values_inside
+from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
 from .functions import exp
 from .lower import Lowering
 from .normal import mul
 from .step import StepWriter
 from .stream import Component, Stream
 
+# From this depth on, a value that has a tensor of the user's is read from it.
+DEEP = 24
+
 
 class Writer(Finisher):
     """Writes the Einsums of one derivation."""
 
     def _lowering(self) -> Lowering:
-        return Lowering(self._hook, self.guarded, self._exponents(), self._named)
+        return Lowering(self._hook, self.guarded, self._exponents(), self._named, negated=self._negated)
 
     def _exponents(self) -> frozenset[str]:
         if self.kind != "exponent":
@@ -27,21 +30,29 @@ class Writer(Finisher):
 
     def _named(self, f: Form) -> Expr | None:
         """A value that a statement of the user's computes is read from that statement's tensor."""
-        name = self.maps.get(f.digest)
+        return self._read_map(self.maps.get(f.digest))
+
+    def _negated(self, f: Form) -> Expr | None:
+        return self._read_map(self.negatives.get(f.digest))
+
+    def _read_map(self, name: str | None) -> Expr | None:
         if name is None or name in self.writing:
             return None
         output = self.c.einsum_of[name].output
         if name not in self.written:
             self.written.add(name)
             self.writing.add(name)
-            expr = self._typed(f, self.reader.types[name])
+            expr = self._typed(self.mapped[name], self.reader.types[name])
             self.writing.discard(name)
             self.einsums.append(Einsum((output,), expr))
         return Access(name, tuple(Rank(r) for r in output.ranks))
 
-    def _user_maps(self) -> dict[bytes, str]:
-        """The user's map Einsums that are worth a tensor: more than one operation, and no value of a stream inside."""
-        found: dict[bytes, str] = {}
+    def _find_maps(self) -> None:
+        """The user's map Einsums that are worth a tensor: those of more than one operation.
+
+        Where a stream's values are in it, what it computes is mostly read once, and written where it is read, unless
+        it nests deep.
+        """
         for name, value in self.reader.forms.items():
             if (
                 not isinstance(value, Form)
@@ -54,9 +65,14 @@ class Writer(Finisher):
             claimed = any(c.name == name for c in self.component.values())
             if claimed or e.output.dtype is not None or set(e.output.ranks) != set(value.free):
                 continue
-            if self._finished(value) == value:
-                found.setdefault(value.digest, name)
-        return found
+            done = self._finished(value)
+            if done == value or nesting(done, self.depths) > DEEP:
+                self.maps.setdefault(done.digest, name)
+                self.mapped[name] = done
+        for name in self.maps.values():
+            opposite = neg(self.mapped[name]).digest
+            if opposite not in self.maps:
+                self.negatives.setdefault(opposite, name)
 
     def _hook(self, a: Atom) -> Expr | None:
         if a.kind == "red" and a.digest not in self.inner:
@@ -153,11 +169,11 @@ class Writer(Finisher):
         writer = StepWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)
-        self.einsums.append(einsum)
         plain = all(
             c.atom.name in ("sum", "max", "min") and not (c.gauge is not None and c.gauge.power) for c in components
         )
         step = writer.step(self._lowering()) if plain else ()
+        self.einsums.append(einsum)  # after the statements of the user's that the step reads
         self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum, step))
 
     def _write_settled(self, c: Component) -> None:
