@@ -1,6 +1,8 @@
 """PyTorch: a `torch.compile` backend, and what it reads.
 
-Not filled yet. Here belong `fx` (ATen graphs to cascades), `sdpa` (attention calls) and `backend`.
+`aten` and `sdpa` say what operations mean, in terms of `values`; `fx` makes a cascade of a region of a graph;
+`partition` says which regions there are; `region` runs one; `backend` is what `torch.compile` calls; `explain` tells
+what became of a model.
 
 Imports everything but `cli`. The only package that may use SymPy, which comes with torch.
 """

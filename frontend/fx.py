@@ -1,0 +1,483 @@
+"""A region of an ATen graph as a cascade: every node by its row of `aten`, then parameters, ranks and names settled."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..ir.cascade import (
+    Access,
+    Call,
+    Cascade,
+    Const,
+    Einsum,
+    Expr,
+    Extent,
+    Param,
+    Rank,
+    Reduce,
+    tensors_read,
+    transform,
+    walk,
+)
+from ..ir.errors import InputError, VerifyError
+from ..ir.extents import resolve
+from ..ir.ops import RESERVED
+from ..ir.verify import verify
+from . import sdpa
+from .aten import HANDLERS, Site
+from .values import Size, Unsupported, Value, Workspace, same
+
+DTYPES = {
+    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
+    torch.bool: "bool",
+}  # fmt: skip
+
+FLEX = "flex_attention"
+# Einsums past which a region is cut: deriving takes time, and nothing is gained.
+LARGEST_REGION = 48
+
+
+def op_name(node: Node) -> str:
+    """`add.Tensor` for an operation of ATen or prims, the name of a higher-order operation, else ""."""
+    target = node.target
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).split(".", 1)[1] if target.namespace in ("aten", "prims") else ""
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return str(target.name())  # type: ignore[no-untyped-call]
+    return "getitem" if target is operator.getitem else ""
+
+
+def fakes(node: Node) -> tuple[Any, ...]:
+    """The fake results of a node."""
+    val = node.meta.get("val")
+    return tuple(val) if isinstance(val, (tuple, list)) else (val,)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What a kernel's parameter is given: a node's result, its axes cut into these sizes. ``sizes`` None: a number."""
+
+    name: str
+    node: Node
+    sizes: tuple[Size, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A region as a cascade. ``results`` name the nodes that its outputs stand for, with the sizes of their ranks.
+
+    ``witness`` holds the sizes of ranks that no argument shows; a tensor of these sizes without memory is passed.
+    """
+
+    cascade: Cascade
+    arguments: tuple[Argument, ...]
+    results: tuple[tuple[Node, int, tuple[Size, ...]], ...]
+    witness: tuple[Size, ...]
+    hints: Mapping[str, int]
+
+
+WITNESS = "shape"
+
+
+class Lowering:
+    """One region on its way to a cascade."""
+
+    def __init__(self) -> None:
+        self.ws = Workspace()
+        self.values: dict[Node, Any] = {}
+        self.inputs: dict[str, tuple[Node, tuple[Size, ...] | None]] = {}
+        self._symbols: dict[Node, Value] = {}
+
+    # Inputs
+
+    def take(self, node: Node) -> None:
+        """A tensor that comes from outside the region."""
+        (fake,) = fakes(node)
+        dtype = dtype_of(fake)
+        sizes = tuple(fake.shape)
+        name, value = self.ws.tensor(dtype, sizes)
+        self.inputs[name] = (node, sizes)
+        self.values[node] = value
+
+    def symbol(self, node: Node) -> Value:
+        """A dynamic integer used as a value: a scalar parameter."""
+        found = self._symbols.get(node)
+        if found is None:
+            if not isinstance(fakes(node)[0], torch.SymInt):
+                raise Unsupported("a number that is known only when it runs")
+            name, found = self.ws.scalar("i64")
+            self.inputs[name] = (node, None)
+            self._symbols[node] = found
+        return found
+
+    # Nodes
+
+    def lower(self, node: Node, often: bool) -> None:
+        """Lower one node; what is read often and is not cheap gets a name."""
+        if node.target is operator.getitem:
+            whole, at = node.args
+            value = self.values[whole][at]  # type: ignore[index]
+            if value is None:
+                raise Unsupported("a result that castile does not compute")
+        else:
+            value = self.apply(node)
+        if isinstance(value, Value):
+            value = self.ws.named(value, base_name(node)) if often else self.ws.short(value, base_name(node))
+        self.values[node] = value
+        if len(self.ws.einsums) > LARGEST_REGION:
+            raise Unsupported("a region of too many steps")
+
+    def apply(self, node: Node) -> Any:
+        """What the node computes, of the dtype and shape that its fake results have."""
+        name = op_name(node)
+        made = fakes(node)
+        wanted = [f for f in made if isinstance(f, torch.Tensor)]
+        if not wanted:
+            raise Unsupported(f"`{name}` gives no tensor")
+        site = Site(
+            self.ws,
+            tuple(dtype_of(f) for f in wanted),
+            tuple(tuple(f.shape) for f in wanted),
+            base_name(node),
+        )
+        if name == FLEX:
+            return self._fit(self._flex(site, node), made, name)
+        handler = HANDLERS.get(name)
+        if handler is None:
+            raise Unsupported(f"`{name}` has no cascade")
+        shaping = name.split(".")[0] in SHAPING
+        args = [self._argument(a, shaping) for a in node.args]
+        kwargs = {k: self._argument(v, shaping) for k, v in node.kwargs.items() if k not in _IGNORED}
+        return self._fit(handler(site, *args, **kwargs), made, name)
+
+    def _argument(self, given: Any, shaping: bool) -> Any:
+        if isinstance(given, Node):
+            if given in self.values:
+                return self.values[given]
+            val = given.meta.get("val")
+            if isinstance(val, torch.SymInt) and shaping:
+                return val
+            return self.symbol(given)
+        if isinstance(given, (list, tuple)):
+            return [self._argument(x, shaping) for x in given]
+        return given
+
+    def _fit(self, value: Any, made: Sequence[Any], name: str) -> Any:
+        if isinstance(value, Value):
+            return self._conform(value, made[0], name)
+        return tuple(None if v is None else self._conform(v, f, name) for v, f in zip(value, made, strict=False))
+
+    def _conform(self, value: Value, fake: torch.Tensor, name: str) -> Value:
+        """The value checked against the fake result, and rounded to its dtype."""
+        value = self.ws.cast(value, dtype_of(fake))
+        if len(value.dims) != fake.ndim:
+            raise Unsupported(f"`{name}` gives {fake.ndim} dimensions, its cascade {len(value.dims)}")
+        dims = list(value.dims)
+        for axis, (ranks, size) in enumerate(zip(value.dims, fake.shape, strict=True)):
+            found: Size = 1
+            for r in ranks:
+                found = found * self.ws.sizes[r]
+            if same(found, size):
+                continue
+            raise Unsupported(f"`{name}` gives size {size} on axis {axis}, its cascade {found}")
+        return Value(tuple(dims), value.expr, value.dtype)
+
+    # flex_attention
+
+    def _flex(self, site: Site, node: Node) -> Any:
+        given: tuple[Any, ...] = node.args
+        q, k, v, score_mod, block_mask, scale, _options, score_buffers, mask_buffers = given
+        graph = node.graph.owning_module
+        mask_mod = block_mask[-1]
+        score = self._mod(graph, score_mod, score_buffers)
+        mask = self._mod(graph, mask_mod, mask_buffers)
+        if not all(isinstance(x, Node) and x in self.values for x in (q, k, v)) or not isinstance(scale, float):
+            raise Unsupported("flex_attention with a dynamic scale")
+        users = {u.args[1] for u in node.users if u.target is operator.getitem}
+        if users - {0, 1}:
+            raise Unsupported("the maximum of flex_attention's scores")
+        a, b, c = (self.values[x] for x in (q, k, v))
+        out, lse = sdpa.flex(site, a, b, c, score, mask, scale, 1 in users)
+        return out, lse, None
+
+    def _mod(self, graph: Any, attribute: Any, buffers: Any) -> sdpa.Mod:
+        if not isinstance(attribute, Node):
+            raise Unsupported("a mod that is no graph")
+        module = getattr(graph, str(attribute.target))
+        captured = [self._argument(b, False) for b in buffers]
+        return lambda *coordinates: self._inline(module, [*coordinates, *captured])
+
+    def _inline(self, module: GraphModule, arguments: Sequence[Value]) -> Value:
+        """A mod's graph applied to values of no dimensions, whose expressions vary with the coordinates."""
+        local: dict[Node, Any] = {}
+        given = iter(arguments)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                local[node] = next(given)
+            elif node.op == "output":
+                (result,) = node.args if not isinstance(node.args[0], (tuple, list)) else node.args[0]
+                return local[result]  # type: ignore[no-any-return]
+            elif node.op == "call_function":
+                local[node] = self._inlined(node, local)
+            else:
+                raise Unsupported(f"a mod with a `{node.op}`")
+        raise Unsupported("a mod without a result")
+
+    def _inlined(self, node: Node, local: Mapping[Node, Any]) -> Any:
+        if node.target is torch.ops.aten.index.Tensor:
+            table, indices = local[node.args[0]], [local[i] for i in node.args[1]]  # type: ignore[index,union-attr]
+            return _looked_up(table, indices)
+        outer = self.values
+        self.values = {**outer, **local}
+        try:
+            return self.apply(node)
+        finally:
+            self.values = outer
+
+    # The end
+
+    def finish(self, outputs: Sequence[Node], name: str) -> Lowered:
+        """The cascade that computes the given nodes."""
+        results: list[tuple[Node, int, tuple[Size, ...]]] = []
+        names: list[str] = []
+        for node in outputs:
+            values = self.values[node]
+            for at, value in enumerate(values if isinstance(values, tuple) else (values,)):
+                if value is None or (isinstance(values, tuple) and not _is_read(node, at)):
+                    continue
+                names.append(self._output(value, names))
+                results.append((node, at if isinstance(values, tuple) else -1, self._sizes(value)))
+        einsums = _needed(self.ws.einsums, names)
+        read = {t for e in einsums for t in tensors_read(e.expr)}
+        params, arguments, einsums = self._parameters(einsums, read)
+        hints = {r: hint(n) for r, n in self.ws.sizes.items()}
+        cascade = Cascade(name, params, einsums, tuple(names))
+        missing = _unshown(cascade, self.ws.sizes, hints)
+        if missing:
+            cascade = replace(cascade, params=(*params, Param(WITNESS, "bool", tuple(map(Rank, missing)))))
+        witness = tuple(self.ws.sizes[r] for r in missing)
+        cascade, new = _renamed(cascade)
+        verify(cascade)
+        known = {new[r]: n for r, n in hints.items() if r in new}
+        arguments = tuple(replace(a, name=p.name) for a, p in zip(arguments, cascade.params, strict=False))
+        return Lowered(cascade, arguments, tuple(results), witness, {r: known[r] for r in cascade.ranks})
+
+    def _sizes(self, value: Value) -> tuple[Size, ...]:
+        return tuple(self.ws.sizes[r] for r in value.ranks)
+
+    def _output(self, value: Value, taken: Sequence[str]) -> str:
+        """The name of the Einsum that writes exactly this value, a new one if there is none."""
+        e = value.expr
+        if isinstance(e, Access) and e.tensor not in taken and e.tensor not in self.inputs:
+            if e.indices == tuple(map(Rank, value.ranks)):
+                return e.tensor
+        written = self.ws.write(value, "y", value.ranks)
+        assert isinstance(written.expr, Access)
+        return written.expr.tensor
+
+    def _parameters(
+        self, einsums: Sequence[Einsum], read: set[str]
+    ) -> tuple[tuple[Param, ...], tuple[Argument, ...], tuple[Einsum, ...]]:
+        """Parameters declared over the ranks by which they are read, axes that are read in parts cut accordingly."""
+        params: list[Param] = []
+        arguments: list[Argument] = []
+        done = tuple(einsums)
+        for name, (node, sizes) in self.inputs.items():
+            if name not in read:
+                continue
+            if sizes is None:
+                params.append(Param(name, self.ws.scalars[name]))
+                arguments.append(Argument(name, node, None))
+                continue
+            accesses = [n for e in done for n in walk(e.expr) if isinstance(n, Access) and n.tensor == name]
+            if not sizes:
+                params.append(Param(name, self.ws.types[name], (Const(1),)))
+                arguments.append(Argument(name, node, (1,)))
+                continue
+            parts = [self._parts(accesses, axis, n) for axis, n in enumerate(sizes)]
+            if any(p is not None for p in parts):
+                done = tuple(replace(e, expr=_cut(e.expr, name, parts, self.ws)) for e in done)
+                accesses = [n for e in done for n in walk(e.expr) if isinstance(n, Access) and n.tensor == name]
+            cut = tuple(x for p, n in zip(parts, sizes, strict=True) for x in (p or (n,)))
+            params.append(Param(name, self.ws.types[name], self._axes(accesses, cut)))
+            arguments.append(Argument(name, node, cut))
+        return tuple(params), tuple(arguments), done
+
+    def _parts(self, accesses: Sequence[Access], axis: int, size: Size) -> tuple[Size, ...] | None:
+        """The sizes into which an axis is cut if every access reads it by the same mixed radix."""
+        found: tuple[Size, ...] | None = None
+        for a in accesses:
+            ranks = digits(a.indices[axis], self.ws)
+            if ranks is None or len(ranks) < 2:
+                return None
+            sizes = tuple(self.ws.sizes[r] for r in ranks)
+            if found is None:
+                found = sizes
+            elif len(found) != len(sizes) or not all(map(same, found, sizes)):
+                return None
+        whole: Size = 1
+        for n in found or ():
+            whole = whole * n
+        return found if found and same(whole, size) else None
+
+    def _axes(self, accesses: Sequence[Access], sizes: Sequence[Size]) -> tuple[Expr, ...]:
+        axes: list[Expr] = []
+        for axis, size in enumerate(sizes):
+            if same(size, 1):
+                axes.append(Const(1))
+                continue
+            read = [a.indices[axis] for a in accesses]
+            bare = [i for i in read if isinstance(i, Rank) and i not in axes and same(self.ws.sizes[i.name], size)]
+            axes.append(bare[0] if bare else Rank(self.ws.rank(size)))
+        return tuple(axes)
+
+
+# Names of operations whose dynamic integers are sizes, not values.
+SHAPING = frozenset(
+    "view _unsafe_view reshape squeeze unsqueeze expand slice select split split_with_sizes full new_full new_zeros "
+    "new_ones zeros ones arange constant_pad_nd native_layer_norm native_layer_norm_backward _fused_rms_norm cat "
+    "nll_loss_forward nll_loss_backward iota flatten permute transpose".split()
+)
+_IGNORED = frozenset(("device", "pin_memory", "layout", "memory_format", "implicit", "non_blocking", "requires_grad"))
+
+
+def dtype_of(fake: torch.Tensor) -> str:
+    """castile's name of a tensor's dtype. Raises `Unsupported` for what castile does not hold."""
+    found = DTYPES.get(fake.dtype)
+    if found is None or fake.layout is not torch.strided or fake.is_conj() or fake.is_neg():
+        raise Unsupported(f"a tensor of {fake.dtype}, {fake.layout}")
+    return found
+
+
+def hint(n: Size) -> int:
+    """A number that stands for a size."""
+    if isinstance(n, int):
+        return n
+    found = n.node.hint
+    return int(found) if found is not None else 1024
+
+
+def base_name(node: Node) -> str:
+    """What an operation's result is called: `relu` for `aten.relu.default`."""
+    name = op_name(node).split(".")[0].strip("_") or "t"
+    if op_name(node).split(".")[0] == "view":
+        return "view"
+    return f"{name}_" if name in RESERVED or not name.isidentifier() else name
+
+
+def _is_read(node: Node, at: int) -> bool:
+    return any(u.target is operator.getitem and u.args[1] == at and u.users for u in node.users)
+
+
+def _looked_up(table: Value, indices: Sequence[Value]) -> Value:
+    """An element of a captured tensor at coordinates."""
+    if not isinstance(table.expr, Access) or len(indices) != len(table.dims):
+        raise Unsupported("a mod that reads a part of a captured tensor")
+    where = tuple(Const(0) if not d else i.expr for d, i in zip(table.dims, indices, strict=True))
+    return Value((), Access(table.expr.tensor, where or (Const(0),)), table.dtype)
+
+
+def digits(index: Expr, ws: Workspace) -> tuple[str, ...] | None:
+    """The ranks of which an index is the mixed radix, most significant first."""
+    match index:
+        case Rank(name=name):
+            return (name,)
+        case Call(op="add", args=(Call(op="mul", args=(high, factor)), Rank(name=low))):
+            size = ws.sizes[low]
+            if factor != Extent(low) and not (isinstance(factor, Const) and same(size, factor.value)):
+                return None
+            outer = digits(high, ws)
+            return None if outer is None else (*outer, low)
+        case _:
+            return None
+
+
+def _cut(e: Expr, name: str, parts: Sequence[tuple[Size, ...] | None], ws: Workspace) -> Expr:
+    def one(n: Expr) -> Expr:
+        if not isinstance(n, Access) or n.tensor != name:
+            return n
+        indices: list[Expr] = []
+        for index, part in zip(n.indices, parts, strict=True):
+            found = digits(index, ws) if part is not None else None
+            indices += map(Rank, found) if found is not None else [index]
+        return Access(name, tuple(indices))
+
+    return transform(e, one)
+
+
+def _needed(einsums: Sequence[Einsum], outputs: Iterable[str]) -> tuple[Einsum, ...]:
+    wanted = set(outputs)
+    kept: list[Einsum] = []
+    for e in reversed(einsums):
+        if e.name in wanted:
+            kept.append(e)
+            wanted |= set(tensors_read(e.expr))
+    return tuple(reversed(kept))
+
+
+def _unshown(c: Cascade, sizes: Mapping[str, Size], hints: Mapping[str, int]) -> tuple[str, ...]:
+    """The ranks whose extents the parameters do not show, or would show wrongly."""
+    shown = {i.name for p in c.params for i in p.indices if isinstance(i, Rank)}
+    others = [r for r in c.ranks if r not in shown]
+    if any(not isinstance(sizes[r], int) for r in c.ranks):
+        return tuple(others)
+    missing: list[str] = []
+    known = {r: hints[r] for r in shown}
+    while True:
+        trial = replace(c, params=(*c.params, Param(WITNESS, "bool", tuple(map(Rank, missing))))) if missing else c
+        try:
+            found = resolve(trial, {**known, **{r: hints[r] for r in missing}})
+        except (VerifyError, InputError):
+            return tuple(others)
+        wrong = [r for r in others if found[r] != hints[r]]
+        if not wrong:
+            return tuple(missing)
+        missing += wrong
+
+
+_LETTERS = "b h i j k l m n p r s t u v w a c d f g o z x y q e".split()
+
+
+def _renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
+    """Ranks under short names, parameters numbered as they stand: the same text for the same computation."""
+    tensors = {n: f"x{i}" for i, n in enumerate(p.name for p in c.params if p.indices and p.name != WITNESS)}
+    tensors |= {n: f"n{i}" for i, n in enumerate(p.name for p in c.params if not p.indices)}
+    taken = {*tensors.values(), WITNESS, c.name, *(o.name for e in c.einsums for o in e.outputs)}
+    letters = [x for x in _LETTERS if x not in taken]
+    ranks = {r: letters[i] if i < len(letters) else f"{letters[i % len(letters)]}{i}" for i, r in enumerate(c.ranks)}
+
+    def one(n: Expr) -> Expr:
+        match n:
+            case Rank(name=name):
+                return Rank(ranks[name])
+            case Extent(rank=name):
+                return Extent(ranks[name])
+            case Access(tensor=name, indices=indices):
+                return Access(tensors.get(name, name), indices)
+            case Reduce(op=op, ranks=over, args=args):
+                return Reduce(op, tuple(ranks[r] for r in over), args)
+            case _:
+                return n
+
+    params = tuple(
+        replace(p, name=tensors.get(p.name, p.name), indices=tuple(transform(i, one) for i in p.indices))
+        for p in c.params
+    )
+    einsums = tuple(
+        replace(
+            e,
+            outputs=tuple(replace(o, ranks=tuple(ranks[r] for r in o.ranks)) for o in e.outputs),
+            expr=transform(e.expr, one),
+        )
+        for e in c.einsums
+    )
+    return replace(c, params=params, einsums=einsums), ranks

@@ -1,0 +1,501 @@
+"""Which nodes of an ATen graph become castile regions: what belongs together, and whether it is worth a kernel.
+
+Views and what only spells constants or masks are copied into every region that reads them. Chains of pointwise
+operations and reductions are merged along their edges as long as no cycle arises. A matrix product stays with torch
+unless a softmax ties it to another product: then both, and what lies between, are one region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..ir.errors import CastileError
+from .aten import HANDLERS, LOGIC, POINTWISE
+from .fx import FLEX, Lowered, Lowering, fakes, hint, op_name
+from .values import Unsupported
+
+VIEWS = frozenset(
+    "view.default _unsafe_view.default squeeze.dim squeeze.dims squeeze.default unsqueeze.default permute.default "
+    "transpose.int t.default expand.default select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int "
+    "detach.default alias.default getitem".split()
+)
+# Views that a kernel takes from outside as they are: an offset into memory is free there, and shows its extent.
+TAKEN = frozenset("select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int getitem".split())
+CREATION = frozenset(
+    "full.default scalar_tensor.default full_like.default new_full.default zeros.default zeros_like.default "
+    "new_zeros.default ones.default ones_like.default new_ones.default arange.default arange.start arange.start_step "
+    "iota.default".split()
+)
+COPIES = frozenset(
+    "clone.default lift_fresh_copy.default cat.default constant_pad_nd.default contiguous.default".split()
+)
+PRODUCTS = frozenset("mm.default bmm.default addmm.default baddbmm.default".split())
+ATTENTION = frozenset(
+    (
+        "_scaled_dot_product_flash_attention_for_cpu.default",
+        "_scaled_dot_product_flash_attention_for_cpu_backward.default",
+        FLEX,
+    )
+)
+SOFTMAX = frozenset("_softmax.default _safe_softmax.default amax.default max.dim".split())
+
+# Operations that stand for several sweeps over their data, by how many eager would take if it spelled them out.
+SWEEPS = {
+    "_softmax.default": 3, "_safe_softmax.default": 3, "_log_softmax.default": 3, "logsumexp.default": 3,
+    "native_layer_norm.default": 3, "_fused_rms_norm.default": 3, "native_layer_norm_backward.default": 4,
+    "_softmax_backward_data.default": 3, "_log_softmax_backward_data.default": 3, "var_mean.correction": 2,
+    "var.correction": 2, "gelu.default": 2, "gelu_backward.default": 3,
+}  # fmt: skip
+
+# The cost rule, in µs and bytes/µs on one core of a common machine: what eager spends on each operation, what a kernel
+# spends on each call, and how fast either reads and writes.
+EAGER_US = 3.0
+CALL_US = 12.0
+BYTES_PER_US = 1e4
+
+# Nodes past which a region is left as it is.
+LARGEST = 40
+# A chain does not join one whose tensors are this much smaller: those are computed once and read often.
+RATIO = 4
+# A mask is computed where it is read if what it is made of is this much smaller.
+CHEAP = 4
+# Head dimensions past which the two products of attention are better taken apart.
+WIDEST_HEAD = 512
+
+
+@dataclass
+class Region:
+    """Nodes that are to become one kernel, in order; ``reason`` says why they do or do not."""
+
+    nodes: list[Node]
+    kind: str
+    chosen: bool = False
+    reason: str = ""
+    eager_us: float = 0.0
+    castile_us: float = 0.0
+
+
+@dataclass
+class Partition:
+    """The regions of a graph, and what else there is with the reason why it runs as before."""
+
+    regions: list[Region] = field(default_factory=list)
+    left: dict[Node, str] = field(default_factory=dict)
+
+
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    return [f for f in fakes(node) if isinstance(f, torch.Tensor)]
+
+
+def numel(node: Node) -> int:
+    found = 0
+    for f in tensors_of(node):
+        n = 1
+        for s in f.shape:
+            n *= hint(s)
+        found += n
+    return found
+
+
+def size_bytes(node: Node) -> int:
+    found = tensors_of(node)
+    return numel(node) * found[0].element_size() if found else 0
+
+
+def is_view(node: Node) -> bool:
+    return op_name(node) in VIEWS
+
+
+class Partitioner:
+    """Cuts one graph into regions."""
+
+    def __init__(self, graph: Graph, always: bool = False) -> None:
+        self.graph = graph
+        self.always = always
+        self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self.why: dict[Node, str] = {}
+        self._known: dict[Any, str] = {}
+        self.able = {n for n in graph.nodes if n.op == "call_function" and self._is_able(n)}
+        self.copied = self._copied()
+        self.after = self._in_sequence()
+        self.group: dict[Node, int] = {}
+        self.members: dict[int, list[Node]] = {}
+        self.kinds: dict[int, str] = {}
+
+    def run(self) -> Partition:
+        self._attention()
+        for node in self.graph.nodes:
+            if node in self.able and node not in self.group and not is_view(node) and node not in self.copied:
+                if op_name(node) not in PRODUCTS and op_name(node) not in CREATION:
+                    self._place(node)
+        found = Partition()
+        for number, nodes in self.members.items():
+            region = Region(sorted(nodes, key=self.order.__getitem__), self.kinds[number])
+            self._judge(region)
+            found.regions.append(region)
+        found.regions.sort(key=lambda r: self.order[r.nodes[0]])
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node not in self.group and not is_view(node):
+                if node in self.copied or op_name(node) in CREATION:
+                    continue
+                found.left[node] = self.why.get(node) or (
+                    "a matrix product with nothing to fuse stays with torch" if op_name(node) in PRODUCTS else ""
+                )
+        return found
+
+    # What castile can say
+
+    def _is_able(self, node: Node) -> bool:
+        name = op_name(node)
+        if name == "getitem":
+            return isinstance(node.args[0], Node) and op_name(node.args[0]) in HANDLERS
+        if name not in HANDLERS and name != FLEX:
+            self.why[node] = f"`{name or node.target}` has no cascade"
+            return False
+        signature = _signature(node)
+        if signature not in self._known:
+            self._known[signature] = self._trial(node)
+        if self._known[signature]:
+            self.why[node] = self._known[signature]
+        return not self._known[signature]
+
+    def _trial(self, node: Node) -> str:
+        """Why a node alone has no cascade; "" if it has one."""
+        for x in (*tensors_of(node), *(t for a in node.all_input_nodes for t in tensors_of(a))):
+            if x.device.type != "cpu":
+                return f"a tensor on {x.device.type}"
+            if any(isinstance(n, int) and n == 0 for n in x.shape):
+                return "an empty tensor"
+        try:
+            lowering = Lowering()
+            for a in node.all_input_nodes:
+                if tensors_of(a):
+                    if len(fakes(a)) > 1 or isinstance(a.meta.get("val"), (tuple, list)):
+                        return "a result of several tensors"
+                    lowering.take(a)
+            lowering.lower(node, False)
+            if not is_view(node) and op_name(node) not in CREATION:
+                _finish_alone(lowering, node)
+        except CastileError as error:
+            return error.message
+        return ""
+
+    def _copied(self) -> set[Node]:
+        """Pointwise nodes made of little or nothing: they are computed again wherever they are read."""
+        copied: set[Node] = set()
+        leaves: dict[Node, set[Node]] = {}
+        steps: dict[Node, int] = {}
+        for n in self.graph.nodes:
+            name = op_name(n)
+            if n not in self.able or not tensors_of(n) or name in TAKEN or name in PRODUCTS | ATTENTION | COPIES:
+                continue
+            if name in CREATION:
+                copied.add(n)
+                leaves[n], steps[n] = set(), 1
+                continue
+            if not is_view(n) and not _is_map(name):
+                continue
+            below: set[Node] = set()
+            count = 1
+            for a in n.all_input_nodes:
+                if a in leaves and (a in copied or is_view(a)):
+                    below |= leaves[a]
+                    count += steps[a]
+                elif tensors_of(a):
+                    below.add(a)
+            leaves[n], steps[n] = below, count
+            cheap = sum(map(numel, below)) * CHEAP <= numel(n) and count <= LARGEST
+            if is_view(n):
+                if all(a in copied for a in n.all_input_nodes if tensors_of(a)):
+                    copied.add(n)
+            elif cheap and (not below or tensors_of(n)[0].dtype is torch.bool or _is_mask(n)):
+                copied.add(n)
+        return copied
+
+    def _in_sequence(self) -> dict[Node, list[Node]]:
+        """Edges that keep what draws random numbers or writes memory in its order: node to those after it."""
+        edges: dict[Node, list[Node]] = {}
+        last: Node | None = None
+        for n in self.graph.nodes:
+            if n.op == "call_function" and is_impure(n):
+                if last is not None:
+                    edges[last] = [n]
+                last = n
+        return edges
+
+    # Attention
+
+    def _attention(self) -> None:
+        for node in self.graph.nodes:
+            if node in self.able and op_name(node) in ATTENTION:
+                self._new([node], "attention")
+        for node in self.graph.nodes:
+            if node in self.able and op_name(node) in PRODUCTS and node not in self.group:
+                chain = self._chain(node)
+                if chain and not self._cyclic(set(chain)):
+                    self._new(chain, "attention")
+
+    def _chain(self, last: Node) -> list[Node]:
+        """A product, the softmax that feeds it, and the product that feeds that; nothing if there is no such chain."""
+        above: set[Node] = set()
+        firsts: set[Node] = set()
+        todo = [a for a in last.all_input_nodes if tensors_of(a)]
+        while todo:
+            n = todo.pop()
+            if n in above or n not in self.able or n in self.group or n in self.copied:
+                continue
+            if op_name(n) in PRODUCTS:
+                firsts.add(n)
+                continue
+            if op_name(n) in ATTENTION:
+                continue
+            above.add(n)
+            todo += n.all_input_nodes
+        found: set[Node] = set()
+        for first in firsts:
+            below = self._below(first, above)
+            if not any(op_name(n) in SOFTMAX for n in below) or not _is_narrow(first, last):
+                continue
+            found |= {first} | {n for n in below if not is_view(n)}
+        return sorted(found | {last}, key=self.order.__getitem__) if found else []
+
+    def _below(self, first: Node, within: set[Node]) -> set[Node]:
+        found: set[Node] = set()
+        todo = [first]
+        while todo:
+            for u in todo.pop().users:
+                if u in within and u not in found:
+                    found.add(u)
+                    todo.append(u)
+        return found
+
+    # Chains
+
+    def _place(self, node: Node) -> None:
+        """Join the chains that the node reads, else begin one."""
+        mine = self._new([node], "chain")
+        for source in self._sources(node):
+            number = self.group.get(source)
+            mine = self.group[node]
+            if number is None or number == mine or self.kinds[number] == "attention":
+                continue
+            both = self.members[number] + self.members[mine]
+            largest = max(map(numel, self.members[number]))
+            if len(both) > LARGEST or numel(node) > RATIO * largest:
+                continue
+            if self._cyclic(set(both)):
+                continue
+            self.members[number] = both
+            for n in self.members.pop(mine):
+                self.group[n] = number
+            self.kinds.pop(mine)
+
+    def _new(self, nodes: Iterable[Node], kind: str) -> int:
+        nodes = list(nodes)
+        number = self.order[nodes[0]]
+        self.members[number] = nodes
+        self.kinds[number] = kind
+        for n in nodes:
+            self.group[n] = number
+        return number
+
+    def _sources(self, node: Node) -> Iterator[Node]:
+        """The nodes that a node reads, through views."""
+        todo = list(node.all_input_nodes)
+        seen: set[Node] = set()
+        while todo:
+            a = todo.pop(0)
+            if a in seen:
+                continue
+            seen.add(a)
+            if is_view(a) and a in self.able:
+                todo += a.all_input_nodes
+            else:
+                yield a
+
+    def _cyclic(self, nodes: set[Node]) -> bool:
+        """Whether some path leaves the nodes and comes back, other regions taken as one node each."""
+        latest = max(self.order[n] for n in nodes)
+        seen: set[Node] = set()
+        outside: list[Node] = []
+        todo = list(nodes)
+        while todo:
+            for u in self._users(todo.pop()):
+                if u in nodes or u in seen:
+                    continue
+                seen.add(u)
+                if is_view(u) and u in self.able:
+                    todo.append(u)
+                else:
+                    outside.append(u)
+        reached: set[Node] = set()
+        while outside:
+            n = outside.pop()
+            if n in nodes:
+                return True
+            if n in reached:
+                continue
+            number = self.group.get(n)
+            together = self.members[number] if number is not None else [n]
+            reached.update(together)
+            for m in together:
+                for u in self._users(m):
+                    if u in nodes:
+                        return True
+                    if self.order[u] <= latest or u in self.group:
+                        outside.append(u)
+        return False
+
+    def _users(self, node: Node) -> list[Node]:
+        return [*node.users, *self.after.get(node, ())]
+
+    # Worth
+
+    def _judge(self, region: Region) -> None:
+        """Decide by the cost rule: one kernel, against an operation of eager each."""
+        inside = set(region.nodes)
+        read = {a for n in region.nodes for a in self._sources(n) if a not in inside and tensors_of(a)}
+        written = [n for n in region.nodes if any(u not in inside for u in self._readers(n))]
+        moved = sum(map(size_bytes, read)) + sum(map(size_bytes, written))
+        region.castile_us = CALL_US + moved / BYTES_PER_US
+        for n in region.nodes:
+            touched = size_bytes(n) + sum(size_bytes(a) for a in n.all_input_nodes if tensors_of(a))
+            region.eager_us += EAGER_US + touched * SWEEPS.get(op_name(n), 1) / BYTES_PER_US
+        work = [n for n in region.nodes if op_name(n) not in COPIES]
+        estimate = f"about {region.castile_us:.0f} µs as a kernel, {region.eager_us:.0f} µs as {len(region.nodes)}"
+        if region.kind == "attention":
+            region.chosen, region.reason = True, "scores and probabilities never leave the chip"
+        elif not work:
+            region.reason = "a copy alone gains nothing"
+        elif self.always:
+            region.chosen, region.reason = True, 'asked for by when="always"'
+        else:
+            region.chosen = region.castile_us < region.eager_us
+            region.reason = estimate + (" operation" if len(region.nodes) == 1 else " operations")
+
+    def _readers(self, node: Node) -> Iterator[Node]:
+        """The nodes that read a node, through views."""
+        todo = list(node.users)
+        while todo:
+            u = todo.pop()
+            if is_view(u) and u in self.able:
+                todo += u.users
+            else:
+                yield u
+
+
+def is_impure(node: Node) -> bool:
+    """Whether a node draws random numbers, writes memory, or does what nobody knows."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
+    return isinstance(target, torch._ops.HigherOrderOperator) and op_name(node) != FLEX
+
+
+_OTHER_MAPS = ("_to_copy.default", "convert_element_type.default", "tril.default", "triu.default")
+
+
+def _is_map(name: str) -> bool:
+    return name in POINTWISE or name in LOGIC or name in _OTHER_MAPS
+
+
+def _is_mask(node: Node) -> bool:
+    """Whether a node chooses among literals by a condition."""
+    return op_name(node) in ("where.self", "masked_fill.Scalar", "where.ScalarOther", "where.Scalar")
+
+
+def _is_narrow(first: Node, last: Node) -> bool:
+    """Whether two products are attention's: what they contract and produce stays on chip."""
+    widths = [hint(tensors_of(n)[0].shape[-1]) for n in (first.args[0], last) if isinstance(n, Node)]
+    return max(widths, default=0) <= WIDEST_HEAD
+
+
+def _signature(node: Node) -> Any:
+    def of(a: Any) -> Any:
+        if isinstance(a, Node):
+            return tuple(
+                (f.dtype, tuple(map(str, f.shape)), f.device.type) if isinstance(f, torch.Tensor) else str(f)
+                for f in fakes(a)
+            )
+        if isinstance(a, (list, tuple)):
+            return tuple(map(of, a))
+        return (type(a).__name__, str(a))
+
+    return (op_name(node), of(node.args), of(tuple(sorted(node.kwargs.items()))), of(node), _used(node))
+
+
+def _used(node: Node) -> tuple[Any, ...]:
+    return tuple(sorted(str(u.args[1]) for u in node.users if op_name(u) == "getitem"))
+
+
+def _finish_alone(lowering: Lowering, node: Node) -> None:
+    lowering.finish([node], "trial")
+
+
+# A region's cascade
+
+
+def lower_region(region: Region, able: set[Node], copied: set[Node], name: str) -> Lowered:
+    """The cascade of a region. Raises a `CastileError` where there is none."""
+    inside = set(region.nodes)
+    lowering = Lowering()
+    inner: Callable[[Node], bool] = _Inner(inside, able, copied).__call__
+
+    def need(n: Node) -> None:
+        if n in lowering.values or not tensors_of(n):
+            return
+        if n in inside or inner(n):
+            _with_inputs(n)
+        elif is_view(n) and n in able and op_name(n) not in TAKEN:
+            try:
+                _with_inputs(n)
+            except Unsupported:
+                lowering.take(n)
+        else:
+            lowering.take(n)
+
+    def _with_inputs(n: Node) -> None:
+        for a in n.all_input_nodes:
+            need(a)
+        users = [u for u in n.users if u in inside or inner(u) or is_view(u)]
+        lowering.lower(n, len(users) > 1 and n in inside)
+
+    for n in region.nodes:
+        need(n)
+    return lowering.finish(outputs_of(region.nodes), name)
+
+
+class _Inner:
+    """Whether a node is computed within a region: copied into it, or a view of what is in it."""
+
+    def __init__(self, inside: set[Node], able: set[Node], copied: set[Node]) -> None:
+        self.inside, self.able, self.copied = inside, able, copied
+        self.known: dict[Node, bool] = {}
+
+    def __call__(self, n: Node) -> bool:
+        found = self.known.get(n)
+        if found is None:
+            found = self.known[n] = self._ask(n)
+        return found
+
+    def _ask(self, n: Node) -> bool:
+        if n not in self.able:
+            return False
+        if n in self.copied or op_name(n) in CREATION:
+            return True
+        return is_view(n) and any(a in self.inside or self(a) for a in n.all_input_nodes if tensors_of(a))
+
+
+def outputs_of(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes of a region that something outside reads, perhaps through a view."""
+    inside = set(nodes)
+
+    def read_outside(n: Node) -> bool:
+        return any(u not in inside and (not is_view(u) or read_outside(u)) for u in n.users)
+
+    return [n for n in nodes if read_outside(n)]

@@ -1,0 +1,291 @@
+"""A region at run time: arguments cut into the kernel's axes, results in eager's strides, eager where castile fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .. import driver
+from ..codegen.kernel import Kernel
+from ..ir.cascade import Cascade
+from ..ir.errors import CastileError
+from .fx import WITNESS, Argument, Lowered, fakes
+from .values import Size, Unsupported, same
+
+# Dynamic shapes of which a region's sizes are remembered.
+SHAPES = 1024
+
+# What a kernel may differ from eager, relative to the largest entry, when `CASTILE_CHECK=1` compares them.
+CHECKED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class RegionError(CastileError):
+    """With `CASTILE_CHECK=1`: a region whose kernel does not agree with eager."""
+
+    stage = "check"
+
+
+@lru_cache(maxsize=2048)
+def kernel_of(cascade: Cascade, target: str | None, numerics: str | None) -> Kernel:
+    """The kernel of a cascade, one for all regions that say the same."""
+    return driver.compile(cascade, target=target, numerics=numerics)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result as eager lays it out: shape, strides, and the sizes of the kernel's axes."""
+
+    shape: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    sizes: tuple[Size, ...]
+    dtype: torch.dtype
+    dense: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes as integers, for one set of dynamic shapes."""
+
+    views: tuple[tuple[str, int, tuple[int, ...] | None], ...]
+    witness: torch.Tensor | None
+    shapes: tuple[tuple[int, ...] | None, ...]
+    allocate: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dtype], ...]
+
+
+class RegionCall:
+    """What stands in the graph for a region: a callable of the tensors and sizes that the region reads."""
+
+    def __init__(
+        self,
+        name: str,
+        lowered: Lowered,
+        leaves: Sequence[Node],
+        reference: GraphModule,
+        kernel: Kernel,
+        check: bool,
+    ) -> None:
+        self.__name__ = name
+        self.lowered = lowered
+        self.leaves = tuple(leaves)
+        self.kernel = kernel
+        self.reference = reference
+        self.check = check
+        self.failed = False
+        place = {n: i for i, n in enumerate(leaves)}
+        self._arguments = tuple((a.name, place[a.node], a.sizes, _shape(a)) for a in lowered.arguments)
+        self._results = tuple(_result(node, at, sizes) for node, at, sizes in lowered.results)
+        self._symbols = _symbols(self._expressions(), leaves)
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._run: Callable[..., Any] = kernel
+
+    def _expressions(self) -> list[Size]:
+        found: list[Size] = [n for _, _, sizes, _ in self._arguments for n in sizes or ()]
+        for r in self._results:
+            found += [*r.shape, *r.strides, *r.sizes]
+        return found + list(self.lowered.witness)
+
+    def build(self) -> None:
+        """Compile the kernel for the shapes that the graph was traced with. Raises what the compiler raises."""
+        self.kernel.runner(dict(self.lowered.hints))
+
+    def __call__(self, *args: Any) -> Any:
+        if self.failed:
+            return self.reference(*args)
+        try:
+            results = self._compute(args)
+        except Exception as error:  # whatever a kernel does, the model runs
+            self.failed = True
+            warn_fallback(self.__name__, error)
+            return self.reference(*args)
+        if self.check:
+            self._compare(results, args)
+        return results
+
+    def _compute(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        key = tuple([source(args) for _, source in self._symbols])
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plan(dict(zip([s for s, _ in self._symbols], key, strict=True)))
+            while len(self._plans) >= SHAPES:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan
+        inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
+        if plan.witness is not None:
+            inputs[WITNESS] = plan.witness
+        if plan.allocate:
+            made = tuple(torch.empty_strided(s, t, dtype=d) for s, t, _, d in plan.allocate)
+            self._run(out=tuple(y.view(n) for y, (_, _, n, _) in zip(made, plan.allocate, strict=True)), **inputs)
+            return made
+        results = self._run(**inputs)
+        if len(plan.shapes) == 1:
+            results = (results,)
+        return tuple(y if s is None else y.view(s) for y, s in zip(results, plan.shapes, strict=True))
+
+    def _plan(self, symbols: Mapping[Any, int]) -> Plan:
+        def ints(sizes: Sequence[Size]) -> tuple[int, ...]:
+            return tuple(_number(n, symbols) for n in sizes)
+
+        views = tuple(
+            (name, at, None if sizes is None or _alike(sizes, shape) else ints(sizes))
+            for name, at, sizes, shape in self._arguments
+        )
+        witness = None
+        if self.lowered.witness:
+            witness = torch.zeros((), dtype=torch.bool).expand(ints(self.lowered.witness))
+        if all(r.dense for r in self._results):
+            shapes = tuple(None if _alike(r.sizes, r.shape) else ints(r.shape) for r in self._results)
+            return Plan(views, witness, shapes, ())
+        allocate = tuple((ints(r.shape), ints(r.strides), ints(r.sizes), r.dtype) for r in self._results)
+        return Plan(views, witness, (), allocate)
+
+    def _compare(self, results: Sequence[Any], args: Sequence[Any]) -> None:
+        expected = self.reference(*args)
+        for i, (mine, theirs) in enumerate(zip(results, expected, strict=True)):
+            if not _agrees(mine, theirs):
+                raise RegionError(
+                    f"result {i} of region `{self.__name__}` differs from eager's",
+                    expected=str(theirs.flatten()[:8].tolist()),
+                    got=str(mine.flatten()[:8].tolist()),
+                    hint=f"please report this cascade:\n{self.lowered.cascade}",
+                )
+
+
+def warn_fallback(name: str, error: Exception) -> None:
+    """One warning that a region runs as in eager, why, and what to do."""
+    said = str(error) or type(error).__name__
+    todo = "" if getattr(error, "hint", "") else "\nhint: castile.explain_model(model, *inputs) shows its cascade"
+    warnings.warn(f"castile: `{name}` runs in eager: {said}{todo}", RuntimeWarning, stacklevel=3)
+
+
+def _agrees(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        return False
+    if not theirs.dtype.is_floating_point:
+        return bool(torch.equal(mine, theirs))
+    a, b = mine.double(), theirs.double()
+    finite = b.isfinite()
+    if not bool(finite.any()):
+        return True
+    tolerance = CHECKED[theirs.dtype] * max(1e-6, float(b[finite].abs().max()))
+    return bool((a[finite] - b[finite]).abs().max() <= tolerance)
+
+
+def _shape(a: Argument) -> tuple[Size, ...]:
+    fake = fakes(a.node)[0]
+    return tuple(fake.shape) if isinstance(fake, torch.Tensor) else ()
+
+
+def _alike(a: Sequence[Size], b: Sequence[Size]) -> bool:
+    return len(a) == len(b) and all(map(same, a, b))
+
+
+def _result(node: Node, at: int, sizes: tuple[Size, ...]) -> Result:
+    fake = fakes(node)[max(0, at)]
+    shape, strides = tuple(fake.shape), tuple(fake.stride())
+    step: Size = 1
+    dense = True
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if not same(n, 1):
+            dense = dense and same(stride, step)
+            step = step * n
+    return Result(shape, strides, sizes, fake.dtype, dense)
+
+
+# Dynamic sizes
+
+
+def _number(n: Size, symbols: Mapping[Any, int]) -> int:
+    if isinstance(n, int):
+        return n
+    return int(n.node.expr.xreplace(dict(symbols)))
+
+
+def _symbols(sizes: Sequence[Size], leaves: Sequence[Node]) -> tuple[tuple[Any, Callable[[Any], int]], ...]:
+    """Where each symbol of the sizes is read off at run time: an argument, or an axis of one."""
+    wanted = {s for n in sizes if not isinstance(n, int) for s in n.node.expr.free_symbols}
+    found: dict[Any, Callable[[Any], int]] = {}
+    for i, leaf in enumerate(leaves):
+        fake: Any = fakes(leaf)[0]
+        if isinstance(fake, torch.SymInt):
+            found.setdefault(fake.node.expr, _argument(i))
+        elif isinstance(fake, torch.Tensor):
+            sizes: tuple[Size, ...] = tuple(fake.shape)
+            for axis, n in enumerate(sizes):
+                if not isinstance(n, int):
+                    found.setdefault(n.node.expr, _axis(i, axis))
+    if wanted - found.keys():
+        raise Unsupported(f"nothing shows the size {min(map(str, wanted - found.keys()))}")
+    return tuple((s, found[s]) for s in sorted(wanted, key=str))
+
+
+def _argument(i: int) -> Callable[[Any], int]:
+    return lambda args: int(args[i])
+
+
+def _axis(i: int, axis: int) -> Callable[[Any], int]:
+    return lambda args: int(args[i].shape[axis])
+
+
+# The region as eager runs it
+
+
+def extract(
+    gm: GraphModule, results: Sequence[tuple[Node, int, Any]], arguments: Sequence[Argument]
+) -> tuple[GraphModule, list[Node]]:
+    """The graph that computes results from arguments, operation by operation; and all that it reads, in order."""
+    graph = Graph()
+    env: dict[Node, Node] = {}
+    leaves: list[Node] = []
+    stop = {a.node for a in arguments}
+
+    def leaf(n: Node) -> Node:
+        leaves.append(n)
+        new = graph.placeholder(f"a{len(leaves)}")
+        new.meta = dict(n.meta)
+        return new
+
+    for a in arguments:
+        if a.node not in env:
+            env[a.node] = leaf(a.node)
+    needed = _nodes_between([n for n, _, _ in results], stop)
+    for n in needed:
+        if n.op == "placeholder" or (
+            n.op == "call_function"
+            and not isinstance(fakes(n)[0], torch.Tensor)
+            and not isinstance(n.meta.get("val"), (tuple, list))
+        ):
+            env[n] = leaf(n)
+    for n in needed:
+        if n not in env:
+            env[n] = graph.node_copy(n, env.__getitem__)
+    outputs = []
+    for n, at, _ in results:
+        outputs.append(env[n] if at < 0 else graph.call_function(_item, (env[n], at)))
+    graph.output(tuple(outputs))
+    return GraphModule(gm, graph), leaves
+
+
+def _item(values: Sequence[Any], at: int) -> Any:
+    return values[at]
+
+
+def _nodes_between(last: Sequence[Node], stop: set[Node]) -> list[Node]:
+    """Everything that the last nodes need down to those at which to stop, each after what it reads."""
+    done: dict[Node, None] = {}
+    todo: list[tuple[Node, bool]] = [(n, False) for n in last]
+    while todo:
+        n, ready = todo.pop()
+        if n in done or n in stop:
+            continue
+        if ready:
+            done[n] = None
+            continue
+        todo.append((n, True))
+        todo += [(a, False) for a in n.all_input_nodes]
+    return list(done)
