@@ -31,6 +31,7 @@ from ..ir.tile import (
     Store,
     Tile,
     TileKernel,
+    lacking_ranks,
     operations,
     print_kernel,
     tiles_of,
@@ -44,6 +45,9 @@ from .vectors import WIDEST, Lanes, NotVectors, Text, coefficient, steps
 # Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
 LARGEST_ON_STACK = 1 << 15
 STACK = 1 << 17
+
+# Bytes from row to row that are a multiple of this are too regular for a cache.
+ALIASED = 1024
 
 # The widest panel of B that `dot` packs, in columns.
 PANEL = 64
@@ -348,11 +352,13 @@ class Printer:
             self.line("const int64_t " + ", ".join(f"{n} = args->{n}" for n in names[i : i + 4]) + ";")
 
     def _grid(self, body: list[str]) -> None:
-        counts = []
+        counts, always = [], lacking_ranks(self.k)
         for g in self.k.grid:
             count = self._tiles(g)
             if g.size != 1:
-                self.line(f"const int64_t {count} = tiles({self._extent_text(g.rank)}, {g.size});")
+                number = f"tiles({self._extent_text(g.rank)}, {g.size})"
+                number = f"at_least(1, {number})" if g.rank in always else number
+                self.line(f"const int64_t {count} = {number};")
             counts.append(count)
         self.line(f"const int64_t points = {' * '.join(counts) or '1'};")
         # What a thread is worth follows the operation over most ranks.
@@ -647,7 +653,12 @@ class Printer:
         if tile.name in self.places:
             return
         order = tile.axes if last is None else (*(r for r in tile.axes if r != last), last)
-        place = Place(tile, self.names("tile", tile.name), order, tuple(self.axes[r].size for r in order))
+        sizes = [self.axes[r].size for r in order]
+        width = DTYPES[tile.dtype].bits // 8
+        if math.prod(sizes[:-1]) > 1 and sizes[-1] * width % ALIASED == 0:
+            # Rows a large power of two apart fall into the same few lines of the nearest cache.
+            sizes[-1] += 64 // width
+        place = Place(tile, self.names("tile", tile.name), order, tuple(sizes))
         self.places[tile.name] = place
         kind = ctype(tile.dtype)
         if place.elements == 1:

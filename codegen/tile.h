@@ -549,21 +549,31 @@ CASTILE_INLINE Vector exp_minus_one_near_zero(Vector r) {
 }
 
 CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
+#if defined(__AVX512F__)
+  // Both give their second operand if either is NaN.
+  return (Vector)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+#endif
   x = x > high ? splat(high) : x;
   return x < low ? splat(low) : x;
+}
+
+// exp(r) on [-0.35, 0.35].
+CASTILE_INLINE Vector exp_near_zero(Vector r) {
+  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
+  return (p * r + 1.0f) * r + 1.0f;
 }
 
 CASTILE_INLINE Vector exp(Vector x) {
   x = clamp(x, -104.0f, 89.0f);
   const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
   const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  return scale_by(1.0f + exp_minus_one_near_zero(r), n);
+  return scale_by(exp_near_zero(r), n);
 }
 
 CASTILE_INLINE Vector exp2(Vector x) {
   x = clamp(x, -151.0f, 129.0f);
   const Vector n = (x + ROUNDER) - ROUNDER;
-  return scale_by(1.0f + exp_minus_one_near_zero((x - n) * 0.6931472f), n);
+  return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
 }
 
 CASTILE_INLINE Vector sigmoid(Vector x) {

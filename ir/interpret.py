@@ -19,7 +19,7 @@ from .dtypes import DTYPES, round_to, rounds, wrap
 from .errors import EvaluationError
 from .ops import OPS, REDUCTIONS
 from .scalar import Array, array_type, common, convert
-from .tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel
+from .tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, lacking_ranks
 from .types import TypeChecker, settle
 
 
@@ -41,7 +41,8 @@ class Span:
 
 def run_kernel(k: TileKernel, arrays: dict[str, Array], extents: Mapping[str, int]) -> None:
     """Run a kernel on arrays, writing its outputs in place. Inputs are float64 or integer arrays; outputs likewise."""
-    tiles = [range(0, max(extents[g.rank], 0), g.size) for g in k.grid]
+    always = lacking_ranks(k)
+    tiles = [range(0, max(extents[g.rank], 1 if g.rank in always else 0), g.size) for g in k.grid]
     with np.errstate(all="ignore"):
         for place in itertools.product(*tiles):
             spans = {g.rank: Span(a, min(a + g.size, extents[g.rank])) for g, a in zip(k.grid, place, strict=True)}
@@ -240,7 +241,8 @@ class _Run:
 
 def grid_size(k: TileKernel, extents: Mapping[str, int]) -> int:
     """How many programs the kernel runs."""
-    return math.prod(-(-extents[g.rank] // g.size) for g in k.grid)
+    always = lacking_ranks(k)
+    return math.prod(max(-(-extents[g.rank] // g.size), 1 if g.rank in always else 0) for g in k.grid)
 
 
 def loops(body: tuple[Op, ...]) -> Iterator[For]:

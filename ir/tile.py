@@ -165,6 +165,16 @@ class TileKernel:
         return print_kernel(self)
 
 
+def lacking_ranks(k: TileKernel) -> frozenset[str]:
+    """The ranks of the grid that some stored output lacks: where one is empty, its first tile runs all the same."""
+    stores = [op.target for op in operations(k.body) if isinstance(op, Store)]
+    return frozenset(g.rank for g in k.grid if any(g.rank not in {*map(_rank_of, t.indices)} for t in stores))
+
+
+def _rank_of(index: Expr) -> str:
+    return index.name if isinstance(index, Rank) else ""
+
+
 def operations(body: tuple[Op, ...]) -> Iterator[Op]:
     """Every operation, loops before their bodies."""
     for op in body:

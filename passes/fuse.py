@@ -7,6 +7,7 @@ ranks that it lacks, a reader would, unless the rank fits on chip and is one til
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, Reduce, tensors_read, walk
 from ..ir.ops import REDUCTIONS
@@ -14,6 +15,9 @@ from ..ir.verify import scan_step
 
 # A rank of at most this extent is kept whole in one tile, so that what does not vary along it is computed once.
 ON_CHIP = 256
+
+# Rows from which on a kernel that has no other ranks to share out keeps every thread busy.
+ROWS_ENOUGH = 8
 
 
 def fusible(c: Cascade, extents: Mapping[str, int]) -> dict[str, tuple[tuple[str, ...], Expr]]:
@@ -105,3 +109,34 @@ def stored(c: Cascade, e: Einsum, absorbed: set[str]) -> set[str]:
 
 def is_map(e: Einsum) -> bool:
     return len(e.outputs) == 1 and not e.reductions and scan_step(e) is None
+
+
+def is_row_reduction(e: Einsum) -> bool:
+    """Whether an Einsum is one reduction by a built-in monoid, read along a row."""
+    plain = len(e.outputs) == 1 and isinstance(e.expr, Reduce) and e.expr.op in REDUCTIONS
+    return plain and scan_step(e) is None
+
+
+def rows_enough(e: Einsum, extents: Mapping[str, int]) -> bool:
+    """Whether an Einsum has rows enough to keep all threads busy, so that what follows each may stay with it."""
+    if scan_step(e) is not None or not e.reductions:
+        return False
+    return prod(extents.get(r, 1) for r in e.ranks) >= ROWS_ENOUGH
+
+
+def cheapest_first(c: Cascade) -> tuple[Einsum, ...]:
+    """The Einsums in an order that keeps sources before readers and else puts small iteration spaces first.
+
+    So a norm's statistics come before the contraction that they scale, and what joins the two is an epilogue of it.
+    """
+    waiting = list(c.einsums)
+    made = {p.name for p in c.params}
+    order: list[Einsum] = []
+    while waiting:
+        own = [(x, {o.name for o in x.outputs}) for x in waiting]
+        ready = [x for x, names in own if set(tensors_read(x.expr)) <= made | names]
+        best = min(ready, key=lambda x: len({*x.ranks, *(r for n in x.reductions for r in n.ranks)}))
+        order.append(best)
+        waiting.remove(best)
+        made |= {o.name for o in best.outputs}
+    return tuple(order)

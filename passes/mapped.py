@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Mapping as Dict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..ir.cascade import Cascade, Const, Expr, Rank
@@ -12,6 +12,7 @@ from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
+from .defaults import cpu_tiles
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .pipeline import Pass, run_pipeline
@@ -49,7 +50,13 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
     shapes = {p.name: shape_of(c, p.name, extents) for p in c.params}
     sizes = resolve(form, {r: n for r, n in extents.items() if r in form.ranks}, shapes)
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None and s.step}
-    program = tile_program(form, Tiling(ranks=mapping.tiles), steps=steps, extents=sizes)
+    tiling = Tiling(
+        ranks=mapping.tiles,
+        hold=bool(mapping.knob("hold")),
+        align=mapping.knob("align"),
+        group=bool(mapping.knob("group")),
+    )
+    program = tile_program(form, tiling, steps=steps, extents=sizes)
     return Mapped(mapping, extents, derivation, program)
 
 
@@ -131,6 +138,13 @@ def _batch_like(c: Cascade) -> set[str]:
     return common if not literal and all(len(o - common) >= 1 and len(o) > 2 for o in outputs) else set()
 
 
+# What every mapping for the CPU begins with.
+CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
+
+
 def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:
     """The mapping of a target for these extents where nothing was tuned."""
-    return Mapping()
+    if target != "cpu":
+        return Mapping()
+    plain = mapped(c, CPU, extents)
+    return replace(CPU, tiles=cpu_tiles(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}))

@@ -7,7 +7,7 @@ rank inside the kernel and reads its earlier entries from its own output. A mono
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 
@@ -37,7 +37,7 @@ from ..ir.tile import Dot, Fold, For, GridRank, HeldRank, Load, Map, Op, Store, 
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
-from .fuse import ON_CHIP, epilogues, fusible, is_map, stored
+from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
 from .inline import Inliner, renamed
 from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .step import Let, Step, Take
@@ -55,7 +55,8 @@ class Tiling:
 
     ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three. With ``hold``, an inner
     reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
-    loops that need no mask end at a multiple of ``align``.
+    loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
+    joins its kernel.
     """
 
     inner: int = 64
@@ -64,6 +65,7 @@ class Tiling:
     ranks: Mapping[str, int] = field(default_factory=dict)
     hold: bool = False
     align: int = 1
+    group: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,10 @@ def tile_program(
     ``steps`` holds the step of each stream by its first output's name; without one, a monoid takes in its elements one
     by one. With ``extents``, inner reductions are fused into the loops that read them, where nothing is repeated.
     """
+    if tiling is not None and tiling.group:
+        c = replace(c, einsums=cheapest_first(c))
     types = tensor_types(c)
-    live = needed(c)
+    live = needed(c) | _for_steps(c, steps or {})
     inlined = fusible(c, extents) if extents is not None else {}
     inline = Inliner(c, inlined)
     kernels: list[TileKernel] = []
@@ -112,15 +116,68 @@ def tile_program(
         if step is not None:
             step = tuple(replace(s, element=inline(s.element)) if isinstance(s, Take) else s for s in step)
         after = [replace(m, expr=inline(m.expr)) for m in epilogues(c, e)] if not plain_map else []
+        if tiling is not None and tiling.group and not plain_map and rows_enough(e, extents or {}):
+            after = _followers(c, e, inlined, inline, live, types)
         absorbed |= {m.name for m in after}
-        kept = stored(c, e, absorbed)
+        kept = {n for m in (e, *after) for n in stored(c, m, absorbed)}
         kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}, inline.origin).build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
-        for o in e.outputs:
+        for o in (o for x in (e, *after) for o in x.outputs):
             if o.name in kept and o.name not in c.outputs:
                 scratch.append(Param(o.name, types[o.name], tuple(Rank(r) for r in o.ranks)))
     return TileProgram(c, tuple(kernels), tuple(scratch))
+
+
+def _followers(
+    c: Cascade,
+    e: Einsum,
+    inlined: dict[str, tuple[tuple[str, ...], Expr]],
+    inline: Inliner,
+    live: Collection[str],
+    types: Mapping[str, str],
+) -> list[Einsum]:
+    """The Einsums after one that only need, of what comes with or after it, its results at their own rows, in order.
+
+    Reductions must have the same rows, maps at least these. What is inlined on the way is noted in ``inlined``.
+    """
+    place = next(i for i, x in enumerate(c.einsums) if x.name == e.name)
+    known = {p.name for p in c.params} | {o.name for x in c.einsums[:place] for o in x.outputs}
+    rows = {o.name: tuple(Rank(r) for r in o.ranks) for o in e.outputs}
+    found: list[Einsum] = []
+    for x in c.einsums[place + 1 :]:
+        if not any(o.name in live for o in x.outputs) or len(x.outputs) > 1 or scan_step(x) is not None:
+            continue
+        expr = inline(x.expr)
+        if x.name in inlined:
+            inlined[x.name] = (x.output.ranks, expr)
+            continue
+        if is_map(x) and x.name not in c.outputs and (x.reductions or sum(1 for _ in walk(expr)) <= INLINE_NODES):
+            inlined[x.name] = (x.output.ranks, _converted(replace(x, expr=expr), types))
+            continue
+        reads = [n for n in walk(expr) if isinstance(n, Access) and n.tensor not in known]
+        if not reads or not all(n.indices == rows.get(n.tensor) for n in reads):
+            continue
+        if is_map(x) and x.name in c.outputs:
+            inner = any(isinstance(n, Reduce) for n in walk(expr)) and not set(x.output.ranks) <= set(e.ranks)
+            if not inner and (set(x.output.ranks) <= set(e.ranks) or set(x.output.ranks) > set(e.ranks)):
+                found.append(replace(x, expr=expr))
+        elif is_row_reduction(x) and set(x.output.ranks) == set(e.ranks):
+            found.append(replace(x, expr=expr))
+            rows[x.name] = tuple(Rank(r) for r in x.output.ranks)
+    return found
+
+
+def _for_steps(c: Cascade, steps: Mapping[str, Step]) -> set[str]:
+    """The tensors that the steps of streams read, and those that these need."""
+    parts = [
+        x for step in steps.values() for s in step for x in ((s.value,) if isinstance(s, Let) else (s.old, s.element))
+    ]
+    found = {t for x in parts for t in tensors_read(x)}
+    for e in reversed(c.einsums):
+        if any(o.name in found for o in e.outputs):
+            found |= set(tensors_read(e.expr))
+    return found
 
 
 def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
@@ -178,7 +235,12 @@ class _Builder:
         for r in ranks:
             self.sizes[r] = self.tiling.ranks.get(r, self.sizes.get(r, 1))
         for r in self._whole(ranks):
-            self.sizes[r] = ON_CHIP
+            given = self.tiling.ranks.get(r, 0)
+            self.sizes[r] = given if self.tiling.hold and given >= self.extents[r] else ON_CHIP
+        for r in ranks:
+            if any(r not in o.ranks for o in (*e.outputs, *(m.output for m in after))):
+                # Its only tile runs where the rank is empty too, and then has no coordinate.
+                self.sizes[r] = max(2, self.sizes[r])
         looped: tuple[str, ...] = ()
         if scan is not None:
             self.sizes[scan.rank] = 1
@@ -193,7 +255,7 @@ class _Builder:
                 self._store(o, value)
             self.results[o.name] = Cast(o.dtype, value) if o.dtype is not None else value
         for m in after:
-            self._store(m.output, self.value(m.expr, None))
+            self._follow(m, kept)
         while len(self.frames) > 1:
             frame = self.frames.pop()
             rank = next(iter(frame.ranks))
@@ -203,7 +265,7 @@ class _Builder:
         used = self._used(body)
         params = [p for p in self.c.params if p.name in used]
         outputs = {o.name: o for x in self.c.einsums for o in x.outputs}
-        written = {o.name for o in e.outputs if o.name in kept} | {m.name for m in after}
+        written = {o.name for x in (e, *after) for o in x.outputs if o.name in kept}
         params += [
             Param(n, self.types[n], tuple(Rank(r) for r in o.ranks)) for n, o in outputs.items() if n in used | written
         ]
@@ -215,6 +277,18 @@ class _Builder:
             body,
             held=tuple(self.held.values()),
         )
+
+    def _follow(self, m: Einsum, kept: set[str]) -> None:
+        """An Einsum after the kernel's own: a reduction by rows, or a map over these and perhaps further ranks."""
+        extra = tuple(r for r in m.output.ranks if r not in self.e.ranks)
+        for r in extra:
+            self._open((r,), self.tiling.stream if r == extra[-1] else self.tiling.ranks.get(r, 1))
+        value = self.value(m.expr, None)
+        if m.name in kept:
+            self._store(m.output, value, extra)
+        self._close(extra)
+        if not extra:
+            self.results[m.name] = Cast(m.output.dtype, value) if m.output.dtype is not None else value
 
     def _whole(self, ranks: tuple[str, ...]) -> list[str]:
         """Small ranks along which an inner reduction does not vary: one tile, so that it is computed once."""
@@ -692,10 +766,8 @@ class _Builder:
     def _fold_monoid(self, e: Reduce, guard: Expr | None) -> list[Expr]:
         m: Monoid = self.c.monoid_of[e.op]
         types = self.checker.state_types(e)
-        depends = self._outer(e, guard)
-        for o in self.e.outputs if len(self.e.outputs) > 1 else ():
-            depends |= set(o.ranks)
-        state = [self._tile(r, depends, t) for r, t in zip(m.results, types, strict=True)]
+        ranks = self._monoid_ranks(m, e, guard)
+        state = [self._tile(r, ranks[r], t) for r, t in zip(m.results, types, strict=True)]
         for tile, start in zip(state, m.identity, strict=True):
             self.frames[-1].ops.append(Map(tile, start))
         for r in e.ranks:
@@ -705,11 +777,10 @@ class _Builder:
         for p, x in zip(m.params, [*(Access(t.name) for t in state), *element], strict=True):
             names[p] = x
         ops = self.frames[-1].ops
-        inside = depends | set(e.ranks)
         results: dict[str, Expr] = dict(names)
         for name, expr in m.body:
             value = _named(expr, results)
-            tile = self._tile(name, inside, settle(self.checker.infer(value)))
+            tile = self._tile(name, ranks[name] | set(e.ranks), settle(self.checker.infer(value)))
             ops.append(Map(tile, value))
             results[name] = Access(tile.name)
         for tile, r in zip(state, m.results, strict=True):
@@ -718,9 +789,24 @@ class _Builder:
             self._close((r,))
         return [Access(t.name) for t in state]
 
-    def _store(self, o: Output, value: Expr) -> None:
+    def _monoid_ranks(self, m: Monoid, e: Reduce, guard: Expr | None) -> dict[str, frozenset[str]]:
+        """The ranks with which each name of a monoid varies; a component need not vary with all that others do."""
+        width = len(m.results)
+        held = self._depends(guard) if guard is not None else frozenset()
+        scope = frozenset().union(*(f.ranks for f in self.frames))
+        found = {p: frozenset((free_ranks(a) & scope) | held) for p, a in zip(m.params[width:], e.args, strict=True)}
+        found |= dict.fromkeys(m.params[:width], frozenset())
+        while True:
+            for name, expr in m.body:
+                found[name] = frozenset().union(*(found[n.tensor] for n in walk(expr) if isinstance(n, Access)))
+            after = {p: found[p] | found.get(r, frozenset()) for p, r in zip(m.params, m.results, strict=False)}
+            if all(found[p] == ranks for p, ranks in after.items()):
+                return found
+            found |= after
+
+    def _store(self, o: Output, value: Expr, extra: tuple[str, ...] = ()) -> None:
         """Store a value over its output's ranks. What is the same along other ranks of the kernel is folded first."""
-        axes = tuple(r for r in self.e.ranks if r in o.ranks and self.sizes[r] > 1)
+        axes = tuple(r for r in (*self.e.ranks, *extra) if r in o.ranks and self.sizes[r] > 1)
         lacking = tuple(r for r in self.e.ranks if r not in o.ranks and self.sizes[r] > 1 and r in self._depends(value))
         if lacking:
             tile = self._tile("only", set(o.ranks), self.types[o.name])

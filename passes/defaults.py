@@ -1,0 +1,93 @@
+"""Tile sizes for the CPU where nothing was tuned: read off the kernels that plain tiles give.
+
+A contraction wants rows enough to make packing its shared operand worth while, columns as wide as a panel, and a depth
+that keeps a strip of rows and a panel in the nearest caches. A loop over rows that lie along memory wants whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..ir.cascade import Rank
+from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations
+from .fuse import ON_CHIP
+
+# The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
+PANEL, LANES = 64, 16
+
+# Rows that share a packed operand, the depth of a plain contraction, and what a strip of a streamed one may hold in
+# bytes: half of the nearest cache.
+ROWS, DEPTH, STRIP_BYTES = 192, 1024, 1 << 14
+
+# Elements of a row that are looked at together where there is no contraction, and rows of a tile across memory.
+ROW, ACROSS = 1024, 16
+
+
+def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> dict[str, int]:
+    """The tile of each rank, at most its extent; ranks on chip and those taken one by one are left out."""
+    wanted: dict[str, int] = {}
+    # A rank of several kernels follows those that contract.
+    for k in sorted(kernels, key=_contracts):
+        held = {h.rank for h in k.held}
+        found = _contraction(k, extents) if _contracts(k) else _rows(k, extents)
+        wanted |= {r: n for r, n in found.items() if r in extents and r not in held}
+    return {r: max(1, min(n, _up(extents[r]))) for r, n in wanted.items()}
+
+
+def _contracts(k: TileKernel) -> bool:
+    return any(isinstance(op, Dot) for op in operations(k.body))
+
+
+def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
+    """Tiles of a kernel with dots."""
+    grid = {g.rank for g in k.grid}
+    found: dict[str, int] = {}
+    loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
+    # Dots nested in a loop with other work: the tile between them is to stay near.
+    streamed = any(isinstance(op, Dot) and not op.accumulate for op in operations(k.body))
+    dots = [op for op in operations(k.body) if isinstance(op, Dot)]
+    narrow = all(op.operand is not None for op in dots)
+    for op in dots:
+        if not op.tile.axes:
+            continue
+        column = op.tile.axes[-1]
+        if column in grid:
+            small = extents.get(column, 0) <= ON_CHIP
+            found[column] = _up(extents[column]) if small else max(PANEL, found.get(column, 0))
+        for row in op.tile.axes[:-1]:
+            if row in grid:
+                found[row] = ROWS
+        for r in (*op.over, *op.tile.axes):
+            if r in loops:
+                found[r] = (512 if narrow else 256) if streamed else DEPTH
+    return found
+
+
+def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
+    """Tiles of a kernel that maps and folds: along memory."""
+    params = {p.name: p for p in k.tensors}
+    votes: dict[str, int] = {}
+    for op in operations(k.body):
+        access = op.source if isinstance(op, Load) else op.target if isinstance(op, Store) else None
+        if access is None or not access.indices or not isinstance(access.indices[-1], Rank):
+            continue
+        rank = access.indices[-1].name
+        votes[rank] = votes.get(rank, 0) + len(params[access.tensor].indices)
+    if not votes:
+        return {}
+    along = max(votes, key=lambda r: votes[r])
+    found = dict.fromkeys((g.rank for g in k.grid), 1)
+    for op in operations(k.body):
+        if isinstance(op, For):
+            found[op.rank] = ACROSS
+    found[along] = ROW
+    scalar = all(_single(op, k) for op in operations(k.body))
+    return {} if scalar else found
+
+
+def _single(op: Op, k: TileKernel) -> bool:
+    return isinstance(op, For) and op.size == 1
+
+
+def _up(n: int) -> int:
+    return -(-n // LANES) * LANES if n > 1 else 1
