@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..ir.cascade import Call, Cascade, Const, Expr, Extent, Param, Rank, ranks_named, substitute, walk
 from ..ir.device import DEVICES, device_of
 from ..ir.dtypes import DTYPES, numpy_dtype
-from ..ir.errors import UsageError, VerifyError
+from ..ir.errors import InputError, UsageError, VerifyError
 from ..ir.extents import Use, bindings
 from ..ir.mapping import Mapping as Knobs
 from ..ir.ops import OPS
 from ..ir.print import print_expr
+from ..ir.tile import TileKernel
 from .assembly import Program
 from .cpp import bounded_ranks
 from .names import Names, safe
@@ -55,6 +56,21 @@ def print_kernels(program: Program, target: str) -> tuple[Printed, ...]:
         )
         found.append(printer.printed())
     return tuple(found)
+
+
+def fits_held(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None:
+    """Raise `InputError` where a rank that one tile is to hold has more coordinates than the tile."""
+    for k in kernels:
+        limits = [*k.whole.items(), *((h.of, h.size) for h in k.held)]
+        for rank, size in limits:
+            if extents.get(rank, 0) > size:
+                raise InputError(
+                    f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",
+                    rank=rank,
+                    expected=f"at most {size}",
+                    got=str(extents[rank]),
+                    hint="compile it for these shapes",
+                )
 
 
 def torch_dtype(dtype: str) -> str:

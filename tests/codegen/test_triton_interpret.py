@@ -198,8 +198,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import triton, torch
 k = castile.compile(castile.parse("def f(X: f32[n]) -> Y:\\n    Y[n] = X[n] + 1.0\\n"), target="interpret")
 print(k(X=np.zeros(3, "f4")).tolist())
-from castile.codegen import triton_interpret
-print(triton_interpret._child(os.getpid())._process.pid, flush=True)
+from castile.codegen.triton_process import process
+print(process("triton_child.py", True, os.getpid()).pid, flush=True)
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120)

@@ -1,0 +1,139 @@
+"""The process in which generated Triton is compiled for any GPU, present or not. It imports nothing of castile.
+
+It reads one JSON request a line (a module, a target, and for each kernel its signature, constants and options) and
+answers with what the binaries tell: shared memory, registers, spills, instructions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+# What counts as an instruction of each kind, in PTX and in AMD's assembly.
+PTX = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma": r"(?<!w)(?<!wg)\bmma\.(?:sync|sp)",
+    "ldgsts": r"cp\.async\.(?:ca|cg)\.shared",
+    "tma": r"cp\.async\.bulk\.tensor",
+    "mufu": r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx",
+}
+AMD = {
+    "mfma": r"\bv_mfma_",
+    "wmma": r"\bv_wmma_",
+    "ldgsts": r"\b(?:buffer|global)_load_\S+ .*\blds\b",
+    "mufu": r"\bv_(?:exp|log|rcp|rsq|sqrt|sin|cos)_f",
+}
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _module(path: str, loaded: dict[str, Any]) -> Any:
+    if path not in loaded:
+        spec = importlib.util.spec_from_file_location(f"castile_compiled_{len(loaded)}", path)
+        assert spec is not None and spec.loader is not None
+        loaded[path] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded[path])
+    return loaded[path]
+
+
+def _tool(name: str) -> str | None:
+    """A tool of the CUDA toolkit that comes with triton."""
+    import triton
+
+    found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(found) if found.exists() else None
+
+
+def _nvidia(asm: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"instructions": _count(asm["ptx"], PTX)}
+    tool = _tool("cuobjdump")
+    if tool is None:
+        return found
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False
+        ).stdout
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    found["registers"] = int(registers.group(1)) if registers else 0
+    found["spill_bytes"] = int(stack.group(1)) if stack else 0
+    return found
+
+
+def _amd(asm: Any) -> dict[str, Any]:
+    text = asm["amdgcn"]
+
+    def number(name: str) -> int:
+        match = re.search(rf"\.{name}:?\s+(\d+)", text)
+        return int(match.group(1)) if match else 0
+
+    return {
+        "instructions": _count(text, AMD),
+        "registers": number("vgpr_count"),
+        "spill_bytes": 4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+    }
+
+
+def _count(text: str, kinds: dict[str, str]) -> dict[str, int]:
+    counts = {name: len(re.findall(pattern, text)) for name, pattern in kinds.items()}
+    return {name: n for name, n in counts.items() if n}
+
+
+def _compile(request: dict[str, Any], loaded: dict[str, Any]) -> list[dict[str, Any]]:
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    backend, arch, warp = request["target"]
+    module = _module(request["source"], loaded)
+    results = []
+    for k in request["kernels"]:
+        constants = {n: tl.int32 if v == "index" else v for n, v in k["constants"].items()}
+        attributes = {(i,): [["tt.divisibility", 16]] for i in k["divisible"]}
+        source = ASTSource(getattr(module, k["name"]), k["signature"], constants, attributes)
+        started = time.process_time()
+        made = triton.compile(source, target=GPUTarget(backend, arch, warp), options=k["options"])
+        row = {"name": k["name"], "shared_bytes": int(made.metadata.shared)}
+        row |= _nvidia(made.asm) if backend == "cuda" else _amd(made.asm)
+        row["compile_s"] = round(time.process_time() - started, 3)
+        results.append(row)
+    return results
+
+
+def main() -> None:
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    warnings.filterwarnings("ignore")
+    loaded: dict[str, Any] = {}
+    for line in sys.stdin:
+        answer: dict[str, Any]
+        try:
+            answer = {"ok": True, "kernels": _compile(json.loads(line), loaded)}
+        except Exception as error:
+            lines = [t for t in str(error).strip().split("\n") if t.strip()]
+            answer = {"ok": False, "error": f"{type(error).__name__}: {lines[-1] if lines else ''}"[:2000]}
+            answer["detail"] = str(error)[-4000:]
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
