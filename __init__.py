@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from castile.driver import compile as compile
     from castile.driver import emit as emit
     from castile.driver import explain as explain
+    from castile.driver import tune as tune
     from castile.ir.cascade import Cascade as Cascade
     from castile.ir.cascade import Monoid as Monoid
     from castile.ir.errors import CastileError as CastileError
@@ -56,6 +57,7 @@ _PUBLIC = {
     "monoid": "castile.ir.parse:monoid",
     "parse": "castile.ir.parse:parse",
     "partial": "castile.passes.partial:partial",
+    "tune": "castile.driver:tune",
 }
 __all__ = list(_PUBLIC)
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from functools import cache, lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .codegen import targets
 from .codegen.assembly import assemble
@@ -29,6 +29,9 @@ from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_re
 from .passes.inbounds import check_reads
 from .passes.mapped import Mapped, bucket, check_mapping, default_mapping, mapped, nominal, small_ranks
 from .passes.pipeline import dump
+
+if TYPE_CHECKING:
+    from .autotune.tuner import TuneResult
 
 NUMERICS = ("standard", "strict", "fast")
 
@@ -62,13 +65,49 @@ def compile(
 def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str, int]) -> Variant:
     """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
     find = _variant.__wrapped__ if os.environ.get("CASTILE_DUMP") else _variant
-    return find(c, target, mapping, tuple(extents.items()))
+    origin = "given"
+    if mapping is None:
+        mapping, origin = _tuned(c, target, extents), "tuned"
+    return find(c, target, mapping, tuple(extents.items()), origin if mapping is not None else "default")
+
+
+def _tuned(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping | None:
+    """The mapping on record for these extents or near ones; None where nothing was tuned."""
+    from .autotune.places import records_path
+
+    if not records_path().is_file():
+        return None
+    from .autotune.records import recorded
+
+    return recorded(c, extents, target)
+
+
+def tune(
+    c: Cascade,
+    shapes: Dict[str, int],
+    target: str = "cpu",
+    budget_s: float = 60.0,
+    trials: int | None = None,
+    seed: int = 0,
+) -> TuneResult:
+    """Find the fastest mapping of a cascade at some extents, for ``budget_s`` seconds or ``trials`` mappings at most.
+
+    Every candidate runs in a process of its own and is checked against the oracle; each trial is recorded as it ends,
+    and `compile` uses the winner from then on. ``best`` of the result is the winner's record, ``kernel`` it compiled.
+    Raises `UsageError` where nothing runs or the target cannot be measured here, `InputError` for wrong shapes.
+    """
+    from .autotune.tuner import tune as search
+
+    found = search(c, shapes, target, budget_s, trials, seed)
+    return replace(found, kernel=compile(c, target, dict(found.best.shapes), found.best.mapping))
 
 
 @lru_cache(maxsize=512)
-def _variant(c: Cascade, target: str, mapping: Mapping | None, pairs: tuple[tuple[str, int], ...]) -> Variant:
+def _variant(
+    c: Cascade, target: str, mapping: Mapping | None, pairs: tuple[tuple[str, int], ...], origin: str
+) -> Variant:
     """`_choose`, remembered: kernels of one cascade share their variants, and what these have built."""
-    origin, extents = "default" if mapping is None else "given", dict(pairs)
+    extents = dict(pairs)
 
     def made() -> tuple[Mapping, Mapped, str]:
         chosen = mapping if mapping is not None else default_mapping(c, target, extents)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sqlite3
-import sys
 import time
 import uuid
 import warnings
@@ -27,6 +25,7 @@ from ..ir.errors import CastileError, InputError, UsageError
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
 from ..ir.parse import parse
+from .places import records_path
 
 # "CAST": how SQLite's header tells that a file is ours.
 APPLICATION = 0x43415354
@@ -188,17 +187,6 @@ def _texts(given: Any) -> dict[str, str]:
     return {str(k)[:200]: str(v)[:200] for k, v in given.items()}
 
 
-def default_path() -> Path:
-    """Where records are kept: ``CASTILE_RECORDS``, else in the user's data folder."""
-    named = os.environ.get("CASTILE_RECORDS")
-    if named:
-        return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "castile" / "records.sqlite"
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "castile" / "records.sqlite"
-
-
 class Records:
     """A file of records. ``Records()`` opens the user's, creating it; ``read_only`` never writes a byte.
 
@@ -207,7 +195,7 @@ class Records:
     """
 
     def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
-        self.path = Path(path) if path is not None else default_path()
+        self.path = Path(path) if path is not None else records_path()
         self.read_only = read_only
         with self._guard():
             self._db = self._open()
@@ -467,7 +455,7 @@ def recorded(c: Cascade, shapes: Mapping[str, int], target: str, device: str | N
     """
     from .probe import device_name
 
-    path = default_path()
+    path = records_path()
     try:
         if not path.is_file():
             return None

@@ -90,6 +90,12 @@ def tune(
     runs, `InputError` for shapes that do not fit.
     """
     began = monotonic()
+    if target != "cpu":
+        raise UsageError(
+            f"`{target}` cannot be measured here", expected="cpu", got=target, hint="tune on the machine that has it"
+        )
+    if not budget_s > 0:
+        raise UsageError("a budget is a time above 0", expected="seconds", got=repr(budget_s))
     extents = resolve(c, shapes)
     device = describe_cpu()
     space = space_of(c, extents, target, device)
@@ -143,8 +149,9 @@ class _Session:
                 continue
             if r.versions != versions():
                 continue  # another castile or compiler makes another kernel
-            self.outcomes[place] = r.time_s if r.time_s is not None else math.inf
-            self.searcher.tell(place, r.time_s)
+            time = Outcome(r.status, times=r.times).quiet_s
+            self.outcomes[place] = time if time is not None else math.inf
+            self.searcher.tell(place, time)
 
     def search(self) -> None:
         """Measure what the search asks for, until the time or the trials are spent."""
@@ -179,8 +186,8 @@ class _Session:
         record = self._record(self.mappings[place], outcome, "trial")
         self.records.add([record])
         self.done.append(record)
-        self.outcomes[place] = outcome.time_s if outcome.time_s is not None else math.inf
-        self.searcher.tell(place, outcome.time_s)
+        self.outcomes[place] = outcome.quiet_s if outcome.quiet_s is not None else math.inf
+        self.searcher.tell(place, outcome.quiet_s)
         self._report(record)
 
     def _record(self, mapping: Tuned, outcome: Outcome, kind: str) -> Record:

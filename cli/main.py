@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import bench, cache, device, doctor, emit, explain, replay, run, verify
+from . import bench, cache, device, doctor, emit, explain, records, replay, run, tune, verify
 from .terminal import guarded
 
 
@@ -39,7 +39,9 @@ app.command("run")(run.run)
 app.command("emit")(emit.emit)
 app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
+app.command("tune")(tune.tune)
 app.command("replay")(replay.replay)
+app.add_typer(records.app, name="records")
 app.add_typer(cache.app, name="cache")
 app.add_typer(device.app, name="device")
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,18 @@
+"""Where what is kept lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def records_path() -> Path:
+    """Where records are kept: ``CASTILE_RECORDS``, else in the user's data folder."""
+    named = os.environ.get("CASTILE_RECORDS")
+    if named:
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "castile" / "records.sqlite"
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "castile" / "records.sqlite"

@@ -1,0 +1,186 @@
+"""`castile tune`: find the fastest mapping of a cascade on this machine, and record it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .terminal import Json, More, Shape, emit, err, extents, fail, of_file, out, read_cascade, sorted_out
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..autotune.tuner import Progress, TuneResult
+    from ..ir.cascade import Cascade
+
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def tune(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="FILE|NAME", help="A .cascade file, or attention, softmax or gemm.", show_default=False),
+    ],
+    more: More = None,
+    shape: Shape = None,
+    target: Annotated[str, typer.Option("--target", metavar="T", help="What to tune for: cpu.")] = "cpu",
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time to spend, such as 60s or 5m.")] = "60s",
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="At most so many mappings.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the search and of the inputs.")] = 0,
+    w: Annotated[str, typer.Option("--w", metavar="FORMAT", help="Format of gemm's weights: int4.")] = "",
+    group: Annotated[int, typer.Option("--group", help="Values that share a scale, with --w int4.")] = 128,
+    records: Annotated[
+        Path | None, typer.Option("--records", help="The file of records; else the user's.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search the mappings of a cascade, each checked against the oracle, and record the fastest.
+
+    For example: castile tune attention --shape q=4096 --budget 60s. Extents that are not given are the usual ones.
+    """
+    # The search's matrices are small, and kernels are measured elsewhere. This must stand before NumPy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from ..autotune.presets import PRESETS, preset
+    from ..autotune.tuner import tune as run
+
+    what, words = sorted_out(what, more)
+    seconds = duration(budget)
+    named = what in PRESETS and not Path(what).is_file()
+    c, like = preset(what, w, group) if named else (read_cascade(what), {})
+    if w and not named:
+        fail("--w is for gemm", "castile tune gemm --w int4 --group 128")
+    given = extents([*(shape or ()), *words])
+    if target != "cpu":
+        fail(f"castile tune measures on this machine's CPU; `{target}` cannot be tuned yet", "--target cpu")
+    with of_file(what):
+        shapes = complete(c, given, dict(like))
+    with _Display(c, seconds, quiet=json) as display:
+        result = run(c, shapes, target, seconds, trials, seed, path=records, progress=display.show)
+    if json:
+        emit(document(c, shapes, result))
+    else:
+        _print(c, shapes, result)
+
+
+def duration(text: str) -> float:
+    """Seconds from ``60``, ``60s``, ``5m`` or ``1h``."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2] not in _UNITS or not 0 < float(found[1]) * _UNITS[found[2]] <= 7 * 86400:
+        fail(f"--budget {text[:40]}: that is no time", "write --budget 60s, 5m or 1h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def complete(c: Cascade, given: dict[str, int], like: dict[str, str]) -> dict[str, int]:
+    """The extents to tune for: those given, then ranks that follow these, then the usual ones."""
+    from ..ir.extents import bindings, resolve
+    from ..passes.mapped import nominal
+
+    usual = nominal(c)
+    known = dict(given)
+    for rank, other in like.items():
+        if other in given:
+            known.setdefault(rank, given[other])
+    for b in bindings(c):
+        if b.param is not None:
+            known.setdefault(b.rank, usual[b.rank])
+    return resolve(c, known)
+
+
+def document(c: Cascade, shapes: dict[str, int], r: TuneResult) -> dict[str, Any]:
+    """The result as JSON."""
+    return {
+        "cascade": c.name,
+        "shapes": shapes,
+        "target": r.best.target,
+        "device": r.best.device,
+        "best": {"mapping": r.best.mapping.to_dict(), "time_s": r.best.time_s},
+        "default": None if r.default is None else {"mapping": r.default.mapping.to_dict(), "time_s": r.default.time_s},
+        "ratio": r.ratio,
+        "interval": list(r.interval),
+        "trials": sum(t.kind == "trial" for t in r.records),
+        "failures": _failures(r),
+        "space": r.space,
+        "seconds": r.seconds,
+        "records": r.recorded_in,
+    }
+
+
+def _failures(r: TuneResult) -> dict[str, int]:
+    kinds = [t.status for t in r.records if t.status != "ok"]
+    return {k: kinds.count(k) for k in sorted(set(kinds))}
+
+
+def time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+class _Display:
+    """What is known so far, on stderr: a live panel on a terminal, nothing in a pipe."""
+
+    def __init__(self, c: Cascade, budget: float, quiet: bool) -> None:
+        from rich.live import Live
+
+        self._name, self._budget = c.name, budget
+        console = err()
+        self._live = None if quiet or not console.is_terminal else Live(console=console, transient=True)
+
+    def __enter__(self) -> _Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, p: Progress) -> None:
+        if self._live is not None:
+            self._live.update(self._panel(p), refresh=True)
+
+    def _panel(self, p: Progress) -> RenderableType:
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        stage = "comparing the best with the default" if p.stage == "final" else f"{p.trials} of {p.space} mappings"
+        table.add_row(f"tuning {self._name}", stage, f"{p.left_s:.0f} s left")
+        gain = f"{p.default_s / p.best_s:.2f}x the default" if p.default_s and p.best_s else ""
+        table.add_row("best so far", time(p.best_s), gain)
+        if p.error is not None:
+            table.add_row("forecasts off by", f"{p.error:.0%}", "")
+        if p.last is not None:
+            table.add_row("last", time(p.last.time_s) if p.last.status == "ok" else p.last.status, str(p.last.mapping))
+        return table
+
+
+def _print(c: Cascade, shapes: dict[str, int], r: TuneResult) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{c.name}  {'  '.join(f'{k}={v}' for k, v in shapes.items())}", show_header=True)
+    for head in ("", "time", "mapping"):
+        table.add_column(head)
+    same = r.default is not None and r.best.mapping == r.default.mapping
+    table.add_row("default" if same else "winner", time(r.best.time_s), str(r.best.mapping))
+    if r.default is not None and not same:
+        table.add_row("default", time(r.default.time_s), str(r.default.mapping))
+    console = out()
+    console.print(table)
+    count = sum(t.kind == "trial" for t in r.records)
+    if same:
+        console.print("nothing was faster than the default beyond doubt")
+    elif r.default is not None:
+        low, high = r.interval
+        console.print(f"{1 / r.ratio:.2f}x the default's speed (95%: {1 / high:.2f} to {1 / low:.2f})")
+    failures = ", ".join(f"{n} {k}" for k, n in _failures(r).items())
+    console.print(f"{count} of {r.space} mappings in {r.seconds:.1f} s{'; ' + failures if failures else ''}")
+    console.print(f"recorded in {r.recorded_in}")
