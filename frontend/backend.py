@@ -127,16 +127,26 @@ def _lowered_call(
     gm: GraphModule, region: Region, partitioner: Partitioner, target: str, options: Options, check: bool
 ) -> RegionCall | None:
     """The region as a callable, or None with the reason noted where castile has no cascade for it."""
+    while True:
+        try:
+            lowered = lower_region(region, partitioner.able, partitioner.copied, region_name(region))
+            break
+        except CastileError as error:
+            # What comes first often is what stands in the way; without it, the rest may do.
+            if region.kind == "attention" or len(region.nodes) < 3:
+                region.chosen, region.reason = False, f"castile cannot say it: {error.message}"
+                return None
+            partitioner.leave(region, f"castile cannot say it together with what reads it: {error.message}")
+        except RecursionError:
+            region.chosen, region.reason = False, "castile cannot say it: it is too deep"
+            return None
     name = region_name(region)
     try:
-        lowered = lower_region(region, partitioner.able, partitioner.copied, name)
         reference, leaves = extract(gm, lowered.results, lowered.arguments)
         kernel = kernel_of(lowered.cascade, target, options.numerics)
         return RegionCall(name, lowered, leaves, reference, kernel, check)
     except CastileError as error:
-        region.chosen, region.reason = False, f"castile cannot say it: {error.message}"
-    except RecursionError:
-        region.chosen, region.reason = False, "castile cannot say it: it is too deep"
+        region.chosen, region.reason = False, f"castile cannot compile it: {error.message}"
     return None
 
 

@@ -121,6 +121,7 @@ class Partitioner:
         self.why: dict[Node, str] = {}
         self._known: dict[Any, str] = {}
         self.able = {n for n in graph.nodes if n.op == "call_function" and self._is_able(n)}
+        self._leave_what_jumps()
         self.copied = self._copied()
         self.after = self._in_sequence()
         self.group: dict[Node, int] = {}
@@ -184,6 +185,22 @@ class Partitioner:
         except CastileError as error:
             return error.message
         return ""
+
+    def _leave_what_jumps(self) -> None:
+        """What becomes an integer jumps where its last bit does: eager computes it, and the floats that lead there."""
+        todo = [n for n in self.able if jumps(n)]
+        seen: set[Node] = set()
+        while todo:
+            n = todo.pop()
+            if n in seen or n not in self.able:
+                continue
+            seen.add(n)
+            self.able.discard(n)
+            self.why[n] = "it becomes an integer, and a last bit would decide which"
+            for a in n.all_input_nodes:
+                floats = any(f.is_floating_point() for f in tensors_of(a))
+                if floats and (is_view(a) or _is_map(op_name(a))):
+                    todo.append(a)
 
     def _copied(self) -> set[Node]:
         """Pointwise nodes made of little or nothing: they are computed again wherever they are read."""
@@ -378,6 +395,12 @@ class Partitioner:
             region.chosen = region.castile_us < region.eager_us
             region.reason = estimate + (" operation" if len(region.nodes) == 1 else " operations")
 
+    def leave(self, region: Region, why: str) -> None:
+        """Take the first node of a region out of it."""
+        first, *rest = region.nodes
+        region.nodes = rest
+        self.why[first] = why
+
     def _readers(self, node: Node) -> Iterator[Node]:
         """The nodes that read a node, through views."""
         todo = list(node.users)
@@ -395,6 +418,16 @@ def is_impure(node: Node) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
     return isinstance(target, torch._ops.HigherOrderOperator) and op_name(node) != FLEX
+
+
+def jumps(node: Node) -> bool:
+    """Whether a small change of a float operand may change the result by a whole."""
+    name = op_name(node)
+    of_floats = any(f.is_floating_point() for a in node.all_input_nodes for f in tensors_of(a))
+    if name in ("floor.default", "ceil.default", "round.default", "trunc.default"):
+        return of_floats
+    to_whole = any(not f.is_floating_point() and f.dtype is not torch.bool for f in tensors_of(node))
+    return of_floats and to_whole and name in ("_to_copy.default", "convert_element_type.default")
 
 
 _OTHER_MAPS = ("_to_copy.default", "convert_element_type.default", "tril.default", "triu.default")

@@ -215,8 +215,8 @@ def _symbols(sizes: Sequence[Size], leaves: Sequence[Node]) -> tuple[tuple[Any, 
         if isinstance(fake, torch.SymInt):
             found.setdefault(fake.node.expr, _argument(i))
         elif isinstance(fake, torch.Tensor):
-            sizes: tuple[Size, ...] = tuple(fake.shape)
-            for axis, n in enumerate(sizes):
+            dims: Any = fake.shape
+            for axis, n in enumerate(dims):
                 if not isinstance(n, int):
                     found.setdefault(n.node.expr, _axis(i, axis))
     if wanted - found.keys():
