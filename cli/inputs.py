@@ -14,6 +14,7 @@ from ..ir.cascade import Cascade, Rank
 from ..ir.dtypes import DTYPES, numpy_dtype
 from ..ir.errors import InputError, UsageError
 from ..ir.extents import bindings, resolve
+from ..ir.print import print_param
 from ..ir.samples import random_inputs
 
 Array = npt.NDArray[Any]
@@ -105,6 +106,14 @@ def gather(
     for name in values:
         if name not in c.param_of:
             raise InputError(f"`{c.name}` has no parameter `{name}`", hint=f"its parameters are {names}")
+    for name in scalars:
+        if c.param_of[name].indices:
+            raise InputError(
+                f"`{name}` is no scalar",
+                expected=print_param(c.param_of[name]),
+                got="one number",
+                hint="an array comes from a file: --input FILE.npz",
+            )
     missing = [p.name for p in c.params if p.name not in values]
     if missing and not random:
         hint = "add --random to draw what is missing" if values else "give --input FILE.npz, or --random to draw them"

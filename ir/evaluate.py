@@ -20,7 +20,7 @@ import numpy as np
 
 from . import rounding
 from .blocks import squares, tiles
-from .cascade import Access, Cascade, Einsum, Expr, Extent, Rank, Reduce, children, tensors_read, walk
+from .cascade import Access, Cascade, Einsum, Expr, Extent, Rank, Reduce, children, literal_value, tensors_read, walk
 from .dtypes import DTYPES, rounds
 from .errors import EvaluationError, attach
 from .extents import resolve, shape_of
@@ -294,11 +294,11 @@ class Oracle(Reductions):
 
     def _outside(self, e: Access, axis: int, size: int, index: Array, bad: Array) -> EvaluationError:
         value = int(np.broadcast_to(index, bad.shape)[bad].flat[0])
-        return EvaluationError(
-            f"`{e.tensor}` is read at {value} along axis {axis}, which has extent {size}",
-            hint=f"guard the read: where(index in bounds, {e.tensor}[index], 0)",
-            loc=e.loc,
-        )
+        hint = f"guard the read: where(index in bounds, {e.tensor}[index], 0)"
+        if value < 0 and literal_value(e.indices[axis]) == value:
+            hint = "indices do not wrap: with `extent(k)` entries the last is at extent(k) - 1"
+        message = f"`{e.tensor}` is read at {value} along axis {axis}, which has extent {size}"
+        return EvaluationError(message, hint=hint, loc=e.loc)
 
 
 def _live(c: Cascade) -> list[Einsum]:

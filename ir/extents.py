@@ -210,7 +210,7 @@ def _bind_axes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], extents: dict[
         shape = shapes[p.name]
         if len(shape) != len(p.indices):
             raise InputError(
-                f"`{p.name}` has {len(shape)} axes, not {len(p.indices)}",
+                f"`{p.name}` has {len(shape)} {'axis' if len(shape) == 1 else 'axes'}, not {len(p.indices)}",
                 expected=print_param(p),
                 got=f"shape {tuple(shape)}",
             )

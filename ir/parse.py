@@ -475,7 +475,10 @@ class _Reader:
     def call(self, node: ast.Call) -> Expr:
         loc = location(node, self.source)
         for word in node.keywords:
-            self.fail(word.value, "functions take their arguments by position", "leave the name and `=` away")
+            hint = "leave the name and `=` away"
+            if isinstance(node.func, ast.Name) and node.func.id in REDUCTIONS:
+                hint = f"a reduction names its ranks in brackets: {node.func.id}[k](expression)"
+            self.fail(word.value, "functions take their arguments by position", hint)
         match node.func:
             case ast.Subscript(value=ast.Name(id=name), slice=index):
                 return self.reduction(node, name, index)
@@ -526,8 +529,10 @@ class _Reader:
         ranks: list[str] = []
         for element in _elements(index):
             if not isinstance(element, ast.Name) or element.id in self.tensors:
-                what = f"`{element.id}` is a tensor" if isinstance(element, ast.Name) else "this is no rank"
-                self.fail(element, f"a reduction goes over ranks; {what}", hint)
+                if isinstance(element, ast.Name):
+                    hint = f"one name is one thing: rename the tensor or the rank `{element.id}`"
+                    self.fail(element, f"a reduction goes over ranks; `{element.id}` is a tensor", hint)
+                self.fail(element, "a reduction goes over ranks; this is no rank", hint)
             if element.id in ranks:
                 self.fail(element, f"rank `{element.id}` is reduced twice", hint)
             ranks.append(self.name(element, element.id, "a rank"))

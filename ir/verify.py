@@ -238,13 +238,7 @@ def _nodes(c: Cascade | None, root: Expr, known: Mapping[str, int], where: Loc |
                 if tensor not in known:
                     raise _unknown(c, tensor, known, loc)
                 if len(indices) != known[tensor]:
-                    count = f"{len(indices)} {'index' if len(indices) == 1 else 'indices'}"
-                    spelled = _spelled(c, tensor) if c is not None else tensor
-                    raise VerifyError(
-                        f"`{tensor}` has {known[tensor]} ranks; {count} came",
-                        hint=f"write {spelled}, with an index for each rank",
-                        loc=loc,
-                    )
+                    raise _miscounted(c, tensor, known[tensor], len(indices), loc)
             case Call(op=op, args=args):
                 if op not in OPS or len(args) != OPS[op].arity:
                     hint = "the operations are " + " ".join(OPS)
@@ -284,6 +278,15 @@ def _unknown(c: Cascade | None, tensor: str, known: Mapping[str, int], loc: Loc 
     return VerifyError(f"no tensor is called `{tensor}`", hint=hint, loc=loc)
 
 
+def _miscounted(c: Cascade | None, tensor: str, ranks: int, came: int, loc: Loc | None) -> VerifyError:
+    if not ranks:
+        hint = f"write {tensor}, without brackets"
+        return VerifyError(f"`{tensor}` is a scalar and has no indices", hint=hint, loc=loc)
+    has, indices = "1 rank" if ranks == 1 else f"{ranks} ranks", "1 index" if came == 1 else f"{came} indices"
+    hint = f"write {_spelled(c, tensor) if c is not None else tensor}, with an index for each rank"
+    return VerifyError(f"`{tensor}` has {has}; {indices} came", hint=hint, loc=loc)
+
+
 def _spelled(c: Cascade, tensor: str) -> str:
     indices = c.indices_of(tensor)
     return tensor + (f"[{', '.join(print_expr(i) for i in indices)}]" if indices else "")
@@ -292,12 +295,12 @@ def _spelled(c: Cascade, tensor: str) -> str:
 def _bound(c: Cascade, expr: Expr, ranks: Iterable[str], e: Einsum) -> None:
     """Every rank whose coordinate is used is an output's or reduced; scopes stay within what arrays can hold."""
     outer = frozenset(ranks)
-    stack: list[tuple[Expr, frozenset[str], int]] = [(expr, outer, len(outer))]
+    stack: list[tuple[Expr, frozenset[str], int, bool]] = [(expr, outer, len(outer), False)]
     while stack:
-        node, scope, depth = stack.pop()
+        node, scope, depth, index = stack.pop()
         if isinstance(node, Rank):
             if node.name not in scope:
-                raise _loose(c, node.name, node.loc or e.loc, e)
+                raise _loose(c, node.name, node.loc or e.loc, e, index)
             continue
         if isinstance(node, Reduce):
             scope, depth = scope | set(node.ranks), depth + len(node.ranks)
@@ -306,14 +309,17 @@ def _bound(c: Cascade, expr: Expr, ranks: Iterable[str], e: Einsum) -> None:
                 raise VerifyError(
                     f"an iteration space of more than {MAX_RANKS} ranks", hint=hint, loc=node.loc or e.loc
                 )
-        stack.extend([(k, scope, depth) for k in children(node)])
+        index = index or isinstance(node, Access)
+        stack.extend([(k, scope, depth, index) for k in children(node)])
 
 
-def _loose(c: Cascade, rank: str, loc: Loc | None, e: Einsum) -> VerifyError:
+def _loose(c: Cascade, rank: str, loc: Loc | None, e: Einsum, index: bool) -> VerifyError:
     elsewhere = {r for i in c.einsums if i is not e for r in (*i.ranks, *ranks_named(i.expr))}
     known = elsewhere.union(*(ranks_named(i) for p in c.params for i in p.indices))
     left = ", ".join([*e.output.ranks, rank])
     hint = f"reduce it, as in sum[{rank}](…), or write {e.name}[{left}] on the left; a scalar is a parameter"
+    if rank in known and not index:
+        hint = f"its size is extent({rank}); for its coordinate reduce it, or write {e.name}[{left}] on the left"
     if rank not in known and (close := did_you_mean(rank, [*c.param_of, *c.einsum_of]) or did_you_mean(rank, known)):
         # Most likely a slip of the pen, so the rule that made a rank of it is told.
         hint = f"{close} A name that is no tensor's is a rank's"
@@ -374,9 +380,10 @@ def scan_step(e: Einsum) -> Scan | None:
     found = set.intersection(*steps)
     if not found:
         earlier = f"a scan reads {e.name}[{ranks[0]} - 1] (or + 1, backwards)" if ranks else "a scan has a rank"
+        each = "at an earlier entry of one of its ranks"
         raise VerifyError(
-            f"`{e.name}` reads itself, but not at an earlier entry of one of its ranks",
-            hint=f"{earlier}, the same rank in every access to itself",
+            f"`{e.name}` reads itself, but not {'always the same way' if all(steps) else each}",
+            hint=f"{earlier}, the same in every access to itself",
             loc=loc,
         )
     scan = min(found, key=lambda s: s.axis)

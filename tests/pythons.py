@@ -19,6 +19,7 @@ from pathlib import Path
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("setuptools", "wheel", "pytest", "pytest-xdist", "hypothesis", "scipy")
 SUITES = ("tests/ir", "tests/passes", "tests/test_import.py", "tests/test_layering.py")
 
 
@@ -54,13 +55,14 @@ def find_pythons() -> dict[str, str]:
 def environment(version: str, python: str, checkout: Path) -> Path:
     """The interpreter of an environment for this version, with castile's dependencies and the test tools."""
     inputs = b"".join((checkout / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    inputs += " ".join(TOOLS).encode()
     folder = ROOT / "build" / "pythons" / version
     stamp = folder / "inputs.sha256"
     inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     digest = hashlib.sha256(inputs).hexdigest()
     if not (stamp.exists() and stamp.read_text() == digest):
         subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
-        install(inside, checkout, "setuptools", "wheel", "pytest", "hypothesis")
+        install(inside, checkout, *TOOLS)
         stamp.write_text(digest)
     shutil.rmtree(checkout / "build" / "lib", ignore_errors=True)  # setuptools would ship what an earlier build left
     install(inside, checkout, "--no-build-isolation", str(checkout))

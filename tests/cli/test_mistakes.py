@@ -36,7 +36,7 @@ MISTAKES = [
     "run gemm.cascade --input misfit.npz: rank `k` has two extents",
     "run gemm.cascade --input extra.npz: `gemm` has no parameter `Z`",
     "run gemm.cascade --input half.npz: no value for `B`",
-    "run gemm.cascade --random --set A=1: `A` has 0 axes, not 2",
+    "run gemm.cascade --random --set A=1: `A` is no scalar",
     "run gemm.cascade --random --set A=x: `x` is no number",
     "run gemm.cascade --random --set Q=1: `gemm` has no parameter `Q`",
     "run gemm.cascade --random --seed x: Invalid value for '--seed'",

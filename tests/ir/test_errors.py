@@ -22,6 +22,10 @@ Y[m] = sum[k](X[m, k, k])
 Y[m] = X[m, k]
 Y[m] = sum[k](X[m, j])
 Y = sum[k](X[m, k])
+Y[m] = sum[k](X[m, k]) / k
+Y[m] = scale[m] * X[m, 0]
+Y[m] = where(m > 0, Y[m - 1], 0) + where(m < 5, Y[m + 1], 0)
+Y[m] = sum(X, axis=1)
 Y[m] = sum(X[m, k])
 Y[m] = sum[k]
 Y[m] = sum[k](X[m, k], 0)
