@@ -1,0 +1,164 @@
+"""Derived streams where arithmetic is thin: masked rows, infinities under masks, huge scores, large offsets."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import GAUGES
+from test_trees import rng_of
+from trees import tree_evaluate
+
+import castile
+from castile.ir.cascade import Cascade
+from castile.ir.evaluate import evaluate
+from castile.passes.derive import Derivation, derive
+
+PRECISIONS = ("f64", "f32")
+
+MASKED = {
+    "attention": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k] = where(keep[q, k], S[q, k], -inf)
+    M[q] = max[k](X[q, k])
+    P[q, k] = exp(X[q, k] - M[q])
+    L[q] = sum[k](P[q, k])
+    O[q, f] = sum[k](P[q, k] / L[q] * V[k, f])
+""",
+    "row sum of a product, centred": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k] = where(keep[q, k], S[q, k], -inf)
+    M[q] = max[k](X[q, k])
+    P[q, k] = exp(X[q, k] - M[q])
+    A[q, k] = P[q, k] / sum[k](P[q, k])
+    D[q] = sum[k](A[q, k] * S[q, k])
+    O[q, f] = sum[k](A[q, k] * (S[q, k] - D[q]) * V[k, f])
+""",
+    "dropout of a centred product": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    M[q] = max[k](S[q, k])
+    P[q, k] = exp(S[q, k] - M[q])
+    A[q, k] = P[q, k] / sum[k](P[q, k])
+    D[q] = sum[k](where(keep[q, k], A[q, k] * S[q, k], 0.0))
+    O[q, f] = sum[k](A[q, k] * (where(keep[q, k], S[q, k], 0.0) - D[q]) * V[k, f])
+""",
+    "masked mean and variance": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> (mu, var):
+    n[q] = maximum(sum[k](where(keep[q, k], 1.0, 0.0)), 1.0)
+    mu[q] = sum[k](where(keep[q, k], S[q, k], 0.0)) / n[q]
+    var[q] = sum[k](where(keep[q, k], (S[q, k] - mu[q]) ** 2, 0.0)) / n[q]
+""",
+}
+
+
+@cache
+def masked(name: str, gauge: str) -> tuple[Cascade, Derivation]:
+    c = castile.parse(MASKED[name])
+    return c, derive(c, gauge=gauge)
+
+
+def drawn(rng: np.random.Generator, queries: int = 4, keys: int = 7) -> dict[str, Any]:
+    keep = rng.random((queries, keys)) < 0.6
+    keep[1] = False
+    keep[2] = True
+    keep[:, 3] = False
+    return {
+        "S": np.float32(rng.standard_normal((queries, keys))),
+        "V": np.float32(rng.standard_normal((keys, 2))),
+        "keep": keep,
+    }
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize("name", MASKED)
+def test_rows_that_are_wholly_masked(name: str, gauge: str, precision: str) -> None:
+    c, d = masked(name, gauge)
+    slack = 1e-12 if precision == "f64" else 1e-5
+    for seed in range(6):
+        rng = rng_of(name, gauge, precision, seed)
+        given = drawn(rng)
+        want = evaluate(c, given)
+        for output, got in tree_evaluate(d.cascade, given, rng, precision).items():
+            assert np.isfinite(want[output]).all()
+            np.testing.assert_allclose(got, want[output], rtol=slack, atol=slack, err_msg=output)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_what_a_mask_leaves_out_may_be_infinite(gauge: str, precision: str) -> None:
+    """Key 3 is masked for every query: its value and its score do not matter, whatever they are."""
+    c, d = masked("attention", gauge)
+    for seed, odd in enumerate((np.inf, -np.inf, np.nan)):
+        rng = rng_of(gauge, precision, seed)
+        given = drawn(rng)
+        given["keep"][2, 3] = False
+        want = evaluate(c, given)["O"]
+        given["V"][3] = odd
+        given["S"][:, 3] = odd
+        got = tree_evaluate(d.cascade, given, rng, precision)["O"]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+HUGE = """
+def f(X: f32[n, k], V: f32[k]) -> (lse, Y):
+    M[n] = max[k](X[n, k])
+    P[n, k] = exp(X[n, k] - M[n])
+    L[n] = sum[k](P[n, k])
+    lse[n] = M[n] + log(L[n])
+    Y[n] = sum[k](P[n, k] / L[n] * V[k])
+"""
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize("centre", [1e5, -1e5, 3e4, 0.0])
+def test_scores_of_a_hundred_thousand(gauge: str, centre: float) -> None:
+    """An exponent reduced in three exact parts leaves an error of a few rounding steps of the result."""
+    c = castile.parse(HUGE)
+    d = derive(c, gauge=gauge)
+    for seed in range(4):
+        rng = rng_of(gauge, centre, seed)
+        spread = 1e5 - abs(centre) if seed % 2 else 8.0
+        x = np.float32(np.clip(centre + rng.standard_normal((3, 40)) * max(spread / 4, 2.0), -1e5, 1e5))
+        given = {"X": x, "V": np.float32(rng.standard_normal(40))}
+        want, got = evaluate(c, given), tree_evaluate(d.cascade, given, rng, "f32")
+        np.testing.assert_allclose(got["lse"], want["lse"], rtol=3e-7, atol=1e-6)
+        np.testing.assert_allclose(got["Y"], want["Y"], rtol=0, atol=2e-5)
+
+
+CENTRED = """
+def f(X: f32[n, k], Z: f32[n, k], W: f32[k, j]) -> (var, G, r, wvar):
+    mu[n] = sum[k](X[n, k]) / extent(k)
+    mz[n] = sum[k](Z[n, k]) / extent(k)
+    var[n] = sum[k]((X[n, k] - mu[n]) ** 2) / extent(k)
+    vz[n] = sum[k]((Z[n, k] - mz[n]) ** 2) / extent(k)
+    G[n, j] = sum[k]((X[n, k] - mu[n]) * rsqrt(var[n]) * W[k, j])
+    r[n] = sum[k]((X[n, k] - mu[n]) * (Z[n, k] - mz[n])) / extent(k) * rsqrt(var[n] * vz[n])
+    M[n] = max[k](Z[n, k])
+    E[n, k] = exp(Z[n, k] - M[n])
+    m[n] = sum[k](E[n, k] * X[n, k]) / sum[k](E[n, k])
+    wvar[n] = sum[k](E[n, k] * (X[n, k] - m[n]) ** 2) / sum[k](E[n, k])
+"""
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize(
+    ("offset", "scale"), [(1e3, 1.0), (1e4, 1.0), (-1e4, 1.0), (1e4, 30.0), (0.0, 1e4), (0.0, 30.0)]
+)
+def test_centred_sums_survive_offsets(gauge: str, offset: float, scale: float) -> None:
+    """In float32, one pass: the expanded formulas would have lost every digit."""
+    c = castile.parse(CENTRED)
+    d = derive(c, gauge=gauge)
+    assert d.passes["k"] == 1
+    for seed in range(3):
+        rng = rng_of(gauge, offset, scale, seed)
+        x, z = (np.float32(rng.standard_normal((3, 33)) * scale + offset) for _ in range(2))
+        given = {"X": x, "Z": z, "W": np.float32(rng.standard_normal((33, 2)))}
+        want, got = evaluate(c, given), tree_evaluate(d.cascade, given, rng, "f32")
+        # Merging in a random order rounds each mean some 33 times; offset / spread of it reaches the differences.
+        lost = 33 * 2.0**-24 * (1 + abs(offset) / scale)
+        for output, value in got.items():
+            size = np.maximum(np.abs(want[output]), 1.0 if output in ("G", "r") else 1e-30)
+            assert np.all(np.abs(value - want[output]) <= (lost * 4 + 1e-4) * size), output
