@@ -3,6 +3,7 @@
     python tests/pythons.py [--checkout DIR] [VERSION ...]      # for example 3.10 3.13; all of them by default
 
 castile is installed into each environment as a user would get it: the core dependencies, nothing editable, no torch.
+What is slow, measures time or needs torch (gradients beside torch.autograd) is left to `make test-all`.
 Environments are kept below `build/pythons` and rebuilt when pyproject.toml or constraints.txt change.
 """
 
@@ -78,7 +79,8 @@ def install(python: Path, checkout: Path, *what: str) -> None:
 def run_tests(python: Path, checkout: Path) -> bool:
     suites = [suite for suite in SUITES if (checkout / suite).exists()]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST"))}
-    tests = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites]
+    quick = ("-n", "2", "-m", "not slow and not nightly and not timing")
+    tests = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *quick, *suites]
     return subprocess.run(tests, cwd=checkout, env=clean).returncode == 0
 
 

@@ -22,7 +22,7 @@ QUICK = 0.5
 
 def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *(str(word) for word in words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_help_and_version() -> None:
@@ -70,7 +70,7 @@ def test_ctrl_c() -> None:
     )
     time.sleep(2)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=300)
     assert child.returncode == 130
     assert (out, err) == ("", "")
 
@@ -83,7 +83,7 @@ def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
     assert child.stderr is not None
     child.stdout.close()
     assert child.stderr.read() == b""
-    child.wait(timeout=60)
+    child.wait(timeout=300)
 
 
 @pytest.mark.timing
