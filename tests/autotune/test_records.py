@@ -290,4 +290,4 @@ def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
 
 def test_every_error_is_castiles(tmp_path: Path) -> None:
     assert issubclass(UsageError, CastileError)
-    assert module.VERSION == len(module._MIGRATIONS)
+    assert len(module._MIGRATIONS) == module.VERSION
