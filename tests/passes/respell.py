@@ -7,7 +7,7 @@ Each rule is a function from a cascade and a generator to a cascade; where it do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from castile.ir.cascade import (
     Access,
     Call,
     Cascade,
+    Cast,
     Const,
     Einsum,
     Expr,
@@ -37,9 +38,11 @@ Rule = Callable[[Cascade, np.random.Generator], Cascade]
 LOG2E = 1.4426950408889634
 
 
-def respell(c: Cascade, rng: np.random.Generator, steps: int = 4) -> Cascade:
+def respell(c: Cascade, rng: np.random.Generator, steps: int = 4, rules: Sequence[Rule] | None = None) -> Cascade:
+    """The cascade after some of the rules; all that keep its parameters, if not told otherwise."""
+    rules = rules or RULES
     for _ in range(steps):
-        c = RULES[int(rng.integers(len(RULES)))](c, rng)
+        c = rules[int(rng.integers(len(rules)))](c, rng)
     return c
 
 
@@ -220,7 +223,55 @@ def redundant_maximum(c: Cascade, rng: np.random.Generator) -> Cascade:
     return replace(c, einsums=(*c.einsums[:at], again, replace(chosen, expr=use), *c.einsums[at + 1 :]))
 
 
+def folded_scale(c: Cascade, rng: np.random.Generator) -> Cascade:
+    """``a * sum[k](b)`` -> ``sum[k](a * b)``, where a does not vary with k."""
+    types = tensor_types(c)
+
+    def one(e: Expr) -> Expr:
+        if not isinstance(e, Call) or e.op != "mul" or rng.random() < 0.3:
+            return e
+        for a, b in (e.args, e.args[::-1]):
+            real = all(types[t] in FLOATS for t in (*tensors_read(a), *tensors_read(b))) and tensors_read(a)
+            if isinstance(b, Reduce) and b.op == "sum" and real and not set(ranks_named(a)) & set(b.ranks):
+                return replace(b, args=(Call("mul", (a, b.arg)),))
+        return e
+
+    return _everywhere(c, one)
+
+
+def permuted_param(c: Cascade, rng: np.random.Generator) -> Cascade:
+    """A parameter's axes in another order; its array has to be transposed likewise."""
+    own = [p for p in c.params if len(p.indices) > 1 and all(isinstance(i, Rank) for i in p.indices)]
+    if not own:
+        return c
+    chosen = own[int(rng.integers(len(own)))]
+    order = [int(i) for i in rng.permutation(len(chosen.indices))]
+
+    def one(e: Expr) -> Expr:
+        if isinstance(e, Access) and e.tensor == chosen.name:
+            return replace(e, indices=tuple(e.indices[i] for i in order))
+        return e
+
+    turned = replace(chosen, indices=tuple(chosen.indices[i] for i in order))
+    return replace(_everywhere(c, one), params=tuple(turned if p is chosen else p for p in c.params))
+
+
+def cast_operand(c: Cascade, dtype: str) -> Cascade:
+    """``sum[k](a * b)`` -> ``sum[k](dtype(a) * b)``: the first operand of each contraction is rounded."""
+
+    def one(e: Expr) -> Expr:
+        product = isinstance(e, Reduce) and e.op == "sum" and isinstance(e.arg, Call) and e.arg.op == "mul"
+        if not product or not isinstance(e, Reduce) or not isinstance(e.arg, Call):
+            return e
+        a, b = e.arg.args
+        return replace(e, args=(Call("mul", (Cast(dtype, a), b)),)) if tensors_read(a) else e
+
+    return _everywhere(c, one)
+
+
+# Rules that leave the parameters as they are, so that the same inputs serve.
 RULES: tuple[Rule, ...] = (
     reciprocals, powers_of_two, swapped, negations, squares, split_sums, renamed, permuted, inlined, split, log_of_sum,
-    redundant_maximum,
+    redundant_maximum, folded_scale,
 )  # fmt: skip
+EVERY_RULE: tuple[Rule, ...] = (*RULES, permuted_param)

@@ -25,10 +25,6 @@ BLOCKED = {
     "quantize_int8": "",
     "rmsnorm": "",
 }
-# Of these the text claims more than derivation reaches, or another count; each with its reason.
-OPEN = {
-    "attention_stick_breaking": "the product is over j, a second name of the fiber: one pass over each as written",
-}
 
 
 def claims(name: str) -> list[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from corpus import FORMS
 
 import castile
-from castile.ir.cascade import Cascade
+from castile.ir.cascade import Call, Cascade, literal_value, walk
 from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate, evaluate_values
 from castile.passes.count import count_passes
@@ -24,8 +25,37 @@ from strategies import random_case
 BLOCK, CI, NIGHTLY = 250, 5000, 50000
 
 
-# A factor that is NaN whatever the data (log(-0.5)) leaves a sum in which every term is masked: NaN where there was 0.
-KNOWN = {1015, 2405, 3428}
+# Operations that have no value below 0.
+PARTIAL = ("log", "log2", "sqrt", "rsqrt")
+
+
+def has_no_value(c: Cascade) -> bool:
+    """Whether a function of a literal is NaN whatever the data: log(-0.5).
+
+    Masks are what keeps such a literal out of a result. In normal form a literal is a factor that varies with nothing,
+    so it leaves a sum or an extreme, and where every element is masked the result is NaN * 0 instead of 0. The same
+    holds of no value that data gives: those have a tensor in them, whose mask leaves with them.
+    """
+    return any(
+        isinstance(n, Call) and n.op in PARTIAL and (value := literal_value(n.args[0])) is not None and value < 0
+        for e in c.einsums
+        for n in walk(e.expr)
+    )
+
+
+def hides_nan(c: Cascade, inputs: dict[str, object], output: str) -> bool:
+    """Whether an integer or a bool of the original is made of a NaN: no equality is promised of what was not finite."""
+    everything = replace(c, outputs=tuple(o.name for e in c.einsums for o in e.outputs))
+    values = evaluate_values(everything, inputs)
+    lost = any(v.array.dtype.kind == "f" and np.isnan(v.array).any() for v in values.values())
+    return lost and values[output].array.dtype.kind != "f"
+
+
+def excused(seed: int, text: str) -> bool:
+    case = random_case(seed)
+    if ": nan for" in text and has_no_value(case.cascade):
+        return True
+    return text.split(":")[0] in case.cascade.outputs and hides_nan(case.cascade, case.inputs, text.split(":")[0])
 
 
 def disagreement(c: Cascade, derived: Cascade, inputs: dict[str, object], empty: bool) -> str:
@@ -74,7 +104,7 @@ def failures(first: int, count: int) -> list[str]:
             text = check(seed)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-        if text and seed not in KNOWN:
+        if text and not excused(seed, text):
             found.append(f"seed {seed} {FORMS[seed % len(FORMS)]}: {text}")
     return found
 
