@@ -1,6 +1,6 @@
 """How long derivation takes: every example, and chains and trees of up to 500 Einsums.
 
-python benchmarks/bench_derive.py            # a table: cascade, Einsums, passes before -> after, milliseconds
+python benchmarks/bench_derive.py            # a table: cascade, Einsums, passes before -> after, milliseconds of CPU
 python benchmarks/bench_derive.py --quick    # small sizes, each derived once
 python benchmarks/bench_derive.py --json     # the same rows as one JSON document
 """
@@ -88,9 +88,9 @@ def row(c: castile.Cascade, repeat: int) -> dict[str, object]:
     for _ in range(repeat):
         # Content is cached on the cascade, so each run takes a fresh one.
         fresh = castile.parse(str(c))
-        start = time.perf_counter()
+        start = time.process_time()
         d = derive(fresh)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     before = count_passes(c)
     passes = {r: (before[r], d.passes[r]) for r in before}
     return {"cascade": c.name, "einsums": len(c.einsums), "passes": passes, "ms": 1000 * min(times)}
