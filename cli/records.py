@@ -38,14 +38,14 @@ def list_records(
         return
     from rich.table import Table
 
-    from .tune import time
+    from ..autotune.report import spelled
 
     table = Table("cascade", "target", "extents", "trials", "failed", "best", "mapping")
     for row in rows:
         sizes = " ".join(f"{k}={v}" for k, v in row["shapes"].items())
         mapping = row["mapping_text"] or ""
         trials, failed = str(row["trials"]), str(row["failed"])
-        table.add_row(row["cascade"], row["target"], sizes, trials, failed, time(row["time_s"]), mapping)
+        table.add_row(row["cascade"], row["target"], sizes, trials, failed, spelled(row["time_s"]), mapping)
     out().print(table)
 
 
@@ -58,11 +58,13 @@ def show(
     if json:
         emit([r.to_dict() for r in found])
         return
-    from .tune import time
+    from ..autotune.report import spelled
 
     for r in found:
         sizes = " ".join(f"{k}={v}" for k, v in r.shapes.items())
-        result = time(r.time_s) if r.status == "ok" else f"{r.status}: {r.detail.splitlines()[0] if r.detail else ''}"
+        result = (
+            spelled(r.time_s) if r.status == "ok" else f"{r.status}: {r.detail.splitlines()[0] if r.detail else ''}"
+        )
         say(f"{r.at}  {r.kind:6}  {r.name}  {sizes}  {r.mapping}  {result}")
 
 

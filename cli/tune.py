@@ -116,15 +116,6 @@ def _failures(r: TuneResult) -> dict[str, int]:
     return {k: kinds.count(k) for k in sorted(set(kinds))}
 
 
-def time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
 class _Display:
     """What is known so far, on stderr: a live panel on a terminal, nothing in a pipe."""
 
@@ -151,28 +142,33 @@ class _Display:
     def _panel(self, p: Progress) -> RenderableType:
         from rich.table import Table
 
+        from ..autotune.report import spelled
+
         table = Table.grid(padding=(0, 2))
         stage = "comparing the best with the default" if p.stage == "final" else f"{p.trials} of {p.space} mappings"
         table.add_row(f"tuning {self._name}", stage, f"{p.left_s:.0f} s left")
         gain = f"{p.default_s / p.best_s:.2f}x the default" if p.default_s and p.best_s else ""
-        table.add_row("best so far", time(p.best_s), gain)
+        table.add_row("best so far", spelled(p.best_s), gain)
         if p.error is not None:
             table.add_row("forecasts off by", f"{p.error:.0%}", "")
         if p.last is not None:
-            table.add_row("last", time(p.last.time_s) if p.last.status == "ok" else p.last.status, str(p.last.mapping))
+            result = spelled(p.last.time_s) if p.last.status == "ok" else p.last.status
+            table.add_row("last", result, str(p.last.mapping))
         return table
 
 
 def _print(c: Cascade, shapes: dict[str, int], r: TuneResult) -> None:
     from rich.table import Table
 
+    from ..autotune.report import spelled
+
     table = Table(title=f"{c.name}  {'  '.join(f'{k}={v}' for k, v in shapes.items())}", show_header=True)
     for head in ("", "time", "mapping"):
         table.add_column(head)
     same = r.default is not None and r.best.mapping == r.default.mapping
-    table.add_row("default" if same else "winner", time(r.best.time_s), str(r.best.mapping))
+    table.add_row("default" if same else "winner", spelled(r.best.time_s), str(r.best.mapping))
     if r.default is not None and not same:
-        table.add_row("default", time(r.default.time_s), str(r.default.mapping))
+        table.add_row("default", spelled(r.default.time_s), str(r.default.mapping))
     console = out()
     console.print(table)
     count = sum(t.kind == "trial" for t in r.records)

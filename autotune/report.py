@@ -1,0 +1,144 @@
+"""A report of what was measured: one HTML file that needs nothing else, with its charts drawn as SVG.
+
+Whatever comes from records is escaped: names and mappings may be a stranger's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+
+from .records import Record
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --dim: #6b7178; --line: #d7dbe0; --mark: #1f6feb; --bad: #c4452f; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ea; --dim: #9aa1a9; --line: #3a4047; --mark: #6ea8ff; --bad: #ff8a70; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+p.dim, text { color: var(--dim); fill: var(--dim); } code { font-size: .9em; overflow-wrap: anywhere; }
+table { border-collapse: collapse; margin: .5rem 0; } td, th { text-align: left; padding: .2rem .8rem .2rem 0; }
+th { font-weight: 600; color: var(--dim); } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; max-width: 46rem; display: block; } svg text { font: 12px system-ui, sans-serif; }
+.axis { stroke: var(--line); } .best { stroke: var(--mark); fill: none; stroke-width: 2; }
+.trial { fill: var(--mark); opacity: .45; } .failed { fill: var(--bad); } .bar { fill: var(--bad); opacity: .8; }
+"""
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 260, 70, 36
+
+
+def html(records: Sequence[Record], title: str = "castile: what was tuned") -> str:
+    """The whole page."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for r in records:
+        place = (r.name, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))), r.key)
+        groups.setdefault(place, []).append(r)
+    parts = [_workload(group) for group in groups.values()]
+    count = f"{len(records)} records of {len(groups)} workloads"
+    body = "\n".join(parts) or "<p>Nothing is on record yet.</p>"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
+        f'<body>\n<h1>{escape(title)}</h1>\n<p class="dim">{count}</p>\n{body}\n</body>\n</html>\n'
+    )
+
+
+def spelled(seconds: float | None) -> str:
+    """A time as people read it."""
+    if seconds is None:
+        return "–"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _workload(group: list[Record]) -> str:
+    r = group[0]
+    sizes = " ".join(f"{k}={v}" for k, v in r.shapes.items())
+    trials = [x for x in group if x.kind == "trial"]
+    parts = [
+        f"<section>\n<h2>{escape(r.name)} <code>{escape(sizes)}</code></h2>",
+        f'<p class="dim">{escape(r.target)} on {escape(r.device)}</p>',
+        _table(group),
+    ]
+    if any(x.time_s for x in trials):
+        parts += ["<h3>Best so far</h3>", _progress(trials)]
+    failures = Counter(x.status for x in trials if x.status != "ok")
+    if failures:
+        parts += ["<h3>Failures by kind</h3>", _bars(failures)]
+    return "\n".join([*parts, "</section>"])
+
+
+def _table(group: Iterable[Record]) -> str:
+    good = [r for r in group if r.status == "ok" and r.time_s is not None]
+    finals = [r for r in good if r.kind != "trial"][-1:]
+    rows = finals + sorted((r for r in good if r.kind == "trial"), key=lambda r: r.time_s or math.inf)[:8]
+    lines = ["<table><tr><th></th><th>time</th><th>mapping</th></tr>"]
+    for r in rows:
+        kind = "winner" if r.kind == "final" else escape(r.kind)
+        mapping = escape(str(r.mapping))
+        lines.append(f'<tr><td>{kind}</td><td class="n">{spelled(r.time_s)}</td><td><code>{mapping}</code></td></tr>')
+    return "\n".join([*lines, "</table>"])
+
+
+def _progress(trials: Sequence[Record]) -> str:
+    """Times of all trials against seconds since the first, with the best so far."""
+    began = _seconds(trials[0])
+    points = [(max(0.0, _seconds(r) - began), r.time_s) for r in trials]
+    times = [t for _, t in points if t]
+    low, high = math.log10(min(times)), math.log10(max(times))
+    span, wide = max(high - low, 0.1), max(points[-1][0], 1.0)
+
+    def x(seconds: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - 10) * min(1.0, seconds / wide)
+
+    def y(time: float) -> float:
+        return 10 + (_HEIGHT - _BOTTOM - 10) * (1 - (math.log10(time) - low) / span)
+
+    floor = _HEIGHT - _BOTTOM
+    marks, line, best = [], [], math.inf
+    for seconds, time in points:
+        if time is None:
+            marks.append(f'<rect class="failed" x="{x(seconds) - 2:.1f}" y="{floor - 4}" width="4" height="4"/>')
+            continue
+        marks.append(f'<circle class="trial" cx="{x(seconds):.1f}" cy="{y(time):.1f}" r="3"/>')
+        if time < best:
+            line += [(x(seconds), y(best))] if best < math.inf else []
+            best = time
+            line.append((x(seconds), y(time)))
+    line.append((x(wide), y(best)))
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in line)
+    labels = [
+        f'<text x="{_LEFT - 8}" y="{y(10**high) + 4:.1f}" text-anchor="end">{spelled(10**high)}</text>',
+        f'<text x="{_LEFT - 8}" y="{y(10**low) + 4:.1f}" text-anchor="end">{spelled(10**low)}</text>',
+        f'<text x="{_LEFT}" y="{_HEIGHT - 12}">0 s</text>',
+        f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 12}" text-anchor="end">{wide:.0f} s since the first trial</text>',
+    ]
+    axis = f'<path class="axis" d="M{_LEFT} 10V{floor}H{_WIDTH - 10}" fill="none"/>'
+    shapes = "\n".join([axis, *marks, f'<polyline class="best" points="{path}"/>', *labels])
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="best time so far">\n{shapes}\n</svg>'
+
+
+def _seconds(r: Record) -> float:
+    try:
+        return datetime.fromisoformat(r.at.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _bars(counts: Counter[str]) -> str:
+    most, rows = max(counts.values()), []
+    for i, (kind, count) in enumerate(counts.most_common()):
+        top, wide = 4 + 24 * i, 380 * count / most
+        rows.append(f'<text x="120" y="{top + 13}" text-anchor="end">{escape(kind)}</text>')
+        rows.append(f'<rect class="bar" x="130" y="{top}" width="{wide:.1f}" height="16"/>')
+        rows.append(f'<text x="{138 + wide:.1f}" y="{top + 13}">{count}</text>')
+    inner, high = "\n".join(rows), 8 + 24 * len(counts)
+    return f'<svg viewBox="0 0 {_WIDTH} {high}" role="img" aria-label="failures by kind">\n{inner}\n</svg>'

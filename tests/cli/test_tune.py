@@ -1,0 +1,137 @@
+"""`castile tune`, `records`, `replay`, `report` and `device`: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from castile.autotune.records import Record, Records
+from castile.cli.tune import duration
+from castile.ir.errors import UsageError
+from castile.ir.mapping import Mapping
+
+TEXT = "def double(x: f32[n]) -> y:\n    y[n] = 2 * x[n]\n"
+
+
+@pytest.fixture(autouse=True)
+def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "records.sqlite"
+    monkeypatch.setenv("CASTILE_RECORDS", str(path))
+    return path
+
+
+@pytest.fixture
+def filled(own_records: Path) -> Path:
+    with Records() as r:
+        r.add(
+            [
+                Record(TEXT, "cpu", "<b>a CPU</b>", {"n": 64}, Mapping(tiles={"n": 4}), time_s=1e-3, times=(1e-3,)),
+                Record(TEXT, "cpu", "<b>a CPU</b>", {"n": 64}, Mapping(tiles={"n": 8}), "crash", "SIGSEGV"),
+                Record(TEXT, "cpu", "<b>a CPU</b>", {"n": 64}, Mapping(tiles={"n": 2}), time_s=9e-4, kind="final"),
+            ]
+        )
+    return own_records
+
+
+def test_tune_records_and_replays(castile: Any, tmp_path: Path) -> None:
+    done = castile("tune", "softmax", "--shape", "n=16", "k=32", "--trials", 2, "--budget", "30s", "--json")
+    assert done.code == 0, done.err
+    assert done.json["trials"] == 2
+    assert done.json["shapes"] == {"n": 16, "k": 32}
+    assert done.json["best"]["time_s"] > 0
+    (row,) = castile("records", "list", "--json").json
+    assert (row["cascade"], row["trials"], row["failed"]) == ("softmax", 2, 0)
+    assert "softmax" in castile("records", "show").out
+
+
+def test_list_show_export_import_merge(castile: Any, filled: Path, tmp_path: Path) -> None:
+    (row,) = castile("records", "list", "--json").json
+    assert (row["trials"], row["failed"], row["time_s"]) == (2, 1, 9e-4)
+    assert "crash" in castile("records", "show", "--status", "crash").out
+    lines = tmp_path / "lines"
+    assert castile("records", "export", "-o", lines).code == 0
+    assert castile("records", "import", lines, "--json").json == {"read": 3, "added": 0}
+    other = tmp_path / "other"
+    assert castile("records", "import", lines, "--records", other, "--json").json == {"read": 3, "added": 3}
+    assert castile("records", "merge", filled, "--records", other, "--json").json == {"read": 3, "added": 0}
+
+
+def test_t4_and_replay(castile: Any, filled: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t4.json"
+    assert castile("records", "export", "--t4", "-o", table).code == 0
+    found = castile("replay", table, "--trials", 2, "--seeds", 2, "--json").json
+    assert (found["configurations"], found["valid"]) == (2, 1)
+    assert found["median_regret"] == {"2": 0.0}
+    assert "regret" in castile("replay", table, "--trials", 2, "--seeds", 1).out
+
+
+def test_lock(castile: Any, filled: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "castile.lock"
+    assert castile("records", "lock", "-o", lock).code == 0
+    assert len(json.loads(lock.read_text())["pins"]) == 1
+    other = tmp_path / "other"
+    assert castile("records", "replay", lock, "--records", other, "--json").json == {"read": 1, "added": 1}
+
+
+def test_report_is_whole_and_escaped(castile: Any, filled: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    assert castile("report", page).code == 0
+    text = page.read_text()
+    assert "<b>" not in text
+    assert "&lt;b&gt;a CPU" in text
+    assert not re.search(r"(src|href)=|https?:|<script", text)
+    assert "crash" in text
+
+
+def test_device(castile: Any) -> None:
+    assert castile("device", "--json").json["target"] == "cpu"
+    assert castile("device", "--target", "cuda:90", "--json").json["features"]
+    assert "exponentials" in castile("device").out
+    assert castile("device", "--target", "cuda:9").code == 2
+
+
+def test_device_measure(castile: Any) -> None:
+    found = castile("device", "measure", "--seconds", "0.01", "--json").json
+    rates = [m["bytes_per_s"] for m in found["memory"]]
+    assert found["flops_per_s"]["f32"] > 1e9
+    assert min(rates) > 1e8
+    assert found["copy_bytes_per_s"] > 1e8
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tune", "attentoin"],
+        ["tune", "gemm", "--w", "int3"],
+        ["tune", "gemm", "--w", "int4", "--group", "7"],
+        ["tune", "softmax", "--w", "int4"],
+        ["tune", "softmax", "--budget", "soon"],
+        ["tune", "softmax", "--budget", "0s"],
+        ["tune", "softmax", "--shape", "zz=4"],
+        ["tune", "softmax", "--target", "cuda:90"],
+        ["tune"],
+        ["records", "list"],
+        ["records", "import", "none"],
+        ["records", "merge", "none"],
+        ["records", "replay", "none"],
+        ["records", "lock", "-o", "/none/lock"],
+        ["replay", "none"],
+        ["report", "x.html"],
+    ],
+)
+def test_mistakes(castile: Any, words: list[str]) -> None:
+    done = castile(*words)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith(("error: ", "none:"))
+
+
+def test_durations() -> None:
+    assert [duration(t) for t in ("60", "60s", "5m", "1h", "1.5 min")] == [60, 60, 300, 3600, 90]
+    for text in ("", "s", "-1s", "1 day", "inf", "1e3s", "8000h"):
+        with pytest.raises(UsageError):
+            duration(text)
