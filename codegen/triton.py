@@ -6,6 +6,7 @@ baked in.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from ..ir.device import DEVICES, device_of
 from ..ir.dtypes import DTYPES, numpy_dtype
 from ..ir.errors import InputError, UsageError, VerifyError
 from ..ir.extents import Use, bindings
+from ..ir.footprint import largest_rank, staged_bytes, tile_shapes
 from ..ir.mapping import Mapping as Knobs
 from ..ir.ops import OPS
 from ..ir.print import print_expr
@@ -23,11 +25,14 @@ from .assembly import Program
 from .cpp import bounded_ranks
 from .names import Names, safe
 from .triton_expr import NARROW_EXTENT
-from .triton_kernel import TAKEN, Argument, KernelPrinter, Printed
+from .triton_kernel import TAKEN, Argument, KernelPrinter, Printed, power_of_two
 from .triton_prelude import prelude
 
 # The function that runs all kernels on given tensors, and what castile looks up in a module that it loads.
 LAUNCH = "launch"
+
+# Elements of the largest tile that Triton takes.
+LARGEST_TILE = 1 << 20
 
 # The extent of a rank that only its loops' own bounds limit.
 UNBOUNDED = 1 << 30
@@ -37,9 +42,20 @@ def print_triton(program: Program, mapping: Knobs, target: str) -> str:
     """The text of a module: the kernels of a program, ``launch(…)`` on given tensors and extents, and ``NAME(…)``.
 
     ``target`` is a GPU's or "interpret". The same program and mapping give the same text. Raises `UsageError` for a
-    target without Triton and `VerifyError` for kernels that mean nothing.
+    target without Triton, `VerifyError` for kernels that mean nothing, `InputError` for tiles that no device can hold.
     """
+    for k in program.kernels:
+        _refuse(k, mapping, target)
     return _Module(program, mapping, target).text()
+
+
+def standalone(program: Program, mapping: Knobs, target: str) -> str:
+    """The module of `print_triton` as one file to run: under ``__main__`` it checks itself on a GPU.
+
+    It needs torch and triton alone. Errors as `print_triton`.
+    """
+    module = _Module(program, mapping, target)
+    return module.text() + "\n\n" + "\n".join(module.self_check()) + "\n"
 
 
 def print_kernels(program: Program, target: str) -> tuple[Printed, ...]:
@@ -56,6 +72,31 @@ def print_kernels(program: Program, target: str) -> tuple[Printed, ...]:
         )
         found.append(printer.printed())
     return tuple(found)
+
+
+def _refuse(k: TileKernel, mapping: Knobs, target: str) -> None:
+    """Refuse what need not be compiled to know that it does not fit."""
+    rank = largest_rank(k)
+    most = max((math.prod(map(power_of_two, s)) for s in tile_shapes(k)), default=0)
+    if most > LARGEST_TILE:
+        raise InputError(
+            f"an operation of kernel `{k.name}` goes over more elements than Triton takes",
+            rank=rank,
+            expected=f"at most {LARGEST_TILE}",
+            got=str(most),
+            hint=f"tile rank `{rank}` smaller",
+        )
+    device = device_of(target)
+    # All stages but one are sure to be held at once.
+    need = staged_bytes(k) * max(1, mapping.knob("stages") - 1)
+    if target != "interpret" and need > device.shared_bytes:
+        raise InputError(
+            f"the operands of kernel `{k.name}` do not fit the shared memory of a block of {target}",
+            rank=rank,
+            expected=f"at most {device.shared_bytes} bytes",
+            got=f"{need} bytes",
+            hint=f"tile rank `{rank}` smaller, or take fewer stages",
+        )
 
 
 def fits_held(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None:
@@ -251,6 +292,45 @@ class _Module:
             yield "        middle = (low + high) // 2"
             yield "        low, high = (middle, high) if fits(middle) else (low, middle)"
             yield "    return low"
+
+    def self_check(self) -> Iterator[str]:
+        """A ``__main__`` that draws inputs and compares runs: on new memory, and on tensors of other strides."""
+        yield 'if __name__ == "__main__":'
+        yield "    torch.manual_seed(0)"
+        device = "cpu" if self.target == "interpret" else "cuda"
+        size = 16 if self.target == "interpret" else 128
+        for b in self.bindings:
+            if b.param is not None:
+                held = [h.size for k in self.program.kernels for h in k.held if h.of == b.rank]
+                yield f"    {self._rank(b.rank)} = {min([size, *held])}"
+        for p in self.c.params:
+            yield f"    {self._tensor(p.name)} = {self._drawn(p, device)}"
+        params = [self._tensor(p.name) for p in self.c.params]
+        strided = [
+            f"{n}.transpose(0, -1).contiguous().transpose(0, -1)" if p.indices else n
+            for n, p in zip(params, self.c.params, strict=True)
+        ]
+        name = safe(self.c.name)
+        yield f"    results = [{name}({', '.join(params)}), {name}({', '.join(params)})]"
+        yield f"    results.append({name}({', '.join(strided)}))"
+        yield "    first, again, strided = [r if isinstance(r, tuple) else (r,) for r in results]"
+        yield "    for number, (x, y, z) in enumerate(zip(first, again, strided)):"
+        yield "        x, y, z = x.double(), y.double(), z.double()"
+        yield "        assert torch.equal(x.nan_to_num(), y.nan_to_num()), 'two runs differ'"
+        yield "        assert torch.allclose(x, z, rtol=1e-2, atol=1e-2, equal_nan=True), 'strides change the result'"
+        yield "        finite = 'finite' if x.isfinite().all() else 'not finite'"
+        yield f"        print({self.c.outputs!r}[number], tuple(x.shape), finite)"
+        yield '    print("the same twice, and for other strides")'
+
+    def _drawn(self, p: Param, device: str) -> str:
+        """Random values of a parameter's type; integers below 8, so that they may be indices."""
+        row = DTYPES[p.dtype]
+        if not p.indices:
+            return "0.5" if row.is_float else "1"
+        shape = ", ".join(self._axis(i) for i in p.indices) + ("," if len(p.indices) == 1 else "")
+        most = 2 if row.kind == "bool" else 8
+        drawn = f"randn(({shape})" if row.is_float else f"randint(0, {most}, ({shape})"
+        return f"torch.{drawn}, device='{device}').to({torch_dtype(p.dtype)})"
 
     def _derived(self, rank: str, within: Sequence[Use]) -> Iterator[str]:
         """The greatest extent that keeps every index of a binding inside its axis."""

@@ -70,9 +70,9 @@ def _nvidia(asm: Any) -> dict[str, Any]:
         text = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False
         ).stdout
-    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
-    found["registers"] = int(registers.group(1)) if registers else 0
-    found["spill_bytes"] = int(stack.group(1)) if stack else 0
+    # One line for each function; the greatest need counts.
+    found["registers"] = max(map(int, re.findall(r"REG:(\d+)", text)), default=0)
+    found["spill_bytes"] = max(map(int, re.findall(r"STACK:(\d+)", text)), default=0)
     return found
 
 
@@ -86,7 +86,7 @@ def _amd(asm: Any) -> dict[str, Any]:
     return {
         "instructions": _count(text, AMD),
         "registers": number("vgpr_count"),
-        "spill_bytes": 4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+        "spill_bytes": number("private_segment_fixed_size"),
     }
 
 

@@ -235,7 +235,7 @@ class Expressions:
         if isinstance(number, float) or (dtype in DTYPES and DTYPES[str(dtype)].is_float):
             number = float(number)
             if math.isnan(number):
-                return self.need("NAN")
+                return 'float("nan")'
             if math.isinf(number):
                 return ("-" if number < 0 else "") + self.need("INF")
             return repr(number)

@@ -6,6 +6,7 @@ host that knows the extent to be a multiple of the tile switches off (``EVEN_…
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,7 @@ LEAST_DOT = 16
 TAKEN = tuple(
     """False None True and as assert async await break class continue def del elif else except finally for from global
     if import in is lambda nonlocal not or pass raise return try while with yield match case type int float bool max min
-    range len abs pow round print sum any all tl triton torch INF NAN LOG2_E INDEX pid fault fault_ out exp sigmoid
+    range len abs pow round print sum any all tl triton torch INF LOG2_E INDEX pid fault fault_ out exp sigmoid
     maximum minimum reduce_max reduce_min reduce_prod multiply expm1 log1p tanh rint floordiv floormod shift_left
     shift_right to_integer to_bf16 annihilating grid main check self dot
     tensors spans narrow positions programs faults number names largest low high middle fits abs zip sum bool""".split()
@@ -678,24 +679,20 @@ class KernelPrinter:
         self, op: Dot, texts: Sequence[str], options: str, flip: bool, accumulator: str, wide: str
     ) -> str:
         """A dot where a 0 of the left operand gives 0 even against infinity or NaN: its finite part, and the rest."""
-        a, b = (self.names("operand", f"{op.tile.name} {s}", f"{{}}_{s}") for s in ("a", "b"))
         base = self.names("tile", op.tile.name)
         a, b = f"{base}_a", f"{base}_b"
         self.line(f"{a} = {texts[0]}")
         self.line(f"{b} = {texts[1]}")
-        weight, other = (b, a) if flip else (a, b)
-        total, fixed = f"{base}_sum", f"{base}_bad"
-        self.line(f"{total} = tl.dot({a}, {b}{accumulator}{options})")
-        # Only an infinity or NaN on the other side needs more than the product.
-        self.line(f"{fixed} = tl.max(((({other} - {other}) != 0) | ({other} != {other})).to(tl.int32))")
-        self.line(f"if {fixed} != 0:")
-        self.depth += 1
-        order = "True" if flip else "False"
-        first = accumulator.removeprefix(", ") or "0.0"
-        precision = '"ieee"'
-        helper = self.e.need("annihilating")
-        self.line(f"{total} = {first} + {helper}({weight}, {other}, {order}, {precision})")
-        self.depth -= 1
+        other = a if flip else b
+        total = f"{base}_sum"
+        part = self.e.need("finite_part")
+        left, right = (f"{part}({a})", b) if flip else (a, f"{part}({b})")
+        out = ", out_dtype=tl.float64" if wide == "f64" else ""
+        self.line(f"{total} = tl.dot({left}, {right}{accumulator}{options}{out})")
+        # Only where there is an infinity or NaN is there more to do.
+        self.line(f"if tl.max((({other} - {other}) != 0).to(tl.int32)) != 0:")
+        depth = math.prod(self.axes[r].block for r in self._long(op.over))
+        self.line(f"    {total} += {self.e.need('infinite_part')}({a}, {b}, {depth}, {flip})")
         return total
 
     def _operand_type(self, op: Dot) -> str:

@@ -22,7 +22,6 @@ def exp(x):
 
 _HELPERS = {
     "INF": "INF: tl.constexpr = tl.constexpr(float('inf'))\n",
-    "NAN": "NAN: tl.constexpr = tl.constexpr(float('nan'))\n",
     "LOG2_E": "LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)\n",
     "maximum": """\
 def maximum(a, b):
@@ -165,7 +164,7 @@ def from_f8e4m3(bits):
     # Every 8-bit float is an f16.
     x = bits.to(tl.uint16)
     y = (((x & 0x80) << 8) | ((x & 0x7F) << 7)).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
-    return tl.where((x & 0x7F) == 0x7F, NAN, y).to(tl.float16)
+    return tl.where((x & 0x7F) == 0x7F, float("nan"), y).to(tl.float16)
 """,
     "to_f8e5m2": """\
 def to_f8e5m2(x):
@@ -185,37 +184,36 @@ def from_f8e5m2(bits):
 """,
 }
 
-_HELPERS["annihilating"] = """\
-def annihilating(weight, other, FLIP: tl.constexpr, PRECISION: tl.constexpr):
-    # A product in which a weight of 0 gives 0, even against infinity or NaN: infinities and NaNs are counted apart.
-    infinite = tl.where(other == INF, 1.0, tl.where(other == -INF, -1.0, 0.0))
-    finite = tl.where((other - other) == 0, other, infinite).to(other.dtype)
-    sign = tl.where(weight < 0, -1.0, tl.where(weight == 0, 0.0, 1.0)).to(weight.dtype)
-    lost = tl.where(other != other, 1.0, 0.0).to(other.dtype)
-    infinite = infinite.to(other.dtype)
+_HELPERS["finite_part"] = """\
+def finite_part(x):
+    # 1 and -1 stand for infinities, 0 for NaN.
+    return tl.where((x - x) == 0, x, tl.where(x == INF, 1.0, tl.where(x == -INF, -1.0, 0.0)).to(x.dtype))
+"""
+_HELPERS["infinite_part"] = """\
+def infinite_part(left, right, DEPTH: tl.constexpr, FLIP: tl.constexpr):
+    # What infinities and NaNs add to a product in which a weight of 0 gives 0 even against them: rare, so one by one.
+    at = tl.arange(0, DEPTH)
     if FLIP:
-        total = tl.dot(finite, weight, input_precision=PRECISION)
-        balance = tl.dot(infinite, sign, input_precision=PRECISION)
-        count = tl.dot(tl.abs(infinite), tl.abs(sign), input_precision=PRECISION)
-        bad = tl.dot(lost, tl.abs(sign), input_precision=PRECISION)
+        left = tl.where((left - left) == 0, 0.0, left)
     else:
-        total = tl.dot(weight, finite, input_precision=PRECISION)
-        balance = tl.dot(sign, infinite, input_precision=PRECISION)
-        count = tl.dot(tl.abs(sign), tl.abs(infinite), input_precision=PRECISION)
-        bad = tl.dot(tl.abs(sign), lost, input_precision=PRECISION)
-    ends = tl.where(balance == count, INF, tl.where(balance == -count, -INF, NAN))
-    return tl.where(bad > 0, NAN, tl.where(count > 0, ends, total))
+        right = tl.where((right - right) == 0, 0.0, right)
+    total = tl.zeros((left.shape[0], right.shape[1]), tl.float32)
+    for i in range(DEPTH):
+        a = tl.sum(tl.where(at[None, :] == i, left, 0.0).to(tl.float32), 1)[:, None]
+        b = tl.sum(tl.where(at[:, None] == i, right, 0.0).to(tl.float32), 0)[None, :]
+        total += tl.where((a == 0) | (b == 0), 0.0, a * b)
+    return total
 """
 
 # The interpreter's extremes pass over NaN, and its reductions by a function go element by element.
 _INTERPRETED = {
     "reduce_max": """\
 def reduce_max(x, axis: tl.constexpr):
-    return tl.where(tl.max((x != x).to(tl.int32), axis) != 0, NAN, tl.max(x, axis))
+    return tl.where(tl.max((x != x).to(tl.int32), axis) != 0, float("nan"), tl.max(x, axis))
 """,
     "reduce_min": """\
 def reduce_min(x, axis: tl.constexpr):
-    return tl.where(tl.max((x != x).to(tl.int32), axis) != 0, NAN, tl.min(x, axis))
+    return tl.where(tl.max((x != x).to(tl.int32), axis) != 0, float("nan"), tl.min(x, axis))
 """,
 }
 

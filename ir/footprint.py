@@ -70,19 +70,31 @@ def staged_bytes(k: TileKernel) -> int:
     return max((visit(op.body, {**sizes, op.rank: op.size}) for op in loops), default=0)
 
 
+def tile_shapes(k: TileKernel) -> Iterator[tuple[int, ...]]:
+    """The sizes over which each operation of a kernel goes: of its tile, and for a `Fold` of what it reduces."""
+    for axes, sizes in _spaces(k):
+        yield tuple(sizes[a] for a in axes)
+
+
 def largest_rank(k: TileKernel) -> str:
-    """The rank of the largest tile with the most coordinates: the one to tile smaller where a kernel does not fit."""
-    best, found = -1, k.grid[0].rank if k.grid else ""
-    for op, sizes in _scoped(k.body, scoped_sizes(k)):
-        axes = op.tile.axes if isinstance(op, Load | Map | Fold | Dot) else ()
-        over = op.over if isinstance(op, Fold | Dot) else ()
-        if isinstance(op, Dot):
-            over = ()
-        bits = DTYPES[op.tile.dtype].bits if isinstance(op, Load | Map | Fold | Dot) else 0
-        size = math.prod(sizes[a] for a in (*axes, *over)) * bits
-        if axes and size > best:
-            best, found = size, max(axes, key=lambda a: sizes[a])
+    """The widest rank of the largest operation: the one to tile smaller where a kernel is too big."""
+    spaces = list(_spaces(k))
+    if not spaces:
+        return k.grid[0].rank if k.grid else ""
+    axes, sizes = max(spaces, key=lambda s: math.prod(s[1][a] for a in s[0]))
+    found = max(axes, key=lambda a: sizes[a], default="")
     return next((h.of for h in k.held if h.rank == found), found)
+
+
+def _spaces(k: TileKernel) -> Iterator[tuple[tuple[str, ...], dict[str, int]]]:
+    for op, sizes in _scoped(k.body, scoped_sizes(k)):
+        match op:
+            case Fold(tile=tile, over=over):
+                yield (*tile.axes, *over), sizes
+            case Load(tile=tile) | Map(tile=tile) | Dot(tile=tile):
+                yield tile.axes, sizes
+            case Store(axes=axes):
+                yield axes, sizes
 
 
 def _scoped(body: tuple[Op, ...], sizes: dict[str, int]) -> Iterator[tuple[Op, dict[str, int]]]:

@@ -45,7 +45,7 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("descriptors", "gpu", (0, 1), 0, "tensors are read through descriptors where the device has them"),
             Knob("specialize", "gpu", (0, 1), 0, "warps that load and warps that compute, where the compiler can"),
             Knob("hold", "cpu", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
-            Knob("align", "cpu", (1, 16), 1, "loops that need no mask end at a multiple of this"),
+            Knob("align", "cpu", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
             Knob("group", "cpu", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
         )
     }

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..ir.cascade import Cascade, Const, Expr, Rank
+from ..ir.device import device_of
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from .defaults import cpu_tiles
+from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .pipeline import Pass, run_pipeline
@@ -145,6 +147,7 @@ CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
 def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:
     """The mapping of a target for these extents where nothing was tuned."""
     if target != "cpu":
-        return Mapping()
+        plain = mapped(c, Mapping(knobs=KNOBS), extents)
+        return gpu_mapping(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}, device_of(target))
     plain = mapped(c, CPU, extents)
     return replace(CPU, tiles=cpu_tiles(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}))

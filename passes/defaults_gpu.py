@@ -1,0 +1,142 @@
+"""Tile sizes, warps and stages for GPUs where nothing was tuned: read off the kernels that plain tiles give.
+
+A contraction wants the largest square that registers hold; a stream of contractions 128 rows, and what it keeps on chip
+whole; f32 products are made without the matrix unit on NVIDIA, so their tiles are small. What only maps and folds wants
+whole rows along memory. No operation may go over more elements than the registers of its threads hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Dict
+from math import prod
+
+from ..ir.cascade import Rank
+from ..ir.device import Device
+from ..ir.mapping import Mapping
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations
+
+# The least side of a matrix product.
+SIDE = 16
+
+# Elements of one operation for each warp: 64 registers of a thread hold them.
+PER_WARP = 2048
+
+# Elements of a row that one program looks at together, and of all its rows.
+ROW, ROWS = 1024, 4096
+
+KNOBS = {"hold": 1, "align": 128, "group": 1}
+
+
+def gpu_mapping(kernels: tuple[TileKernel, ...], extents: Dict[str, int], device: Device) -> Mapping:
+    """The default mapping of kernels that a mapping with `KNOBS` gave."""
+    tiles: dict[str, int] = {}
+    warps, stages = 4, 2
+    # A rank of several kernels follows those that contract.
+    for k in sorted(kernels, key=_contracts):
+        held = {h.rank for h in k.held}
+        if _contracts(k):
+            found, most = _contraction(k, extents, device)
+            warps = max(warps, most)
+            stages = 3 if device.target in ("cuda:90", "cuda:100") and _narrow(k) else 2
+        else:
+            found = _rows(k, extents)
+        tiles |= {r: n for r, n in found.items() if r in extents and r not in held}
+    tiles = {r: max(1, min(n, _up(extents[r]))) for r, n in tiles.items()}
+    for k in kernels:
+        _shrink(k, tiles, extents, PER_WARP * warps)
+    return Mapping(tiles=tiles, knobs={**KNOBS, "warps": warps, "stages": stages})
+
+
+def _contracts(k: TileKernel) -> bool:
+    return any(isinstance(op, Dot) for op in operations(k.body))
+
+
+def _narrow(k: TileKernel) -> bool:
+    """Whether every product is one of 16-bit operands, or of narrower ones."""
+    return all(op.operand is not None for op in operations(k.body) if isinstance(op, Dot))
+
+
+def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tuple[dict[str, int], int]:
+    """Tiles of a kernel with dots, and its warps."""
+    grid = {g.rank for g in k.grid}
+    loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
+    dots = [op for op in operations(k.body) if isinstance(op, Dot)]
+    streamed = any(not op.accumulate for op in dots)
+    narrow = _narrow(k)
+    wide = 128 if narrow else 32
+    depth = 64 if narrow and not streamed else 32
+    found: dict[str, int] = {}
+    for op in dots:
+        for r in op.tile.axes:
+            if r in grid:
+                found[r] = wide
+        for r in (*op.over, *op.tile.axes):
+            if r in loops:
+                found[r] = (64 if narrow else 32) if streamed else (depth if narrow else 64)
+    if streamed:
+        # What the state keeps along the last rank of the output is held whole.
+        for op in dots:
+            column = next((r for r in reversed(op.tile.axes) if r in grid), None)
+            if op.accumulate and column is not None and len([r for r in op.tile.axes if r in grid]) > 1:
+                found[column] = _up(extents[column])
+        head = max([prod(_up(extents.get(h.of, h.size)) for h in k.held[:1]), SIDE])
+        tensor = bool(device.features & {"wgmma", "tcgen05"})
+        # A mask that annihilates takes registers of its own, and so do operands that lie in registers.
+        masked = any(op.annihilates for op in dots)
+        if narrow and masked and not tensor:
+            found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
+            if "wmma" in device.features:
+                found |= {r: 64 for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
+            return found, 8
+        return found, 8 if narrow and (head > 64 or masked or device.target != "cuda:90") else 4
+    return found, 8 if narrow else 4
+
+
+def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
+    """Tiles of a kernel that maps and folds: along memory."""
+    params = {p.name: p for p in k.tensors}
+    votes: dict[str, int] = {}
+    for op in operations(k.body):
+        access = op.source if isinstance(op, Load) else op.target if isinstance(op, Store) else None
+        if access is None or not access.indices or not isinstance(access.indices[-1], Rank):
+            continue
+        rank = access.indices[-1].name
+        votes[rank] = votes.get(rank, 0) + len(params[access.tensor].indices)
+    found = dict.fromkeys((g.rank for g in k.grid), 1)
+    loops = [op.rank for op in operations(k.body) if isinstance(op, For) and op.size > 1]
+    if not votes:
+        return found
+    along = max(votes, key=lambda r: votes[r])
+    found |= dict.fromkeys(loops, 16)
+    found[along] = ROW if along in loops or not loops else 128
+    if along in found and k.grid and along != k.grid[-1].rank and _up(extents.get(along, 1)) < ROW:
+        # Short rows are taken several at a time.
+        found[k.grid[-1].rank] = max(1, ROWS // 4 // _up(extents.get(along, 1)))
+    return found
+
+
+def _shrink(k: TileKernel, tiles: dict[str, int], extents: Dict[str, int], most: int) -> None:
+    """Halve tiles until no operation of the kernel goes over more than so many elements."""
+    sizes = {g.rank: g.size for g in k.grid} | {h.rank: h.size for h in k.held} | dict(k.whole)
+
+    def visit(body: tuple[Op, ...], sizes: Dict[str, int]) -> None:
+        for op in body:
+            if isinstance(op, For):
+                visit(op.body, {**sizes, op.rank: op.size})
+                continue
+            axes = op.axes if isinstance(op, Store) else op.tile.axes
+            if isinstance(op, Map | Fold | Load):
+                axes = (*axes, *(op.over if isinstance(op, Fold) else ()))
+            limit = 4 * most if isinstance(op, Load) else most
+            while prod(_up(tiles.get(r, sizes.get(r, 1))) for r in axes) > limit:
+                free = [r for r in axes if r in tiles and tiles[r] > 1]
+                if not free:
+                    break
+                widest = max(free, key=lambda r: tiles[r])
+                tiles[widest] = max(1, _up(tiles[widest]) // 2)
+
+    visit(k.body, sizes)
+
+
+def _up(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length() if n > 1 else 1

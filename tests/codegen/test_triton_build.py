@@ -1,0 +1,144 @@
+"""Generated Triton compiled for GPUs that are not here: what it takes of them, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+import castile  # noqa: E402
+from castile.codegen.triton import print_triton, standalone  # noqa: E402
+from castile.codegen.triton_build import CudaProgram, resources  # noqa: E402
+from castile.ir.errors import InputError, UsageError  # noqa: E402
+from castile.ir.mapping import Mapping  # noqa: E402
+from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
+from castile.passes.tile import TileProgram  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+CASCADES = ROOT / "examples" / "cascades"
+MATRIX = {"cuda:80": "mma", "cuda:90": "wgmma", "hip:gfx942": "mfma"}
+
+
+def made(name: str, target: str, **changes: object) -> tuple[TileProgram, Mapping]:
+    c = castile.load(CASCADES / f"{name}.cascade")
+    extents = nominal(c)
+    mapping = default_mapping(c, target, extents)
+    if changes:
+        mapping = Mapping.from_json({**mapping.to_dict(), **changes})
+    return mapped(c, mapping, extents).program, mapping
+
+
+@pytest.mark.parametrize("target", MATRIX)
+@pytest.mark.parametrize("name", ["softmax", "gemm", "attention"])
+def test_resources(name: str, target: str) -> None:
+    program, mapping = made(name, target)
+    found = resources(program, mapping, target)
+    assert found.registers > 0
+    assert found.spill_bytes == 0
+    assert 0 < found.occupancy <= 1
+    assert json.loads(json.dumps(found.to_dict()))["kernels"]
+    if name != "softmax":
+        assert found.instructions[MATRIX[target]] > 0
+        assert found.shared_bytes > 0
+    else:
+        assert found.instructions["mufu"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_source_and_resources_are_known_and_a_call_says_why() -> None:
+    c = castile.load(CASCADES / "softmax.cascade")
+    k = castile.compile(c, target="cuda:90")
+    assert "@triton.jit" in k.source
+    assert k.resources.registers > 0
+    with pytest.raises(UsageError, match="no GPU"):
+        k(X=np.ones((3, 4), "f4"))
+
+
+def test_tiles_that_cannot_fit_are_refused_before_compiling() -> None:
+    program, mapping = made("gemm", "cuda:90", tiles={"m": 2048, "n": 1024, "k": 64})
+    with pytest.raises(InputError, match="more elements") as caught:
+        print_triton(program, mapping, "cuda:90")
+    assert caught.value.rank == "m"
+    program, mapping = made("gemm", "cuda:89", tiles={"m": 128, "n": 128, "k": 256}, knobs={"stages": 4})
+    with pytest.raises(InputError, match="shared memory") as caught:
+        CudaProgram.build(program, mapping, "cuda:89")
+    assert "tile rank" in caught.value.hint
+
+
+def test_what_only_the_binary_tells_is_refused_after_compiling() -> None:
+    program, mapping = made("gemm", "hip:gfx942", tiles={"m": 128, "n": 128, "k": 64}, knobs={"stages": 2})
+    assert resources(program, mapping, "hip:gfx942").shared_bytes <= 65536
+    program, mapping = made("gemm", "cuda:89", tiles={"m": 128, "n": 128, "k": 64}, knobs={"stages": 5, "warps": 8})
+    with pytest.raises(InputError, match="shared memory"):
+        resources(program, mapping, "cuda:89")
+
+
+def test_targets_without_triton() -> None:
+    program, mapping = made("softmax", "cuda:90")
+    with pytest.raises(UsageError):
+        print_triton(program, mapping, "cpu")
+    with pytest.raises(UsageError):
+        print_triton(program, mapping, "cuda:1")
+
+
+def test_compiling_works_beside_the_interpreter() -> None:
+    text = f"""
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import triton, castile, numpy as np
+c = castile.load({str(CASCADES / "softmax.cascade")!r})
+print(castile.compile(c, target="cuda:80").resources.registers > 0)
+print(castile.compile(c, target="interpret")(X=np.zeros((2, 4), "f4")).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.split("\n")[:2] == ["True", str([[0.25] * 4] * 2)]
+
+
+def test_a_standalone_file_checks_itself(tmp_path: Path) -> None:
+    """It needs torch and triton alone; under the interpreter it runs on the CPU."""
+    program, mapping = made("softmax", "interpret")
+    path = tmp_path / "softmax.py"
+    path.write_text(standalone(program, mapping, "interpret"))
+    assert "castile" not in [line.split()[1] for line in path.read_text().split("\n") if line.startswith("import")]
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    assert "the same twice" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_cross", ROOT / "benchmarks" / "bench_cross_compile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_resumes(bench: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    assert bench.main(["softmax", "--target", "cuda:90", "--results", str(results)]) == 0
+    assert bench.main(["softmax", "--target", "cuda:90", "--results", str(results)]) == 0
+    assert len(results.read_text().splitlines()) == 1
+
+
+def test_the_benchmark_tells_what_is_wrong(bench: ModuleType) -> None:
+    row = {"example": "gemm", "target": "cuda:90", "spill_bytes": 8, "instructions": {"mma": 3}}
+    assert list(bench.faults(row)) == ["gemm on cuda:90 spills 8 bytes", "gemm on cuda:90 has no wgmma"]
+    assert list(bench.faults({"example": "x", "target": "cuda:90", "error": "no"})) == ["x on cuda:90: no"]
