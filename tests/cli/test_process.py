@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,25 @@ def test_a_plain_locale() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c() -> None:
-    words = ["run", CASCADES / "gemm.cascade", "--random", "--force", "--shape", "m=3000", "n=3000", "k=3000"]
+def test_ctrl_c(tmp_path: Path) -> None:
+    """The file is a pipe in which nothing comes: once it can be opened for writing, the command waits at its end."""
+    pipe = tmp_path / "c.cascade"
+    os.mkfifo(pipe)
     child = subprocess.Popen(
-        [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, "run", str(pipe), "--random"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    time.sleep(2)
+    writer = -1
+    while writer < 0 and child.poll() is None:
+        with suppress(OSError):  # no reader yet
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=300)
+    os.close(writer)
     assert child.returncode == 130
     assert (out, err) == ("", "")
 
