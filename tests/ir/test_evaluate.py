@@ -408,9 +408,9 @@ GOOD: dict[str, Any] = {"A": np.ones((2, 3)), "x": np.ones(3), "s": 2.0, "i": [1
     [
         ({"A": None}, "`A` is missing"),
         ({"Z": 1.0}, "`gemv` has no parameter `Z`"),
-        ({"A": np.ones(3)}, "`A` has 1 axes, not 2"),
+        ({"A": np.ones(3)}, "`A` has 1 axis, not 2"),
         ({"x": np.ones(4)}, "rank `k` has two extents: 3 by axis 1 of `A`, 4 by axis 0 of `x`"),
-        ({"s": np.ones(1)}, "`s` has 1 axes, not 0"),
+        ({"s": np.ones(1)}, "`s` has 1 axis, not 0"),
         ({"x": "abc"}, "`x` is no array of real numbers"),
         ({"x": ["a", "b", "c"]}, "`x` is no array of real numbers"),
         ({"x": [[1.0], [2.0, 3.0]]}, "`x` is no array of numbers"),

@@ -244,7 +244,7 @@ def test_extents_by_name_shapes_or_both() -> None:
         ({"m": 3}, {"A": (4, 5)}, "rank `m` has two extents: 3 by the extent given, 4 by axis 0 of `A`"),
         ({}, {"A": (3, 5), "B": (6, 8)}, "rank `k` has two extents: 5 by axis 1 of `A`, 6 by axis 0 of `B`"),
         ({}, {"A": (3, 5), "B": (5, 9)}, "axis 1 of `B` has size 9, not 8"),
-        ({}, {"A": (3,), "B": (5, 8)}, "`A` has 1 axes, not 2"),
+        ({}, {"A": (3,), "B": (5, 8)}, "`A` has 1 axis, not 2"),
     ],
 )
 def test_extents_that_do_not_fit(known: dict[str, Any], shapes: dict[str, Any], message: str) -> None:
