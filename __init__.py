@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from castile.driver import emit as emit
     from castile.driver import explain as explain
     from castile.driver import tune as tune
+    from castile.frontend.explain import explain_model as explain_model
     from castile.ir.cascade import Cascade as Cascade
     from castile.ir.cascade import Monoid as Monoid
     from castile.ir.errors import CastileError as CastileError
@@ -51,6 +52,7 @@ _PUBLIC = {
     "emit": "castile.driver:emit",
     "evaluate": "castile.ir.evaluate:evaluate",
     "explain": "castile.driver:explain",
+    "explain_model": "castile.frontend.explain:explain_model",
     "load": "castile.ir.parse:load",
     "grad": "castile.passes.grad:grad",
     "merge": "castile.passes.partial:merge",

@@ -153,7 +153,7 @@ def combine(site: Site, text: str, **operands: Any) -> Value:
 
 
 def _simpler(e: Expr) -> Expr:
-    """Without factors of one, which texts have where a keyword is left out."""
+    """Without factors of one and terms of zero, which texts have where a keyword is left out."""
 
     def one(n: Expr) -> Expr:
         if isinstance(n, Call) and n.op == "mul":
@@ -162,6 +162,8 @@ def _simpler(e: Expr) -> Expr:
                 return b
             if isinstance(b, Const) and b.value == 1 and b.kind == "int":
                 return a
+        if isinstance(n, Call) and n.op == "add" and n.args[1] == Const(0):
+            return n.args[0]
         return n
 
     return transform(e, one)

@@ -28,6 +28,7 @@ from ..ir.cascade import (
     walk,
 )
 from ..ir.errors import CastileError
+from ..ir.ops import RESERVED
 from ..ir.types import TypeChecker, settle
 
 # An int, or a torch.SymInt where shapes are dynamic.
@@ -130,6 +131,8 @@ class Workspace:
 
     def _unused(self, base: str) -> str:
         taken = self.types
+        if base in RESERVED:
+            base += "_"
         if base not in taken:
             return base
         return next(f"{base}{i}" for i in range(2, len(taken) + 3) if f"{base}{i}" not in taken)
@@ -157,8 +160,13 @@ class Workspace:
 
     def cast(self, v: Value, dtype: str) -> Value:
         """The value in a dtype, converted only if it is of another."""
-        expr = v.expr if self.infer(v.expr) == dtype else Cast(dtype, v.expr)
-        return Value(v.dims, expr, dtype)
+        found = self.infer(v.expr)
+        # Coordinates are far below what an i32 holds, and a predicate over them is to stay affine.
+        kept = found == dtype or (found == "i64" and dtype == "i32" and is_coordinate(v.expr))
+        if not kept and "f64" in (found, dtype) and dtype != "bool" and not isinstance(v.expr, Const):
+            # Rewrites take a conversion between f32 and f64 for none, and would compute in the wrong one of them.
+            raise Unsupported(f"a conversion from {found} to {dtype}")
+        return Value(v.dims, v.expr if kept else Cast(dtype, v.expr), dtype)
 
     # Names for what is computed
 
@@ -262,7 +270,9 @@ class Workspace:
         padded = [Value(((),) * (rank - len(v.dims)) + v.dims, v.expr, v.dtype) for v in values]
         dims: Dims = ((),) * rank
         done: list[Value] = []
-        for v in padded:
+        # The ranks of the largest are kept, so that what is reduced and read again keeps its name.
+        order = sorted(range(len(padded)), key=lambda i: -len(padded[i].ranks))
+        for v in (padded[i] for i in order):
             old: dict[str, Expr] = {}
             new: dict[str, Expr] = {}
             merged: list[tuple[str, ...]] = []
@@ -286,7 +296,8 @@ class Workspace:
             if old:
                 done = [Value(dims, substitute(x.expr, old), x.dtype) for x in done]
             done.append(Value(dims, substitute(v.expr, new) if new else v.expr, v.dtype))
-        return dims, [v.expr for v in done]
+        by_place = dict(zip(order, done, strict=True))
+        return dims, [by_place[i].expr for i in range(len(padded))]
 
     def reshape(self, v: Value, sizes: Sequence[Size]) -> Value:
         """The same elements in other dimensions."""
@@ -353,6 +364,21 @@ def is_small(e: Expr) -> bool:
     nodes = list(walk(e))
     reads = sum(isinstance(n, Access) for n in nodes)
     return not any(isinstance(n, Reduce) for n in nodes) and (reads == 0 or (len(nodes) <= SMALL and reads == 1))
+
+
+def is_coordinate(e: Expr) -> bool:
+    """Whether an expression is a sum or difference of coordinates and literals."""
+    match e:
+        case Rank() | Extent():
+            return True
+        case Const(value=value):
+            return isinstance(value, int) and abs(value) < 1 << 20
+        case Call(op="add" | "sub", args=(a, b)):
+            return is_coordinate(a) and is_coordinate(b)
+        case Call(op="neg", args=(a,)):
+            return is_coordinate(a)
+        case _:
+            return False
 
 
 def shift(by: int) -> Any:
