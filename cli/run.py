@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .inputs import Array, Given
 
 # The oracle on one core, in operations and steps a second: an estimate for "seconds or hours".
-CONTRACTED, MAPPED, STEPS = 4e8, 4e7, 2.5e3
+CONTRACTED, MAPPED, STEPS = 4e9, 4e7, 2.5e3
 MAX_SECONDS, MAX_BYTES = 60.0, 4_000_000_000
 
 

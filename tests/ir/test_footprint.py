@@ -63,7 +63,6 @@ def test_exponentials_and_reductions() -> None:
 
 
 def test_bounds_halve_a_causal_loop() -> None:
-    add = Fold(tile("s", "q"), "sum", ("k",), expr("x", "x"), True)
     body = [
         Map(tile("s", "q"), expr("0.0")),
         For(
