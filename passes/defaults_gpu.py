@@ -24,6 +24,9 @@ PER_WARP = 2048
 # Elements of a row that one program looks at together, and of all its rows.
 ROW, ROWS = 1024, 4096
 
+# Elements of one operation over three axes or more.
+MANY_AXES = 4096
+
 KNOBS = {"hold": 1, "align": 128, "group": 1}
 
 
@@ -127,7 +130,9 @@ def _shrink(k: TileKernel, tiles: dict[str, int], extents: Dict[str, int], most:
             axes = op.axes if isinstance(op, Store) else op.tile.axes
             if isinstance(op, Map | Fold | Load):
                 axes = (*axes, *(op.over if isinstance(op, Fold) else ()))
-            limit = 4 * most if isinstance(op, Load) else most
+            # Three axes and more are reduced through shared memory and slow to compile.
+            few = len([r for r in axes if _up(tiles.get(r, sizes.get(r, 1))) > 1]) <= 2
+            limit = most if few else MANY_AXES
             while prod(_up(tiles.get(r, sizes.get(r, 1))) for r in axes) > limit:
                 free = [r for r in axes if r in tiles and tiles[r] > 1]
                 if not free:

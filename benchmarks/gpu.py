@@ -1,0 +1,486 @@
+"""castile on the GPU that is present, in parts of at most nine minutes each; run again, it goes on where it stopped.
+
+    python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--results FILE] [--dry]
+
+``correct``: every example against the float64 oracle, fresh inputs, outputs poisoned first. ``race``: ratios against
+torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's softmax and Inductor, forward and
+backward, where these are present. ``profile``: rows for a cost model (cascade key, mapping, resources, times).
+``machine``: clocks, driver, versions, measured copy and GEMM ceilings. The L2 cache is flushed before every call;
+times are medians of interleaved calls. It needs the repository, torch and triton. ``--dry`` runs the same logic on the
+CPU, under Triton's interpreter, at tiny sizes, without peers that need a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import castile
+from castile.ir.bound import judge
+from castile.ir.device import DEVICES, device_of
+from castile.ir.dtypes import DTYPES, numpy_dtype
+from castile.ir.errors import CastileError
+from castile.ir.extents import bindings, resolve, shape_of
+from castile.passes.mapped import default_mapping, nominal
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples" / "cascades"
+RESULTS = ROOT / "benchmarks" / "results" / "gpu.jsonl"
+
+# Outputs at which an example is compared with the oracle, and the extent of ranks that are not on chip.
+SAMPLE, EXTENT = 200, 257
+
+# Elements of inputs up to which a race's outputs are compared with the oracle; part `correct` covers the cascades.
+MOST_CHECKED = 1 << 27
+
+# Bytes written between calls, more than any L2 cache.
+FLUSH_BYTES = 1 << 28
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes: ``target`` is the device's, "interpret" in a dry run."""
+
+    target: str
+    seconds: float
+    only: str
+    results: Path
+    dry: bool
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+
+@dataclass(frozen=True)
+class Race:
+    """A cascade at given extents beside its peers; ``ours`` and each peer take the inputs and give a call."""
+
+    name: str
+    cascade: castile.Cascade
+    extents: Mapping[str, int]
+    peers: Mapping[str, Callable[[Mapping[str, Any]], Call]]
+    flops: float = 0.0
+    bytes: float = 0.0
+    tiny: Mapping[str, int] = field(default_factory=dict)
+
+
+# Rows
+
+
+def known(path: Path) -> set[tuple[str, str]]:
+    """The part and name of every row that is there."""
+    if not path.exists():
+        return set()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return {(r["part"], r["name"]) for r in rows}
+
+
+def run_part(part: str, jobs: Iterator[tuple[str, Callable[[], dict[str, Any]]]], options: Options) -> int:
+    """Do what no row is there for, until the time is up; 0 when nothing is left and nothing was wrong."""
+    done, started, bad, left = known(options.results), time.monotonic(), 0, 0
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    for name, job in jobs:
+        if (part, name) in done or options.only not in name:
+            continue
+        if time.monotonic() - started > options.seconds:
+            left += 1
+            continue
+        row: dict[str, Any] = {"part": part, "name": name, "target": options.target}
+        row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        try:
+            row |= job()
+        except Exception as error:  # one failure must not cost the other rows
+            row["error"] = f"{type(error).__name__}: {error}"[:2000]
+        bad += "error" in row
+        text = json.dumps(row, sort_keys=True)
+        print(text, flush=True)
+        with options.results.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    if left:
+        print(f"{left} left; run again to go on", file=sys.stderr)
+    return 1 if bad or left else 0
+
+
+# Inputs
+
+
+def tensors(c: castile.Cascade, extents: Mapping[str, int], seed: int, device: str) -> dict[str, Any]:
+    """Fresh random inputs: floats of unit variance, integers that may index any rank, scalars of one eighth or 2."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(seed)
+    most = max(1, min((n for n in extents.values() if n > 0), default=1))
+    found: dict[str, Any] = {}
+    for p in c.params:
+        row, shape = DTYPES[p.dtype], shape_of(c, p.name, extents)
+        kind = getattr(torch, str(numpy_dtype(p.dtype)))
+        if not p.indices:
+            found[p.name] = 0.125 if row.is_float else min(2, most)
+        elif row.is_float:
+            wide = torch.float64 if p.dtype == "f64" else torch.float32
+            found[p.name] = torch.randn(shape, generator=generator, device=device, dtype=wide).to(kind)
+        else:
+            high = 2 if row.kind == "bool" else max(1, min(most, 8))
+            x = torch.randint(0, high, shape, generator=generator, device=device, dtype=torch.int32)
+            found[p.name] = x.view(torch.uint32) if p.dtype == "u32" else x.to(kind)
+    return found
+
+
+def numbers(x: Any) -> Any:
+    """A tensor as NumPy computes with it."""
+    if not hasattr(x, "detach"):
+        return x
+    return x.detach().double().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
+
+
+# Correctness
+
+
+def correct(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for path in sorted(EXAMPLES.glob("*.cascade")):
+        yield path.stem, partial(correct_row, path, options)
+
+
+def correct_row(path: Path, options: Options) -> dict[str, Any]:
+    """One example: how far from the oracle, as a multiple of its bound. Raises `AssertionError` past it."""
+    c = castile.load(path)
+    extents = sizes(c, 5 if options.dry else EXTENT)
+    kernel = castile.compile(c, options.target, extents)
+    worst = 0.0
+    for seed in range(2):
+        inputs = tensors(c, extents, seed, options.device)
+        outs = kernel(**inputs)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        for x in outs:
+            poison(x)
+        kernel(**inputs, out=outs if len(outs) > 1 else outs[0])
+        worst = max(worst, compare(c, extents, inputs, outs, seed))
+    return {"worst": worst, "mapping": kernel.mapping.to_dict(), "extents": dict(extents)}
+
+
+def sizes(c: castile.Cascade, most: int) -> dict[str, int]:
+    """Nominal extents cut to odd ones, or as they are where that contradicts the cascade."""
+    known = {r: n if n <= 64 else most for r, n in nominal(c).items()}
+    if most < 64:
+        known = {r: min(n, most) for r, n in known.items()}
+    try:
+        return resolve(c, {b.rank: known[b.rank] for b in bindings(c) if b.param is not None})
+    except CastileError:
+        return nominal(c)
+
+
+def poison(x: Any) -> None:
+    """Fill a tensor with what no result is."""
+    if x.is_floating_point():
+        x.fill_(float("nan"))
+    elif x.numel():
+        x.fill_(True if str(x.dtype) == "torch.bool" else 77)
+
+
+def compare(
+    c: castile.Cascade, extents: Mapping[str, int], inputs: Mapping[str, Any], outs: tuple[Any, ...], seed: int
+) -> float:
+    """The greatest error at a sample of the outputs, as a multiple of the bound; `AssertionError` above 1."""
+    arrays = {n: numbers(x) for n, x in inputs.items()}
+    rng = np.random.default_rng(seed)
+    worst = 0.0
+    ranks = {r for name in c.outputs for r in _ranks(c, name)}
+    at = {r: rng.integers(0, max(1, extents[r]), SAMPLE) for r in ranks}
+    got = {}
+    for name, x in zip(c.outputs, outs, strict=True):
+        got[name] = numbers(x)[tuple(at[r] for r in _ranks(c, name))] if _ranks(c, name) else numbers(x)
+    for judgement in judge(c, arrays, got, at if ranks else None):
+        worst = max(worst, judgement.worst)
+        if not judgement.ok:
+            raise AssertionError(str(judgement))
+    return worst
+
+
+def _ranks(c: castile.Cascade, name: str) -> tuple[str, ...]:
+    return next(o.ranks for e in c.einsums for o in e.outputs if o.name == name)
+
+
+# Times
+
+
+def times_us(calls: Mapping[str, Call], options: Options, repeats: int = 30) -> dict[str, list[float]]:
+    """Microseconds of each call, interleaved, the L2 cache flushed before each."""
+    import torch
+
+    for call in calls.values():
+        call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    flush = torch.empty(1 if options.dry else FLUSH_BYTES, dtype=torch.uint8, device=options.device)
+    for _ in range(2 if options.dry else repeats):
+        for name, call in calls.items():
+            flush.zero_()
+            if options.dry:
+                started = time.perf_counter()
+                call()
+                found[name].append(1e6 * (time.perf_counter() - started))
+                continue
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            first.record()
+            call()
+            last.record()
+            torch.cuda.synchronize()
+            found[name].append(1e3 * first.elapsed_time(last))
+    return found
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    return {"median_us": round(statistics.median(ordered), 2), "low_us": round(low, 2), "high_us": round(high, 2)}
+
+
+# Races
+
+
+def race(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for r in races():
+        yield r.name, partial(race_row, r, options)
+
+
+def race_row(r: Race, options: Options) -> dict[str, Any]:
+    """Times of castile and of the peers that are here, and castile's speed as a multiple of each."""
+    extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
+    kernel = castile.compile(r.cascade, options.target, extents)
+    inputs = tensors(r.cascade, extents, 0, options.device)
+    outs = kernel(**inputs)
+    checked = sum(x.numel() for x in inputs.values() if hasattr(x, "numel")) <= MOST_CHECKED
+    if checked:
+        compare(r.cascade, extents, inputs, outs if isinstance(outs, tuple) else (outs,), 0)
+    calls: dict[str, Call] = {"castile": partial(kernel, **inputs, out=outs)}
+    absent: dict[str, str] = {}
+    for name, build in r.peers.items():
+        if options.dry and not name.startswith("torch"):
+            continue
+        try:
+            call = build(inputs)
+            call()
+            calls[name] = call
+        except Exception as error:  # a peer that cannot run here
+            absent[name] = f"{type(error).__name__}: {error}"[:200]
+    measured = {name: summary(values) for name, values in times_us(calls, options).items()}
+    ours = measured["castile"]["median_us"]
+    row: dict[str, Any] = {"times": measured, "absent": absent, "checked": checked, "mapping": kernel.mapping.to_dict()}
+    row["speed"] = {n: round(m["median_us"] / ours, 4) for n, m in measured.items() if n != "castile"}
+    if not options.dry:
+        row["tflops"], row["tb_per_s"] = round(r.flops / ours / 1e6, 2), round(r.bytes / ours / 1e6, 3)
+    return row
+
+
+def races() -> Iterator[Race]:
+    for d in (64, 128):
+        for n in (1024, 4096, 16384):
+            for causal in (False, True):
+                yield attention(d, n, causal)
+    for n in (8192, 32768, 131072):
+        yield decode(n)
+    for columns in (1024, 8192, 65536, 1 << 20):
+        yield softmax(columns)
+    for n in (1024, 2048, 4096, 8192):
+        yield gemm(n)
+
+
+def _example(name: str) -> castile.Cascade:
+    return castile.load(EXAMPLES / f"{name}.cascade")
+
+
+def attention(d: int, n: int, causal: bool) -> Race:
+    """bf16 attention of 16k tokens and 2048 features in all, as the FlashAttention papers time it."""
+    heads, batch = 2048 // d, max(1, 16384 // n)
+    extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
+
+    def sdpa(backend: str, inputs: Mapping[str, Any]) -> Call:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def call() -> Any:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    inputs["Q"], inputs["K"], inputs["V"], is_causal=causal, scale=inputs["scale"]
+                )
+
+        return call
+
+    def flex(inputs: Mapping[str, Any]) -> Call:
+        import torch
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        compiled: Any = torch.compile(flex_attention)
+        mask = None
+        if causal:
+            mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, n, n, device=inputs["Q"].device)
+        return partial(compiled, inputs["Q"], inputs["K"], inputs["V"], block_mask=mask, scale=inputs["scale"])
+
+    peers = {
+        "torch math": partial(sdpa, "MATH"),
+        "flash": partial(sdpa, "FLASH_ATTENTION"),
+        "cudnn": partial(sdpa, "CUDNN_ATTENTION"),
+        "efficient": partial(sdpa, "EFFICIENT_ATTENTION"),
+        "flex": flex,
+    }
+    if n > 4096:
+        del peers["torch math"]
+    flops = 4.0 * batch * heads * n * n * d * (0.5 if causal else 1.0)
+    name = "attention_causal" if causal else "attention"
+    return Race(f"{name} d={d} n={n}", _example(name), extents, peers, flops=flops, tiny=_tiny_attention())
+
+
+def _tiny_attention() -> dict[str, int]:
+    return {"b": 1, "h": 1, "q": 20, "k": 20, "d": 16, "f": 16}
+
+
+def decode(n: int) -> Race:
+    """One query of each of 32 heads against a long cache: what counts is bytes."""
+    extents = {"b": 1, "h": 32, "q": 1, "k": n, "d": 128, "f": 128}
+    peers = {name: build for name, build in attention(128, 1024, False).peers.items() if name != "torch math"}
+    moved = 2.0 * 2 * 32 * n * 128
+    return Race(f"decode n={n}", _example("attention"), extents, peers, bytes=moved, tiny=_tiny_attention())
+
+
+def softmax(columns: int) -> Race:
+    rows = max(1, (1 << 27) // columns)
+
+    def torch_softmax(inputs: Mapping[str, Any]) -> Call:
+        import torch
+
+        return partial(torch.softmax, inputs["X"], -1)
+
+    def inductor(inputs: Mapping[str, Any]) -> Call:
+        import torch
+
+        compiled: Any = torch.compile(partial(torch.softmax, dim=-1))
+        return partial(compiled, inputs["X"])
+
+    peers = {"torch softmax": torch_softmax, "inductor": inductor}
+    size = {"n": rows, "k": columns}
+    return Race(
+        f"softmax k={columns}", _example("softmax"), size, peers, bytes=8.0 * rows * columns, tiny={"n": 3, "k": 50}
+    )
+
+
+def gemm(n: int) -> Race:
+    def cublas(inputs: Mapping[str, Any]) -> Call:
+        import torch
+
+        return partial(torch.matmul, inputs["A"], inputs["B"])
+
+    extents = {"m": n, "n": n, "k": n}
+    return Race(
+        f"gemm n={n}",
+        _example("gemm"),
+        extents,
+        {"torch cublas": cublas},
+        flops=2.0 * n**3,
+        tiny={"m": 20, "n": 20, "k": 20},
+    )
+
+
+# Rows for a cost model
+
+
+def profile(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for r in races():
+        for change in ({}, {"warps": 8}, {"warps": 4}, {"stages": 2}, {"stages": 3}, {"stages": 4}):
+            label = ",".join(f"{k}={v}" for k, v in change.items()) or "default"
+            yield f"{r.name} {label}", partial(profile_row, r, change, options)
+
+
+def profile_row(r: Race, change: Mapping[str, int], options: Options) -> dict[str, Any]:
+    extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
+    mapping = default_mapping(r.cascade, options.target, extents)
+    mapping = replace(mapping, knobs={**mapping.knobs, **change})
+    kernel = castile.compile(r.cascade, options.target, extents, mapping)
+    inputs = tensors(r.cascade, extents, 0, options.device)
+    outs = kernel(**inputs)
+    values = times_us({"castile": partial(kernel, **inputs, out=outs)}, options)["castile"]
+    taken = {} if options.dry else kernel.resources.to_dict()
+    row = {"key": r.cascade.key, "extents": dict(extents), "mapping": mapping.to_dict(), "resources": taken}
+    return {**row, **summary(values), "times_us": [round(t, 2) for t in values]}
+
+
+# The machine
+
+
+def machine(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    yield "machine", partial(machine_row, options)
+
+
+def machine_row(options: Options) -> dict[str, Any]:
+    """What ran all this, and its measured ceilings."""
+    import torch
+    import triton
+
+    found: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
+    size = 64 if options.dry else 8192
+    kind = torch.float32 if options.dry else torch.bfloat16
+    a, b = (torch.randn(size, size, device=options.device).to(kind) for _ in range(2))
+    x = torch.empty(1 << (10 if options.dry else 30), dtype=torch.uint8, device=options.device)
+    y = torch.empty_like(x)
+    measured = times_us({"gemm": partial(torch.matmul, a, b), "copy": partial(y.copy_, x)}, options)
+    found["gemm_tflops"] = round(2.0 * size**3 / statistics.median(measured["gemm"]) / 1e6, 2)
+    found["copy_tb_per_s"] = round(2.0 * x.numel() / statistics.median(measured["copy"]) / 1e6, 3)
+    if not options.dry:
+        found["device"] = torch.cuda.get_device_name()
+        fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+        try:
+            command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+            found[fields] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            found[fields] = ""
+    return found
+
+
+PARTS = {"correct": correct, "race": race, "profile": profile, "machine": machine}
+
+
+def present() -> str:
+    """The target of the GPU that is here, its architecture's own or, failing a row for it, the nearest below."""
+    from castile.codegen.targets import named
+
+    found = named("cuda")
+    if found in DEVICES:
+        return found
+    arch = int(found.partition(":")[2]) if found.startswith("cuda") else 0
+    below = [t for t in DEVICES if t.startswith("cuda") and int(t.partition(":")[2]) <= arch]
+    return max(below, key=lambda t: int(t.partition(":")[2])) if below else device_of(found).target
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--seconds", type=float, default=520.0)
+    parser.add_argument("--only", default="", help="names with this text in them")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--dry", action="store_true")
+    given = parser.parse_args(words)
+    try:
+        target = "interpret" if given.dry else present()
+    except CastileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    options = Options(target, given.seconds, given.only, given.results, given.dry)
+    return run_part(given.part, PARTS[given.part](options), options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
