@@ -16,3 +16,9 @@ def records_path() -> Path:
         return Path.home() / "Library" / "Application Support" / "castile" / "records.sqlite"
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "castile" / "records.sqlite"
+
+
+def model_path() -> Path:
+    """The folder of the user's cost model: ``CASTILE_MODEL``, else beside the records."""
+    named = os.environ.get("CASTILE_MODEL")
+    return Path(named) if named else records_path().with_name("costmodel")

@@ -10,7 +10,9 @@ import math
 import os
 import platform
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from ..costmodel.model import CostModel
 from ..ir.cascade import Cascade
-from ..ir.errors import UsageError
+from ..ir.errors import CastileError, UsageError
 from ..ir.extents import resolve
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
+from .dataset import row_of
 from .measure import Limits, Measurer, Outcome
+from .places import model_path
 from .probe import describe_cpu, device_name
 from .records import Record, Records
 from .search import Search
@@ -33,6 +38,9 @@ from .space import Space, space_of
 
 # The share of a budget that is left for the final comparison, and how many candidates enter it beside the default.
 FINAL, FINALISTS = 0.2, 4
+
+# How many of the cost model's first choices are measured first, and the share of the budget spent on choosing them.
+FAVOURED, SCORED_SHARE = 4, 0.05
 
 # A candidate is no longer timed once its first samples are slower than the best by this factor.
 HOPELESS = 1.5
@@ -133,7 +141,8 @@ class _Session:
     def __post_init__(self) -> None:
         combinations = self.space.combinations(self.seed)
         self.mappings = [self.space.mapping(*one) for one in combinations]
-        self.searcher = Search(self.space.points(combinations), self.seed, first=[0])
+        first = [0, *promising(self.cascade, self.mappings, self.extents, self.target, SCORED_SHARE * self.left)]
+        self.searcher = Search(self.space.points(combinations), self.seed, first=first)
 
     @property
     def left(self) -> float:
@@ -279,6 +288,36 @@ def verdict(times: Sequence[Sequence[float]], default: int | None) -> tuple[int,
         if high < 1.0 and ratio < best[1]:
             best = (i, ratio, (low, high))
     return best
+
+
+def promising(
+    c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], target: str, seconds: float
+) -> list[int]:
+    """The mappings that the user's cost model likes best among as many as it can judge in some seconds.
+
+    None without a model. The search goes on from measurements alone, so a model that is wrong costs these few trials.
+    """
+    if not (model_path() / "model.json").is_file():
+        return []
+    try:
+        model = CostModel.load(model_path())
+    except CastileError as error:
+        warnings.warn(f"the cost model is not used: {str(error).splitlines()[0]}", stacklevel=2)
+        return []
+    end, device = monotonic() + seconds, describe_cpu()
+    places, rows, rooflines = [], [], []
+    for i in np.random.default_rng(0).permutation(len(mappings)):
+        if monotonic() > end:
+            break
+        with suppress(CastileError):
+            row, roofline = row_of(c, mappings[i], extents, device)
+            places.append(int(i))
+            rows.append(row)
+            rooflines.append(roofline)
+    if not rows:
+        return []
+    guess = model.predict(np.array(rows))[0] + np.log(rooflines)
+    return [places[i] for i in np.argsort(guess, kind="stable")[:FAVOURED]]
 
 
 def versions() -> dict[str, str]:

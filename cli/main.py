@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import bench, cache, device, doctor, emit, explain, records, replay, report, run, tune, verify
+from . import bench, cache, costmodel, device, doctor, emit, explain, records, replay, report, run, tune, verify
 from .terminal import guarded
 
 
@@ -41,6 +41,7 @@ app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
 app.command("tune")(tune.tune)
 app.command("replay")(replay.replay)
+app.add_typer(costmodel.app, name="costmodel")
 app.add_typer(records.app, name="records")
 app.command("report")(report.report)
 app.add_typer(cache.app, name="cache")
