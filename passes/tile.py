@@ -507,7 +507,7 @@ class _Builder:
         return scan_step(self.e) is not None
 
     def _reduce(self, e: Reduce, guard: Expr | None) -> Expr:
-        if guard is not None and _in_bounds(e):
+        if guard is not None and _in_bounds(self.c, e):
             guard = None
         key = (e, guard)
         for frame in self.frames:
@@ -841,9 +841,10 @@ def _product(e: Expr) -> list[Expr]:
     return [e]
 
 
-def _in_bounds(e: Expr) -> bool:
-    """Whether every read has bare ranks for indices, so that no condition is needed to keep it in bounds."""
-    return all(isinstance(i, Rank) for n in walk(e) if isinstance(n, Access) for i in n.indices)
+def _in_bounds(c: Cascade, e: Expr) -> bool:
+    """Whether every read is by bare ranks or by the tensor's own indices: no condition is needed to keep it inside."""
+    reads = [n for n in walk(e) if isinstance(n, Access) and not all(isinstance(i, Rank) for i in n.indices)]
+    return all(n.indices == c.indices_of(n.tensor) for n in reads)
 
 
 def _masked(e: Expr) -> tuple[Expr | None, Expr]:
