@@ -40,7 +40,7 @@ from ..ir.tile import (
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle
 from .names import Names, comment, safe
 from .strips import ROWS, Strip, reads, runs, strips, writes
-from .vectors import WIDEST, Lanes, NotVectors, Text, coefficient, steps
+from .vectors import WIDEST, Lanes, NotVectors, Text, steps
 
 # Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
 LARGEST_ON_STACK = 1 << 15
@@ -385,6 +385,8 @@ class Printer:
                 self.line(f"point /= {self._tiles(g)};")
         start = len(self.lines)
         self._ops(self.k.body)
+        if any(isinstance(op, Store) and op.through for op in self.readers):
+            self.line("fence();")
         if self.workspace_peak or self.dot_floats:
             # A dot packs its operands behind the tiles; where that is, is known only now.
             size = self.workspace_peak + 4 * self.dot_floats
@@ -428,11 +430,15 @@ class Printer:
     # Operations
 
     def _ops(self, body: tuple[Op, ...]) -> None:
+        plain: list[Op] = []
         for group in strips(body, lambda r: self.axes[r].size if r in self.axes else 1):
-            if group.axis is not None:
-                self._strip(group, body)
-            else:
-                self._sequence(group.ops, self._row(group.ops))
+            if group.axis is None:
+                plain += group.ops
+                continue
+            self._sequence(plain, self._row(plain))
+            plain = []
+            self._strip(group, body)
+        self._sequence(plain, self._row(plain))
 
     def _op(self, op: Op) -> None:
         self.line(comment(_text(self.k, op)))
@@ -466,13 +472,15 @@ class Printer:
         """The axis that all maps and folds of a body keep, if there is one."""
         tiles = [op.tile for op in ops if isinstance(op, Map | Fold)]
         common = [r for r in tiles[0].axes if all(r in t.axes for t in tiles)] if tiles else []
-        return next((r for r in common if self.axes[r].size != 1), None)
+        last = {t.axes[-1] for t in tiles if t.axes}
+        long = {r for op in ops if isinstance(op, Map | Fold) for r in self._inner(op, None)}
+        return next((r for r in common if self.axes[r].size != 1 and (r not in last or len(long) > 1)), None)
 
     def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
         """Operations in order; maps and folds that follow each other take one loop over the rows."""
-        run: list[Map | Fold] = []
+        run: list[Load | Map | Fold | Store] = []
         for op in ops:
-            if isinstance(op, Map | Fold) and self._runs(op, row):
+            if not isinstance(op, For | Dot) and self._runs(op, row):
                 run.append(op)
                 continue
             self._run(run, row)
@@ -480,16 +488,27 @@ class Printer:
             self._op(op)
         self._run(run, row)
 
-    def _inner(self, op: Map | Fold, row: str | None) -> tuple[str, ...]:
+    def _inner(self, op: Load | Map | Fold | Store, row: str | None) -> tuple[str, ...]:
         """The axes along which an operation on one row goes."""
+        axes = op.axes if isinstance(op, Store) else op.tile.axes
         over = op.over if isinstance(op, Fold) else ()
-        return tuple(r for r in (*op.tile.axes, *over) if self.axes[r].size != 1 and r != row)
+        return tuple(r for r in (*axes, *over) if self.axes[r].size != 1 and r != row)
 
-    def _runs(self, op: Map | Fold, row: str | None) -> bool:
+    def _runs(self, op: Load | Map | Fold | Store, row: str | None) -> bool:
         """Whether an operation may share the loop over rows: one scalar a row, or vectors along one axis."""
         inner = self._inner(op, row)
-        if (row is not None and row not in op.tile.axes) or len(inner) > 1:
+        if (row is not None and row not in (op.axes if isinstance(op, Store) else op.tile.axes)) or len(inner) > 1:
             return False
+        if isinstance(op, Store):
+            param = self.params[op.target.tensor]
+            plain = len(inner) == 1 and param.dtype in ("f32", "bf16") and not checked_indices(op, param.indices)
+            good = plain and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.target, inner[0]) is not None
+            return good and self._vectors(op.expr, inner[0], frozenset(op.axes)) is not None
+        if isinstance(op, Load):
+            param = self.params[op.source.tensor]
+            plain = op.guard is None and param.name not in self.k.outputs and not checked_indices(op, param.indices)
+            good = plain and len(inner) == 1 and op.tile.dtype == "f32" and param.dtype in ("f32", "bf16")
+            return good and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.source, inner[0]) is not None
         if isinstance(op, Map):
             if not inner:
                 return True
@@ -505,52 +524,94 @@ class Printer:
             return False
         return good and self._vectors(op.expr, inner[0], frozenset((*op.tile.axes, *inner))) is not None
 
-    def _run(self, run: Sequence[Map | Fold], row: str | None) -> None:
-        """Maps and folds of one row after another; what only the same loop reads stays in a register."""
-        if len(run) < 2:
-            for op in run:
-                self._op(op)
+    def _side(self, access: Access, inner: str) -> int | None:
+        """The index of a tensor that moves by one with an axis, if no other moves."""
+        moves = steps(access.indices, (inner,))
+        return moves[inner][0] if moves is not None and moves[inner][1] == 1 else None
+
+    def _run(self, run: Sequence[Load | Map | Fold | Store], row: str | None) -> None:
+        """Loads, maps, folds and stores of one row; what only the same loop reads stays in a register."""
+        loads = {op.tile.name: op for op in run if isinstance(op, Load)}
+        work = [op for op in run if not isinstance(op, Load)]
+        for name in list(loads):
+            if not work or any(name in reads(x) for x in self.readers if x not in work):
+                self._op(loads.pop(name))
+        if len(work) + len(loads) < 2:
+            for only in work:
+                self._op(only)
             return
-        groups = runs(run, lambda op: self._inner(op, row))
-        kept: set[str] = set()
+        groups = runs(work, lambda op: self._inner(op, row))
+        written = [op.tile.name for op in self.readers if not isinstance(op, Store)]
+        kept: set[str] = set(loads)
         for group in groups:
             made = {op.tile.name for op in group if isinstance(op, Map) and op.tile.dtype == "f32" and len(group) > 1}
             others = [op for op in self.readers if op not in group]
-            written = [op.tile.name for op in self.readers if isinstance(op, Map | Fold | Dot | Load)]
             kept |= {t for t in made if written.count(t) == 1 and not any(t in reads(op) for op in others)}
-        for op in run:
-            self.line(comment(_text(self.k, op)))
-            if op.tile.name not in kept:
-                self._declare(op.tile)
+        for x in (*loads.values(), *work):
+            self.line(comment(_text(self.k, x)))
+            if not isinstance(x, Store) and x.tile.name not in kept:
+                self._declare(x.tile)
         if row is not None:
             axis = self.axes[row]
             self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
         for group in groups:
             inner = self._inner(group[0], row)
             if not inner:
-                op = group[0]
-                axes = frozenset(op.tile.axes)
-                assert isinstance(op, Map)
-                self.line(f"{self._element(op.tile.name)} = {self.typed(op.expr, op.tile.dtype, axes)};")
+                one = group[0]
+                assert isinstance(one, Map)
+                axes = frozenset(one.tile.axes)
+                self.line(f"{self._element(one.tile.name)} = {self.typed(one.expr, one.tile.dtype, axes)};")
             else:
-                self._group(group, inner[0], kept)
+                used = set().union(*(reads(op) for op in group))
+                self._group([*(x for t, x in loads.items() if t in used), *group], inner[0], kept)
         if row is not None:
             self.close()
 
-    def _group(self, group: Sequence[Map | Fold], inner: str, kept: set[str]) -> None:
+    def _stored(self, op: Store, inner: str, value: str) -> str:
+        """The statement that puts a vector into a tensor."""
+        param, axis = self.params[op.target.tensor], self.axes[inner]
+        side = self._side(op.target, inner)
+        assert side is not None
+        at = self._offset(op.target, frozenset(op.axes), frozenset())
+        name, stride = self.names("tensor", param.name), self._stride(param.name, side)
+        call = "stream" if op.through else "store"
+        return f"{call}(&{name}[{at}], {stride}, {value}, {axis.count} - {axis.index});"
+
+    def _loaded(self, op: Load, inner: str) -> str:
+        """The text of a vector from a tensor."""
+        param, axis = self.params[op.source.tensor], self.axes[inner]
+        side = self._side(op.source, inner)
+        assert side is not None
+        at = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
+        name, stride = self.names("tensor", param.name), self._stride(param.name, side)
+        return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index})"
+
+    def _group(self, group: Sequence[Load | Map | Fold | Store], inner: str, kept: Collection[str]) -> None:
         """One loop along a row: vectors are mapped, kept or stored, and at most one fold takes them up."""
         axis = self.axes[inner]
         lines: list[str] = []
+        names = {t: self.names("tile", t) for t in kept}
         fold: Fold | None = None
         result = ""
         for op in group:
-            found = self._vectors(op.expr, inner, frozenset((*op.tile.axes, inner)), kept)
+            if isinstance(op, Load):
+                lines.append(f"const Vector {names[op.tile.name]} = {self._loaded(op, inner)};")
+                continue
+            axes = op.axes if isinstance(op, Store) else op.tile.axes
+            found = self._vectors(op.expr, inner, frozenset((*axes, inner)), names)
             assert found is not None
             value = found.text if found.wide else f"splat({found.text})"
-            if isinstance(op, Fold):
+            if isinstance(op, Store):
+                lines.append(self._stored(op, inner, value))
+            elif isinstance(op, Fold):
                 fold, result = op, value
-            elif op.tile.name in kept:
-                lines.append(f"const Vector {self.names('tile', op.tile.name)} = {value};")
+            elif op.tile.name in names:
+                lines.append(f"const Vector {names[op.tile.name]} = {value};")
+            elif op.tile.dtype == "f32" and any(op.tile.name in reads(x) for x in group if x is not op):
+                # Kept for what follows in the loop, stored for what comes after it.
+                names[op.tile.name] = self.names("lanes", op.tile.name, "{}_lanes")
+                lines.append(f"const Vector {names[op.tile.name]} = {value};")
+                lines.append(f"store(&{self._element(op.tile.name)}, {names[op.tile.name]});")
             else:
                 lines.append(f"store(&{self._element(op.tile.name)}, {value});")
         if fold is None:
@@ -692,8 +753,8 @@ class Printer:
             return place.name
         terms = []
         for r in place.long:
-            stride = place.stride(r)
-            terms.append(self.axes[r].index + (f" * {stride}" if stride != 1 else ""))
+            stride = place.step(r)
+            terms.append(self.axes[r].index + (f" * {stride}" if stride != "1" else ""))
         return f"{place.name}[{' + '.join(terms)}]"
 
     def _nest(self, ranks: Sequence[str], body: Callable[[], None], pragma: str = "") -> None:
@@ -731,8 +792,8 @@ class Printer:
             return None
         return place.long[-1] if self.axes[place.long[-1]].size % WIDEST == 0 else None
 
-    def _vectors(self, e: Expr, inner: str, axes: frozenset[str], kept: Collection[str] = ()) -> Text | None:
-        """The text of an expression over vectors along an axis, or None; tiles that are ``kept`` are vectors by name."""
+    def _vectors(self, e: Expr, inner: str, axes: frozenset[str], kept: Mapping[str, str] | None = None) -> Text | None:
+        """The text of an expression over vectors along an axis, or None; ``kept`` tiles are vectors by name."""
 
         def tile(name: str) -> tuple[str, bool, str | None] | None:
             if name not in self.tiles:
@@ -743,8 +804,7 @@ class Printer:
             return place.tile.dtype, varies, self._element(name) if beside else None
 
         try:
-            names = {t: self.names("tile", t) for t in kept}
-            return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), names).value(e)
+            return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), kept or {}).value(e)
         except NotVectors:
             return None
 
@@ -787,17 +847,10 @@ class Printer:
         apart = apart and moving <= {r for i in op.target.indices if isinstance(i, Rank) for r in (i.name,)}
 
         inner = order[-1] if order and unit is not None and not checks and param.dtype in ("f32", "bf16") else None
-        if (
-            inner is not None
-            and self.axes[inner].size % WIDEST == 0
-            and coefficient(op.target.indices[unit or 0], inner) == 1
-        ):
+        if inner is not None and self.axes[inner].size % WIDEST == 0 and self._side(op.target, inner) is not None:
             wide = self._vectors(op.expr, inner, axes)
             if wide is not None:
-                name, axis = self.names("tensor", param.name), self.axes[inner]
-                value = wide.text if wide.wide else f"splat({wide.text})"
-                at = f"&{name}[{self._offset(op.target, axes, checks)}], {self._stride(param.name, unit or 0)}"
-                text = f"store({at}, {value}, {axis.count} - {axis.index});"
+                text = self._stored(op, inner, wide.text if wide.wide else f"splat({wide.text})")
                 self._nest(order[:-1], lambda: self._vector_loop(inner, text))
                 return
 

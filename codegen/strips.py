@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from ..ir.cascade import Expr, Rank, tensors_read, walk
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, operations
 
-# The rows that the dot's micro-kernel holds in registers.
-ROWS = 6
+# The rows that the dot's micro-kernel holds in registers, and those up to which a tile is not cut into strips.
+ROWS, FEW = 6, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _rows_of(body: tuple[Op, ...], size: Callable[[str], int]) -> str | None:
     for op in body:
         if isinstance(op, Dot):
             for a in op.tile.axes[:-1]:
-                if size(a) > ROWS:
+                if size(a) > FEW:
                     votes[a] = votes.get(a, 0) + 1
     return max(votes, key=lambda a: (votes[a], size(a))) if votes else None
 
@@ -124,13 +124,16 @@ def _exprs(op: Op) -> tuple[Expr, ...]:
     return ()
 
 
-def runs(ops: Sequence[Map | Fold], inner: Callable[[Map | Fold], tuple[str, ...]]) -> list[list[Map | Fold]]:
-    """Maps and folds of one row in groups that share a loop along it, scalars between them; one fold at most in each.
+Row = Map | Fold | Store
+
+
+def runs(ops: Sequence[Row], inner: Callable[[Row], tuple[str, ...]]) -> list[list[Row]]:
+    """Maps, folds and stores of one row in groups that share a loop along it, scalars between; one fold at most each.
 
     A scalar that does not wait for the loop before it goes ahead of it, so that the loop may grow.
     """
-    groups: list[list[Map | Fold]] = []
-    loop: list[Map | Fold] = []
+    groups: list[list[Row]] = []
+    loop: list[Row] = []
     for op in ops:
         made = set().union(*(writes(x) for x in loop)) if loop else set()
         if not inner(op):

@@ -277,6 +277,12 @@ CASTILE_INLINE float exp_minus_one_near_zero(float r) {
   return r + r * r * p;
 }
 
+// exp(r) on [-0.35, 0.35]; the same steps as for vectors, so that equal values stay equal whichever way they are computed.
+CASTILE_INLINE float exp_near_zero(float r) {
+  const float p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
+  return (p * r + 1.0f) * r + 1.0f;
+}
+
 // ln 2 in two parts, the first so short that its product with an exponent is exact.
 constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f, LOG2_E = 1.44269504f;
 
@@ -285,14 +291,14 @@ CASTILE_INLINE float exp(float x) {
   x = x < -104.0f ? -104.0f : x;  // a NaN passes both
   const float n = (x * LOG2_E + ROUNDER) - ROUNDER;
   const float r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  return scale_by(1.0f + exp_minus_one_near_zero(r), n);
+  return scale_by(exp_near_zero(r), n);
 }
 
 CASTILE_INLINE float exp2(float x) {
   x = x > 129.0f ? 129.0f : x;
   x = x < -151.0f ? -151.0f : x;
   const float n = (x + ROUNDER) - ROUNDER;
-  return scale_by(1.0f + exp_minus_one_near_zero((x - n) * 0.6931472f), n);
+  return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
 }
 
 CASTILE_INLINE float expm1(float x) {
@@ -458,16 +464,58 @@ CASTILE_INLINE void store(bf16* p, Vector x) {
 #endif
 }
 
-// The first n lanes only, elements ``stride`` apart.
 template <class T>
-CASTILE_INLINE void store(T* p, int64_t stride, Vector x, int64_t n) {
-  if (stride == 1 && n >= LANES) {
-    store(p, x);
-    return;
-  }
+__attribute__((noinline, cold)) void store_some(T* p, int64_t stride, Vector x, int64_t n) {
   T lanes[LANES];
   store(lanes, x);
   for (int64_t l = 0; l < LANES && l < n; ++l) p[l * stride] = lanes[l];
+}
+
+// The first n lanes only, elements ``stride`` apart.
+template <class T>
+CASTILE_INLINE void store(T* p, int64_t stride, Vector x, int64_t n) {
+  if (__builtin_expect(stride == 1 && n >= LANES, 1)) store(p, x);
+  else store_some(p, stride, x, n);
+}
+
+// As `store`, but past the caches where that can be: for what nobody reads soon.
+template <class T>
+CASTILE_INLINE void stream(T* p, int64_t stride, Vector x, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (stride == 1 && n >= LANES && bits<uintptr_t>(p) % 64 == 0) {
+      _mm512_stream_ps(p, (__m512)x);
+      return;
+    }
+  }
+#endif
+  store(p, stride, x, n);
+}
+
+// Waits until what was streamed is seen by all.
+CASTILE_INLINE void fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+__attribute__((noinline, cold)) Vector load_some(const T* p, int64_t stride, int64_t n) {
+  T lanes[LANES] = {};
+  for (int64_t l = 0; l < LANES && l < n; ++l) lanes[l] = p[l * stride];
+  return load(lanes);
+}
+
+// The first n lanes only, elements ``stride`` apart; the others are 0.
+template <class T>
+CASTILE_INLINE Vector load(const T* p, int64_t stride, int64_t n) {
+  return __builtin_expect(stride == 1 && n >= LANES, 1) ? load(p) : load_some(p, stride, n);
+}
+
+// x / d for one d in all lanes: a product where that loses nothing to the ends of the range.
+CASTILE_INLINE Vector divide(Vector x, float d) {
+  const float size = std::fabs(d), inverse = 1.0f / d;
+  return size > 1e-37f && size < 1e37f ? x * inverse : x / d;
 }
 
 CASTILE_INLINE Mask lane_numbers() {

@@ -10,7 +10,7 @@ the loop goes element by element.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir.cascade import Access, Call, Cast, Expr, Rank, free_ranks, literal_value, walk
 from ..ir.ops import OPS
@@ -57,6 +57,7 @@ class Lanes:
     tile: Callable[[str], tuple[str, bool, str | None] | None]
     scalar: Callable[[Expr, str], str]
     kept: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
 
     def varies(self, e: Expr) -> bool:
         for n in walk(e):
@@ -104,6 +105,8 @@ class Lanes:
         if e.op in _INFIX:
             sign, level, left, right = _INFIX[e.op]
             a, b = (self.value(x) for x in e.args)
+            if e.op == "div" and not b.wide and not self.exact:
+                return Text(f"divide({a.text}, {b.text})", ATOM, True)
             return Text(f"{a.at(left)} {sign} {b.at(right)}", level, True)
         if e.op in _CALLS:
             args = [self.value(x) for x in e.args]
@@ -129,7 +132,8 @@ class Lanes:
             return self._coordinates(e.op, e.args, (steps[0] or 0) - (steps[1] or 0))
         if any(settle(self.checker.infer(a)) != "f32" for a in e.args):
             raise NotVectors
-        a, b = (self.value(x) for x in e.args)
+        # Values that are equal must compare so: no quotient by way of a reciprocal.
+        a, b = (replace(self, exact=True).value(x) for x in e.args)
         return Text(f"({_wide(a)} {_COMPARISONS[e.op]} {_wide(b)})", ATOM, True)
 
     def _varying(self, n: Access) -> bool:

@@ -46,6 +46,8 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("specialize", "gpu", (0, 1), 0, "warps that load and warps that compute, where the compiler can"),
             Knob("hold", "cpu", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
             Knob("align", "cpu", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
+            Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows of at most so many elements are kept whole"),
+            Knob("through", "cpu", (0, 1), 0, "outputs are stored past the caches"),
             Knob("group", "cpu", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
         )
     }

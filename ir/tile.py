@@ -94,11 +94,12 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``store T[indices] = expr`` at the active coordinates of the given axes."""
+    """``store T[indices] = expr`` at the active coordinates of the given axes; ``through`` past the caches."""
 
     target: Access
     axes: tuple[str, ...]
     expr: Expr
+    through: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,8 @@ def _print_ops(body: tuple[Op, ...], indent: str) -> list[str]:
                 lines.append(indent + _print_for(op))
                 lines += _print_ops(op.body, indent + "  ")
             case Store(target=target, expr=expr):
-                lines.append(f"{indent}store {print_expr(target)} = {print_expr(expr)}")
+                past = " through" if op.through else ""
+                lines.append(f"{indent}store{past} {print_expr(target)} = {print_expr(expr)}")
             case _:
                 lines.append(indent + _print_assignment(op))
     return lines

@@ -15,9 +15,12 @@ from .fuse import ON_CHIP
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
 PANEL, LANES = 64, 16
 
-# Rows that share a packed operand, the depth of a plain contraction, and what a strip of a streamed one may hold in
-# bytes: half of the nearest cache.
-ROWS, DEPTH, STRIP_BYTES = 192, 1024, 1 << 14
+# Rows that share a packed operand, and twice as many where that leaves so many tasks; the depth of a contraction of
+# 16-bit operands, of which others and the keys of attention take half.
+ROWS, TASKS, DEPTH = 192, 16, 1024
+
+# With so few rows the shared operand is read once, where it lies: wide and shallow tiles go along its memory.
+FEW, WIDE, SHALLOW = 16, 512, 64
 
 # Elements of a row that are looked at together where there is no contraction, and rows of a tile across memory.
 ROW, ACROSS = 1024, 16
@@ -53,13 +56,17 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
         column = op.tile.axes[-1]
         if column in grid:
             small = extents.get(column, 0) <= ON_CHIP
-            found[column] = _up(extents[column]) if small else max(PANEL, found.get(column, 0))
+            found[column] = _up(extents[column]) if small else PANEL if streamed else 2 * PANEL
         for row in op.tile.axes[:-1]:
             if row in grid:
-                found[row] = ROWS
+                tasks = (extents.get(row, 0) // (2 * ROWS)) * (extents.get(column, 0) // (2 * PANEL))
+                found[row] = 2 * ROWS if not streamed and tasks >= TASKS else ROWS
+        few = all(extents.get(r, 0) <= FEW for r in op.tile.axes[:-1]) and not streamed
+        if few and column in grid and extents[column] > ON_CHIP:
+            found[column] = WIDE
         for r in (*op.over, *op.tile.axes):
             if r in loops:
-                found[r] = (512 if narrow else 256) if streamed else DEPTH
+                found[r] = SHALLOW if few else DEPTH if narrow and not streamed else DEPTH // 2
     return found
 
 
@@ -91,3 +98,15 @@ def _single(op: Op, k: TileKernel) -> bool:
 
 def _up(n: int) -> int:
     return -(-n // LANES) * LANES if n > 1 else 1
+
+
+def longest_row(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> int:
+    """The extent of the longest rank that kernels without contractions loop over; 0 where one contracts or scans."""
+    loops = [op for k in kernels for op in operations(k.body) if isinstance(op, For)]
+    nested = any(isinstance(x, For) for op in loops for x in op.body)
+    if nested or any(map(_contracts, kernels)) or any(op.size == 1 or op.phase != "all" for op in loops):
+        return 0
+    return max((extents.get(op.rank, RESIDENT_NEVER) for op in loops), default=0)
+
+
+RESIDENT_NEVER = 1 << 62

@@ -6,14 +6,17 @@ from collections.abc import Collection
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 from ..ir.cascade import Cascade, Const, Expr, Rank
 from ..ir.device import device_of
+from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
-from .defaults import cpu_tiles
+from ..ir.types import tensor_types
+from .defaults import cpu_tiles, longest_row
 from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
@@ -29,6 +32,7 @@ class Mapped:
     extents: Dict[str, int]
     derivation: Derivation
     program: TileProgram
+    sizes: Dict[str, int]
 
     @property
     def kernels(self) -> tuple[TileKernel, ...]:
@@ -57,9 +61,11 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         hold=bool(mapping.knob("hold")),
         align=mapping.knob("align"),
         group=bool(mapping.knob("group")),
+        through=bool(mapping.knob("through")),
+        resident=mapping.knob("resident"),
     )
     program = tile_program(form, tiling, steps=steps, extents=sizes)
-    return Mapped(mapping, extents, derivation, program)
+    return Mapped(mapping, extents, derivation, program, sizes)
 
 
 def check_mapping(c: Cascade, mapping: Mapping) -> None:
@@ -140,6 +146,12 @@ def _batch_like(c: Cascade) -> set[str]:
     return common if not literal and all(len(o - common) >= 1 and len(o) > 2 for o in outputs) else set()
 
 
+# Outputs of so many bytes leave the last cache before anybody reads them.
+CACHED_BYTES = 1 << 25
+
+# Rows of so many elements stay in the second cache, so that passes over them cost little.
+RESIDENT = 16384
+
 # What every mapping for the CPU begins with.
 CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
 
@@ -150,4 +162,11 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         plain = mapped(c, Mapping(knobs=KNOBS), extents)
         return gpu_mapping(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}, device_of(target))
     plain = mapped(c, CPU, extents)
-    return replace(CPU, tiles=cpu_tiles(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}))
+    types = tensor_types(c)
+    written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)
+    knobs = {**CPU.knobs, "through": int(written >= CACHED_BYTES)}
+    tiles = cpu_tiles(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks})
+    rows = longest_row(plain.kernels, plain.sizes)
+    if 1 < rows <= RESIDENT:
+        return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
+    return replace(CPU, tiles=tiles, knobs=knobs)

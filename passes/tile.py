@@ -27,11 +27,14 @@ from ..ir.cascade import (
     Reduce,
     children,
     free_ranks,
+    literal_value,
     rebuild,
     tensors_read,
     walk,
 )
 from ..ir.dtypes import DTYPES
+from ..ir.extents import LARGEST_EXTENT
+from ..ir.interval import interval
 from ..ir.ops import OPS, REDUCTIONS
 from ..ir.tile import Dot, Fold, For, GridRank, HeldRank, Load, Map, Op, Store, Tile, TileKernel, verify_kernel
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
@@ -56,7 +59,8 @@ class Tiling:
     ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three. With ``hold``, an inner
     reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
     loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
-    joins its kernel.
+    joins its kernel; with ``through``, outputs are stored past the caches;
+    rows of at most ``resident`` elements are kept whole.
     """
 
     inner: int = 64
@@ -66,6 +70,8 @@ class Tiling:
     hold: bool = False
     align: int = 1
     group: bool = False
+    through: bool = False
+    resident: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +124,14 @@ def tile_program(
         after = [replace(m, expr=inline(m.expr)) for m in epilogues(c, e)] if not plain_map else []
         if tiling is not None and tiling.group and not plain_map and rows_enough(e, extents or {}):
             after = _followers(c, e, inlined, inline, live, types)
+            known = absorbed | {m.name for m in after} | {e.name} | set(inlined)
+            rest = [x for x in c.einsums if x.name not in known and any(o.name in live for o in x.outputs)]
+            outside = {t for x in rest for t in tensors_read(inline(x.expr))} | set(c.outputs)
+            kept = {o.name for x in (e, *after) for o in x.outputs} & outside
+        else:
+            known = absorbed | {m.name for m in after}
+            kept = {n for m in (e, *after) for n in stored(c, m, known)}
         absorbed |= {m.name for m in after}
-        kept = {n for m in (e, *after) for n in stored(c, m, absorbed)}
         kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}, inline.origin).build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
@@ -280,14 +292,15 @@ class _Builder:
 
     def _follow(self, m: Einsum, kept: set[str]) -> None:
         """An Einsum after the kernel's own: a reduction by rows, or a map over these and perhaps further ranks."""
-        extra = tuple(r for r in m.output.ranks if r not in self.e.ranks)
+        extra = tuple(r for r in m.output.ranks if r not in self.e.ranks and r not in self.held)
         for r in extra:
             self._open((r,), self.tiling.stream if r == extra[-1] else self.tiling.ranks.get(r, 1))
         value = self.value(m.expr, None)
+        further = tuple(r for r in m.output.ranks if r not in self.e.ranks)
         if m.name in kept:
-            self._store(m.output, value, extra)
+            self._store(m.output, value, further)
         self._close(extra)
-        if not extra:
+        if not further:
             self.results[m.name] = Cast(m.output.dtype, value) if m.output.dtype is not None else value
 
     def _whole(self, ranks: tuple[str, ...]) -> list[str]:
@@ -484,8 +497,9 @@ class _Builder:
     def _hold(self, e: Reduce) -> Reduce | None:
         """The reduction over ranks that are held on chip entire; None where it has to be a loop."""
         sizes = [self.extents.get(self.origin.get(r, r), 0) for r in e.ranks]
-        inside = self.tiling.hold and len(self.frames) > 1 and not self._scanned()
-        if not inside or not all(1 < n <= ON_CHIP for n in sizes) or prod(sizes) > 4 * ON_CHIP:
+        inside = self.tiling.hold and len(self.frames) > 1 and all(1 < n <= ON_CHIP for n in sizes)
+        resident = len(self.frames) == 1 and len(sizes) == 1 and 1 < sizes[0] <= self.tiling.resident
+        if self._scanned() or not (resident or (inside and prod(sizes) <= 4 * ON_CHIP)):
             return None
         names: dict[str, str] = {}
         for r, n in zip(e.ranks, sizes, strict=True):
@@ -812,7 +826,8 @@ class _Builder:
             tile = self._tile("only", set(o.ranks), self.types[o.name])
             self.frames[-1].ops.append(Fold(tile, "max", lacking, value))
             value = Access(tile.name)
-        self.frames[-1].ops.append(Store(Access(o.name, tuple(Rank(r) for r in o.ranks)), axes, value))
+        target = Access(o.name, tuple(Rank(r) for r in o.ranks))
+        self.frames[-1].ops.append(Store(target, axes, value, self.tiling.through and o.name in self.c.outputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -842,9 +857,18 @@ def _product(e: Expr) -> list[Expr]:
 
 
 def _in_bounds(c: Cascade, e: Expr) -> bool:
-    """Whether every read is by bare ranks or by the tensor's own indices: no condition is needed to keep it inside."""
-    reads = [n for n in walk(e) if isinstance(n, Access) and not all(isinstance(i, Rank) for i in n.indices)]
-    return all(n.indices == c.indices_of(n.tensor) for n in reads)
+    """Whether every index stays inside its axis whatever a condition says, so that none is needed around the reads."""
+    reads = [n for n in walk(e) if isinstance(n, Access)]
+    return all(_inside(i, j) for n in reads if n.indices for i, j in zip(n.indices, c.indices_of(n.tensor), strict=True))
+
+
+def _inside(index: Expr, declared: Expr) -> bool:
+    """Whether an index is a bare rank, the axis's own, or limited by its form to the axis's literal size."""
+    if isinstance(index, Rank) or index == declared:
+        return True
+    span = interval(index, dict.fromkeys(free_ranks(index), (0, LARGEST_EXTENT - 1)))
+    size = literal_value(declared)
+    return span is not None and isinstance(size, int) and span[0] >= 0 and span[1] < size
 
 
 def _masked(e: Expr) -> tuple[Expr | None, Expr]:
