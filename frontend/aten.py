@@ -297,7 +297,12 @@ def _same(site: Site, a: Value, **_: Any) -> Value:
 # Creation
 
 
-@handles("full.default", "scalar_tensor.default", "full_like.default", "new_full.default")
+@handles("new_full.default")
+def _new_full(site: Site, _like: Any, _size: Any, value: Any, **_: Any) -> Value:
+    return _full(site, None, value)
+
+
+@handles("full.default", "scalar_tensor.default", "full_like.default")
 def _full(site: Site, a: Any, value: Any = None, **_: Any) -> Value:
     value = a if site.base == "scalar_tensor" else value
     if isinstance(value, Value):

@@ -184,6 +184,8 @@ class Partitioner:
                 _finish_alone(lowering, node)
         except CastileError as error:
             return error.message
+        except (TypeError, IndexError, KeyError, ValueError, AttributeError):
+            return f"`{op_name(node)}` is called in a way that castile does not know"
         return ""
 
     def _leave_what_jumps(self) -> None:
@@ -302,7 +304,8 @@ class Partitioner:
             if number is None or number == mine or self.kinds[number] == "attention":
                 continue
             both = self.members[number] + self.members[mine]
-            largest = max(map(numel, self.members[number]))
+            touched = {a for n in self.members[number] for a in (n, *n.all_input_nodes)}
+            largest = max(map(numel, touched))
             if len(both) > LARGEST or numel(node) > RATIO * largest:
                 continue
             if self._cyclic(set(both)):
