@@ -85,6 +85,8 @@ def layout_of(x: Any, p: Param, role: str = "") -> Layout:
 
 def _overlaps_itself(layout: Layout) -> bool:
     """Whether two elements may share memory."""
+    if 0 in layout.shape:
+        return False
     reach = 0
     for stride, size in sorted((abs(s), n) for n, s in zip(layout.shape, layout.strides, strict=True) if n > 1):
         if stride <= reach:

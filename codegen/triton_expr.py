@@ -232,7 +232,8 @@ class Expressions:
     def spell(self, number: float | int | bool, dtype: str | None) -> str:
         if isinstance(number, bool) or dtype == "bool":
             return str(bool(number))
-        if isinstance(number, float) or (dtype in DTYPES and DTYPES[str(dtype)].is_float):
+        whole = dtype in DTYPES and DTYPES[str(dtype)].is_integer and math.isfinite(number)
+        if not whole and (isinstance(number, float) or (dtype in DTYPES and DTYPES[str(dtype)].is_float)):
             number = float(number)
             if math.isnan(number):
                 return 'float("nan")'
