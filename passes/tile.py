@@ -859,7 +859,8 @@ def _product(e: Expr) -> list[Expr]:
 def _in_bounds(c: Cascade, e: Expr) -> bool:
     """Whether every index stays inside its axis whatever a condition says, so that none is needed around the reads."""
     reads = [n for n in walk(e) if isinstance(n, Access)]
-    return all(_inside(i, j) for n in reads if n.indices for i, j in zip(n.indices, c.indices_of(n.tensor), strict=True))
+    pairs = (zip(n.indices, c.indices_of(n.tensor), strict=True) for n in reads if n.indices)
+    return all(_inside(i, j) for p in pairs for i, j in p)
 
 
 def _inside(index: Expr, declared: Expr) -> bool:
