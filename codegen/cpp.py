@@ -188,8 +188,8 @@ def print_cpp(kernels: Sequence[TileKernel], name: str) -> str:
 
 
 def ctype(dtype: str) -> str:
-    """The C++ type of a value. `tile.h` has an f16 of its own, as not every compiler knows ``_Float16``."""
-    return "f16" if dtype == "f16" else DTYPES[dtype].cpp
+    """The C++ type of a value."""
+    return DTYPES[dtype].cpp
 
 
 def stored(dtype: str) -> str:

@@ -69,7 +69,7 @@ _ROWS = (
     #      name      kind    bits compute numpy            triton          C++         p   emin  largest
     DType("f64", "float", 64, "f64", "float64", "tl.float64", "double", 53, -1022, 1.7976931348623157e308),
     DType("f32", "float", 32, "f32", "float32", "tl.float32", "float", 24, -126, 3.4028234663852886e38),
-    DType("f16", "float", 16, "f32", "float16", "tl.float16", "_Float16", 11, -14, 65504.0),
+    DType("f16", "float", 16, "f32", "float16", "tl.float16", "f16", 11, -14, 65504.0),
     DType("bf16", "float", 16, "f32", "bfloat16", "tl.bfloat16", "bf16", 8, -126, 3.3895313892515355e38),
     DType("f8e4m3", "float", 8, "f32", "float8_e4m3fn", "tl.float8e4nv", "f8e4m3", 4, -6, 448.0, _nan),
     DType("f8e5m2", "float", 8, "f32", "float8_e5m2", "tl.float8e5", "f8e5m2", 3, -14, 57344.0),

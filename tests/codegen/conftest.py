@@ -12,6 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
+# Files that every run of the tests takes: they compile little.
+SAMPLE = ("test_vectors.py",)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache that lasts as long as the tests; one that the environment names is used as it is."""
@@ -27,5 +31,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each of these compiles C++, some of them for minutes: `make test-all` runs them. Triton's mark their own."""
     here = Path(__file__).resolve().parent
     for item in items:
-        if here in item.path.parents and not item.path.name.startswith("test_triton"):
+        if here in item.path.parents and not item.path.name.startswith(("test_triton", *SAMPLE)):
             item.add_marker(pytest.mark.slow)

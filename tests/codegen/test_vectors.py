@@ -1,0 +1,110 @@
+"""Kernels under their default mappings at sizes that leave remainders everywhere: strips, vectors, panels, masks, rows.
+
+One library for this machine's CPU and one for AVX2: the sample of compiled code that every run of the tests takes.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import castile
+from castile.codegen import build
+from castile.codegen.cpp import print_cpp
+from castile.codegen.runtime import CpuProgram
+from castile.ir.bound import judge
+from castile.ir.dtypes import numpy_dtype
+from castile.ir.extents import resolve, shape_of
+from castile.passes.mapped import Mapped, default_mapping, mapped
+
+CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
+
+# Extents by example: none a multiple of a vector but where it must be, some rows masked out.
+SIZES = {
+    "attention_causal": {"b": 1, "h": 2, "q": 203, "k": 131, "d": 20, "f": 24},
+    "attention_window": {"b": 1, "h": 1, "q": 97, "k": 97, "d": 16, "f": 17},
+    "gemm": {"m": 29, "n": 131, "k": 65},
+    "softmax": {"n": 9, "k": 77},
+    "layernorm": {"n": 9, "k": 33},
+    "rmsnorm_gemm": {"m": 21, "n": 70, "k": 35},
+}
+NAMES = sorted(SIZES)
+WIDE = "f32"
+
+
+def cascade(name: str, dtype: str) -> castile.Cascade:
+    return castile.parse((CASCADES / f"{name}.cascade").read_text(encoding="utf-8").replace("bf16", dtype))
+
+
+def program(name: str, dtype: str) -> Mapped:
+    c = cascade(name, dtype)
+    extents = resolve(c, SIZES[name])
+    return mapped(c, default_mapping(c, "cpu", extents), extents)
+
+
+@cache
+def library(variant: str) -> dict[tuple[str, str], CpuProgram]:
+    """All cases in one library, compiled for a variant of the CPU."""
+    cases = [(n, d) for n in NAMES for d in ("bf16", WIDE) if d == WIDE or cascade(n, "bf16") != cascade(n, WIDE)]
+    before = build.VARIANTS
+    try:
+        if variant != "native":
+            build.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
+        return dict(zip(cases, CpuProgram.build_all([program(n, d).program for n, d in cases]), strict=True))
+    finally:
+        build.VARIANTS = before
+
+
+def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, object]:
+    rng = np.random.default_rng(7)
+    given: dict[str, object] = {}
+    for p in c.params:
+        shape = shape_of(c, p.name, resolve(c, sizes))
+        if p.dtype == "i32":
+            given[p.name] = np.asarray(5, np.int32)[()] if not shape else rng.integers(0, 3, shape, dtype=np.int32)
+        else:
+            drawn = np.asarray(rng.standard_normal(shape)).astype(numpy_dtype(p.dtype))
+            given[p.name] = drawn if shape else np.abs(drawn)[()]
+    return given
+
+
+def check(name: str, dtype: str, variant: str) -> None:
+    run = library(variant)[name, dtype]
+    c = cascade(name, dtype)
+    given = inputs(c, SIZES[name])
+    got = run(**given)
+    for judgement in judge(c, given, {c.outputs[0]: got}):
+        assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", WIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_default_mappings_on_this_cpu(name: str, dtype: str) -> None:
+    if (name, dtype) not in library("native"):
+        pytest.skip("has no 16-bit form")
+    check(name, dtype, "native")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is of x86-64")
+@pytest.mark.parametrize("name", NAMES)
+def test_default_mappings_on_avx2(name: str) -> None:
+    check(name, WIDE, "haswell")
+
+
+def test_a_cached_row_is_one_kernel_without_loops() -> None:
+    (kernel,) = program("softmax", WIDE).kernels
+    assert "for " not in "\n".join(line for line in str(kernel).split("\n") if "//" not in line)
+    text = print_cpp([kernel], "softmax")
+    assert "fold_vectors<Max>" in text
+    assert "fold_vectors<Sum>" in text
+
+
+def test_attention_runs_by_strips_with_packed_operands() -> None:
+    text = print_cpp(program("attention_causal", "bf16").kernels, "attention")
+    assert "dot_packed<bf16, bf16>(" in text
+    assert "pack<bf16, bf16>(" in text
+    assert "lanes_below(" in text
