@@ -13,7 +13,7 @@ TOOLS := $(addprefix benchmarks/, harness.py command.py selfcheck.py _%)
 BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-pythons lint format check bench clean
+.PHONY: help demo test test-all test-pythons opinfo lint format check bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-all: $(DEV)  ## run every test, the slow ones too
 
 test-pythons: $(DEV)  ## run the tests of ir and passes on every supported Python found
 	$(PY) tests/pythons.py
+
+opinfo: $(DEV)  ## every operator of PyTorch's own tests, through torch.compile with castile (half an hour)
+	$(PY) tests/frontend/opinfo.py
 
 lint: $(DEV) $(SITE)/castile  ## ruff, and mypy strict over the package
 	$(PY) -m ruff check .

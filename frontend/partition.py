@@ -209,12 +209,14 @@ class Partitioner:
         copied: set[Node] = set()
         leaves: dict[Node, set[Node]] = {}
         steps: dict[Node, int] = {}
+        plain: set[Node] = set()
         for n in self.graph.nodes:
             name = op_name(n)
             if n not in self.able or not tensors_of(n) or name in TAKEN or name in PRODUCTS | ATTENTION | COPIES:
                 continue
             if name in CREATION:
                 copied.add(n)
+                plain.add(n)
                 leaves[n], steps[n] = set(), 1
                 continue
             if not is_view(n) and not _is_map(name):
@@ -228,11 +230,15 @@ class Partitioner:
                 elif tensors_of(a):
                     below.add(a)
             leaves[n], steps[n] = below, count
+            if (is_view(n) or name.split(".")[0] in ARITHMETIC) and all(
+                a in plain or a not in leaves or a in below for a in n.all_input_nodes
+            ):
+                plain.add(n)
             cheap = sum(map(numel, below)) * CHEAP <= numel(n) and count <= LARGEST
             if is_view(n):
                 if all(a in copied for a in n.all_input_nodes if tensors_of(a)):
                     copied.add(n)
-            elif cheap and (not below or tensors_of(n)[0].dtype is torch.bool or _is_mask(n)):
+            elif cheap and (not below or n in plain or tensors_of(n)[0].dtype is torch.bool or _is_mask(n)):
                 copied.add(n)
         return copied
 
@@ -434,6 +440,12 @@ def jumps(node: Node) -> bool:
 
 
 _OTHER_MAPS = ("_to_copy.default", "convert_element_type.default", "tril.default", "triu.default")
+
+
+# What costs next to nothing to compute again.
+ARITHMETIC = frozenset(
+    "add sub mul neg abs rsub minimum maximum where masked_fill _to_copy convert_element_type".split()
+)
 
 
 def _is_map(name: str) -> bool:

@@ -117,7 +117,7 @@ def test_scaled_dot_product_attention(name: str) -> None:
     assert kernels("attention") == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_attention_of_sixteen_bits(dtype: Any) -> None:
     agree(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), *(x.to(dtype) for x in qkv()), tolerance=2e-2)
 
@@ -182,7 +182,10 @@ CHAINS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
+QUICK = ("softmax", "layer_norm", "gelu", "views", "rotated", "truth", "numbers", "outer")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CHAINS])
 def test_chains(name: str) -> None:
     agree(CHAINS[name], torch.randn(X), torch.randn(48), torch.randn(48), tolerance=2e-5)
     assert kernels() == 1
@@ -329,7 +332,9 @@ def test_options_are_checked(options: dict[str, Any], words: str) -> None:
 
 def test_the_backend_is_found_by_name() -> None:
     x = torch.randn(64, 128)
-    torch.testing.assert_close(torch.compile(lambda x: torch.softmax(x, -1), backend="castile")(x), torch.softmax(x, -1))
+    torch.testing.assert_close(
+        torch.compile(lambda x: torch.softmax(x, -1), backend="castile")(x), torch.softmax(x, -1)
+    )
 
 
 def test_layers_share_a_kernel_and_explain_model_says_so() -> None:
