@@ -200,6 +200,8 @@ def compare(
     rng = np.random.default_rng(seed)
     worst = 0.0
     ranks = {r for name in c.outputs for r in _ranks(c, name)}
+    if any(extents[r] == 0 for r in ranks):
+        return worst
     at = {r: rng.integers(0, max(1, extents[r]), SAMPLE) for r in ranks}
     got = {}
     for name, x in zip(c.outputs, outs, strict=True):

@@ -425,7 +425,11 @@ class KernelPrinter:
                 continue
             if i in checks:
                 name = self.names("at", f"{access.tensor}_{i}_{len(self.lines)}", "{}_at")
-                self.line(f"{name} = {self.e.typed(index, 'i64', axes)}")
+                text = self.e.typed(index, "i64", axes)
+                if self.interpret and axes and not self.e.spread(index):
+                    # The interpreter broadcasts a lone truth value, as tests of this would give, as a number.
+                    text += f" + tl.zeros(({', '.join('1' for _ in axes)},), tl.int64)"
+                self.line(f"{name} = {text}")
                 found.append((i, name))
                 texts.append((True, f"{name} * {stride}"))
                 continue
