@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,7 @@ def tune(
     """
     # The search's matrices are small, and kernels are measured elsewhere. This must stand before NumPy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    began = monotonic()
     from ..autotune.presets import PRESETS, preset
     from ..autotune.tuner import tune as run
 
@@ -61,7 +63,8 @@ def tune(
     with of_file(what):
         shapes = complete(c, given, dict(like))
     with _Display(c, seconds, quiet=json) as display:
-        result = run(c, shapes, target, seconds, trials, seed, path=records, progress=display.show)
+        left = max(1.0, seconds - (monotonic() - began))  # loading and deriving count
+        result = run(c, shapes, target, left, trials, seed, path=records, progress=display.show)
     if json:
         emit(document(c, shapes, result))
     else:
