@@ -13,7 +13,7 @@ TOOLS := $(addprefix benchmarks/, harness.py command.py selfcheck.py _%)
 BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-pythons opinfo lint format check bench clean
+.PHONY: help demo test test-all test-pythons opinfo sanitize lint format check bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ test-pythons: $(DEV)  ## run the tests of ir and passes on every supported Pytho
 
 opinfo: $(DEV)  ## every operator of PyTorch's own tests, through torch.compile with castile (half an hour)
 	$(PY) tests/frontend/opinfo.py
+
+sanitize: $(DEV)  ## a sample of the generated C++ under AddressSanitizer and UBSan
+	CASTILE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	$(PY) -m pytest -q tests/codegen/test_vectors.py
 
 lint: $(DEV) $(SITE)/castile  ## ruff, and mypy strict over the package
 	$(PY) -m ruff check .
