@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -88,6 +89,10 @@ def castile(
 ) -> Callable[..., Any]:
     """The backend that `torch.compile(model, backend="castile")` finds by its entry point."""
     chosen = Options.of(mode, options)
+    if chosen.fallback == "inductor":
+        warnings.warn(
+            "castile: the rest of a model runs in eager for now, not in Inductor", RuntimeWarning, stacklevel=2
+        )
     compiled: Callable[..., Any] = backend(chosen)(gm, example_inputs)
     return compiled
 
