@@ -24,7 +24,7 @@ LARGEST_SPLIT = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A choice that only some targets have: what it does, on which kind of target, and the values it may take."""
+    """A choice: what it does, on which kind of target ("cpu", "gpu" or "all"), and the values it may take."""
 
     name: str
     target: str
@@ -33,22 +33,18 @@ class Knob:
     does: str
 
 
-# "gpu" knobs are Triton's, "cpu" knobs those of the C++ printer. Truth values are 0 and 1.
+# "gpu" knobs are Triton's, "cpu" knobs the C++ printer's, the others the tile program's. Truth values are 0 and 1.
 KNOBS: Dict[str, Knob] = MappingProxyType(
     {
         k.name: k
         for k in (
             Knob("warps", "gpu", (1, 2, 4, 8, 16), 4, "warps of a program"),
             Knob("stages", "gpu", (1, 2, 3, 4, 5, 6, 7, 8), 2, "tiles of a streamed rank that are in flight"),
-            Knob("group", "gpu", (1, 2, 4, 8, 16, 32), 1, "rows of the grid whose programs run next to each other"),
-            Knob("persistent", "gpu", (0, 1), 0, "one program a processor, which takes tile after tile"),
-            Knob("descriptors", "gpu", (0, 1), 0, "tensors are read through descriptors where the device has them"),
-            Knob("specialize", "gpu", (0, 1), 0, "warps that load and warps that compute, where the compiler can"),
-            Knob("hold", "cpu", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
-            Knob("align", "cpu", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
+            Knob("hold", "all", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
+            Knob("align", "all", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
             Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows of at most so many elements are kept whole"),
             Knob("through", "cpu", (0, 1), 0, "outputs are stored past the caches"),
-            Knob("group", "cpu", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
+            Knob("group", "all", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
         )
     }
 )
