@@ -138,7 +138,8 @@ def space_of(c: Cascade, extents: Mapping[str, int], target: str, device: Device
     forms, programs = _forms(c, default, extents)
     choices = [*_tiles(c, default, forms, programs, extents), *_splits(c, default, forms, programs, extents)]
     kind = "gpu" if device.is_gpu else "cpu"
-    choices += [Choice("knobs", k.name, k.values, default.knob(k.name)) for k in KNOBS.values() if k.target in (kind, "all")]
+    knobs = [k for k in KNOBS.values() if k.target in (kind, "all")]
+    choices += [Choice("knobs", k.name, k.values, default.knob(k.name)) for k in knobs]
     return Space(default, tuple(forms), tuple(choices), tuple(_held(ks, extents) for ks in programs), _room(device))
 
 
