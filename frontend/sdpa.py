@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Rank, walk
@@ -30,7 +31,13 @@ def scores(site: Site, q: Value, k: Value, scale: float | None, width: Any) -> V
         raise Unsupported("queries and keys of different types")
     transposed = Value((*k.dims[:-2], k.dims[-1], k.dims[-2]), k.expr, k.dtype)
     s = contract(site, q, transposed, "scores")
-    return Value(s.dims, call("mul", s.expr, _scale(q, width, scale)), s.dtype)
+    factor = _scale(q, width, scale)
+    last = site.ws.einsums[-1] if site.ws.einsums else None
+    if last is not None and isinstance(s.expr, Access) and s.expr.tensor == last.name:
+        # One statement, as the textbook has it.
+        site.ws.einsums[-1] = replace(last, expr=call("mul", factor, last.expr))
+        return s
+    return Value(s.dims, call("mul", s.expr, factor), s.dtype)
 
 
 def _bracketed(site: Site, s: Value, causal: bool, mask: Value | None) -> Value:
