@@ -242,7 +242,8 @@ class CudaProgram(Arguments):
         path = Path(self._folder.name) / "generated.py"
         path.write_text(self.source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(f"castile_generated_{id(self)}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.launch

@@ -45,7 +45,8 @@ def _watch(parent: int) -> None:
 def _module(path: str, loaded: dict[str, Any]) -> Any:
     if path not in loaded:
         spec = importlib.util.spec_from_file_location(f"castile_compiled_{len(loaded)}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         loaded[path] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded[path])
     return loaded[path]

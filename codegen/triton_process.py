@@ -60,7 +60,8 @@ class Process:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request. Raises `EvaluationError` when the process ends, `UsageError` without Triton."""
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         with contextlib.suppress(OSError):
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
