@@ -54,7 +54,8 @@ VECTOR = 16
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Tile sizes: of the last output rank, the one before it, and streamed ranks; all others are taken one by one.
+    """Tile sizes: of the last output rank, of the next one along which an operand is shared, and of streamed ranks.
+    All others are taken one by one.
 
     ``ranks`` names the tile of a rank, wherever it is iterated, and goes before these three. With ``hold``, an inner
     reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
@@ -242,7 +243,7 @@ class _Builder:
         scan = scan_step(e)
         ranks = e.ranks
         self.checker = TypeChecker(self.types, self.c.monoid_of)
-        for r, size in zip(reversed(ranks), (self.tiling.inner, self.tiling.outer), strict=False):
+        for r, size in zip(self._tiled(ranks), (self.tiling.inner, self.tiling.outer), strict=False):
             self.sizes[r] = size
         for r in ranks:
             self.sizes[r] = self.tiling.ranks.get(r, self.sizes.get(r, 1))
@@ -302,6 +303,13 @@ class _Builder:
         self._close(extra)
         if not further:
             self.results[m.name] = Cast(m.output.dtype, value) if m.output.dtype is not None else value
+
+    def _tiled(self, ranks: tuple[str, ...]) -> tuple[str, ...]:
+        """The two ranks that are tiled: the last, and of the others the last along which some operand is shared."""
+        values = [self.e.expr, *(s.element for s in self.step or () if isinstance(s, Take))]
+        reads = [n for e in values for n in walk(e) if isinstance(n, Access) and n.indices]
+        shared = [r for r in ranks[:-1] if any(r not in free_ranks(n) for n in reads)]
+        return (*ranks[-1:], *(shared or ranks[:-1])[-1:])
 
     def _whole(self, ranks: tuple[str, ...]) -> list[str]:
         """Small ranks along which an inner reduction does not vary: one tile, so that it is computed once."""
