@@ -238,6 +238,8 @@ class Partitioner:
             if is_view(n):
                 if all(a in copied for a in n.all_input_nodes if tensors_of(a)):
                     copied.add(n)
+            elif not all(u in self.able for u in n.users):
+                continue  # what leaves for the outside has to be stored by somebody
             elif cheap and (not below or n in plain or tensors_of(n)[0].dtype is torch.bool or _is_mask(n)):
                 copied.add(n)
         return copied

@@ -190,9 +190,9 @@ def test_every_stage_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     k = castile.compile(castile.parse(SOFTMAX), "cpu")
     assert k.source
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert [n.split(".", 2)[2] for n in names] == [
+    assert [n.split(".", 2)[2] for n in names if "derive-full" not in n] == [
         "input.cascade",
-        "derive-full-maximum.cascade",
+        "derive-none-maximum.cascade",
         "rewrites.txt",
         "mapping.json",
         "tiles.txt",

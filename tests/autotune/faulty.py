@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ def build(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -
         raise RuntimeError("the compiler does not like it")
     if fault == "compile_timeout":
         time.sleep(60)
+    runs = itertools.count()
     pause = 2e-3 if not mapping.tiles.get("n") else 2e-2 / mapping.tiles["n"]
 
     def kernel(X: Any, out: Any) -> None:
@@ -59,7 +61,7 @@ def build(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -
             case "wrong":
                 out[-1, -1] *= 1.001
             case "wavering":
-                out[0, 0] *= 1 + 1e-7 * np.random.default_rng().integers(1, 5)
+                out[0, 0] *= 1 + 2e-7 * (next(runs) % 2)
             case "exits":
                 os._exit(3)
             case "aborts":
