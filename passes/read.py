@@ -146,7 +146,10 @@ class Reader:
                 return self._call(e)
 
     def convert(self, v: Value, source: str, target: str) -> Value:
-        """A cast: to a wider float nothing, to a narrower one a rounding, to and from integers an opaque operation."""
+        """A cast: to a wider float nothing, to a narrower one a rounding, to and from integers an opaque operation.
+
+        Between f32 and f64 it stays as well, since it says in which of the two the arithmetic around it is done.
+        """
         if isinstance(v, Atom):
             if target == "bool":
                 return v
@@ -158,7 +161,8 @@ class Reader:
             return negate(compare("eq", v, const(0), integer=not DTYPES[source].is_float))
         if DTYPES[target].is_float:
             v = as_float(v, source, target)
-            return cast(target, v) if rounds(target) else v
+            other = DTYPES[source].is_float and (source == "f64") != (target == "f64") and v.constant is None
+            return cast(target, v) if rounds(target) or other else v
         if source == target and not DTYPES[source].is_float:
             return v
         return lift(Atom("int", f"cast:{target}", (v,), dtype=target))

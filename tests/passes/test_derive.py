@@ -16,6 +16,7 @@ from trees import tree_evaluate
 import castile
 from castile.ir.cascade import Cascade
 from castile.ir.evaluate import evaluate_values
+from castile.ir.types import tensor_types
 from castile.ir.verify import verify
 from castile.passes.count import count_passes
 from castile.passes.derive import alternatives, derive
@@ -208,3 +209,19 @@ def test_a_deep_chain_keeps_the_statements_of_the_user() -> None:
     d = derive(normalised(120))
     assert d.form == "running maximum"
     verify(d.cascade)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "x[m, n]: f64 = -X[m, n]\n    Y[m, n] = exp(x[m, n] - max[n](x[m, n])) / sum[n](exp(x[m, n]))",
+        "Y[m]: f64 = sum[n](X[m, n] * 0.1)",
+        "Y[m] = f64(sum[n](X[m, n] - f32(f64(X[m, n]) * 0.1)))",
+        "Z[m, n]: f64 = X[m, n]\n    Y[m]: f32 = sum[n](Z[m, n] ** 2)",
+    ],
+)
+def test_what_is_f64_stays_f64(body: str) -> None:
+    c = castile.parse(f"def f(X: f32[m, n]) -> Y:\n    {body}\n")
+    for level, gauge in FORMS:
+        form = derive(c, level, gauge).cascade
+        assert tensor_types(form)["Y"] == tensor_types(c)["Y"]
