@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..ir.cascade import Cascade
+from ..ir.errors import UsageError
 from ..ir.extents import resolve
 from ..ir.mapping import Mapping
 
@@ -90,8 +91,15 @@ class Kernel:
 
     @property
     def resources(self) -> Any:
-        """What the compiled kernel takes of the device, known without it; see the target's own documentation."""
+        """What the kernel takes of a GPU, known without one: shared memory, registers, spills, instructions.
+
+        Raises `UsageError` for the CPU, and `InputError` where the mapping cannot fit.
+        """
         runner: Any = self.runner(self._extents)
+        if not hasattr(runner, "resources"):
+            raise UsageError(
+                f"a kernel for {self.target} has no resources to tell", hint="those of a GPU have: target='cuda:90'"
+            )
         return runner.resources
 
     def variant(self, extents: Dict[str, int]) -> Variant:

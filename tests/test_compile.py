@@ -140,6 +140,10 @@ def test_mistakes_are_told(softmax: castile.Kernel) -> None:
         castile.compile(c, "cpu", numerics="loose")
     with pytest.raises(castile.CastileError, match="the mapping names a rank `z`"):
         castile.compile(c, "cpu", mapping=Mapping(tiles={"z": 4}))
+    with pytest.raises(castile.CastileError, match="no target runs the pieces"):
+        castile.compile(c, "cpu", mapping=Mapping(splits={"n": 2}))
+    with pytest.raises(castile.CastileError, match="no resources to tell"):
+        castile.compile(c, "cpu").resources  # noqa: B018
     with pytest.raises(castile.CastileError, match="parse the text first"):
         castile.compile(SOFTMAX)  # type: ignore[arg-type]
     with pytest.raises(castile.CastileError, match="has no rank `z`"):
