@@ -69,7 +69,14 @@ def __getattr__(name: str) -> object:
     if where is None:
         raise AttributeError(f"module 'castile' has no attribute {name!r}")
     module, attribute = where.split(":")
-    value: object = getattr(import_module(module), attribute)
+    try:
+        value: object = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "castile").startswith("castile"):
+            raise
+        raise ImportError(
+            f"castile.{name} needs `{error.name}`, which is not installed: pip install {error.name}", name=error.name
+        ) from error
     globals()[name] = value  # the next use does not come here
     return value
 

@@ -52,8 +52,15 @@ def test_parsing_loads_no_compiler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", castile.__all__)
 def test_every_public_name_is_there(name: str) -> None:
+    if name == "explain_model":
+        pytest.importorskip("torch")
     assert getattr(castile, name) is not None
     assert name in dir(castile)
+
+
+def test_a_name_that_needs_torch_says_so(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None\nimport castile\ntry:\n    castile.explain_model\n"
+    assert "castile.explain_model needs" in run(code + "except ImportError as error:\n    print(error)", tmp_path)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
