@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,12 +73,20 @@ class Space:
         """The number of combinations, those that are left out included."""
         return len(self.forms) * math.prod(len(c.values) for c in self.choices)
 
+    @property
+    def usual(self) -> tuple[int, ...]:
+        """The default's values."""
+        return tuple(c.default for c in self.choices)
+
     def mapping(self, form: int, values: tuple[int, ...]) -> Tuned:
         """The mapping of a combination. A tile that is what the target takes anyway is said all the same."""
-        parts: dict[str, dict[str, int]] = {"tiles": {}, "splits": {}, "knobs": {}}
+        d = self.default
+        if form == 0 and values == self.usual:
+            return d
+        parts: dict[str, dict[str, int]] = {"tiles": dict(d.tiles), "splits": dict(d.splits), "knobs": dict(d.knobs)}
         for choice, value in zip(self.choices, values, strict=True):
-            if not (choice.part == "splits" and value == 1):
-                parts[choice.part][choice.name] = value
+            parts[choice.part][choice.name] = value
+        parts["splits"] = {rank: pieces for rank, pieces in parts["splits"].items() if pieces > 1}
         level, gauge = self.forms[form]
         return Tuned(level, gauge, **parts)
 
@@ -90,12 +98,11 @@ class Space:
         return sum(size * math.prod(sizes.get(r, 1) for r in axes) for axes, size in held.tiles)
 
     def fits(self, form: int, values: tuple[int, ...]) -> bool:
-        usual = self.bytes_held(form, tuple(c.default for c in self.choices))
-        return self.bytes_held(form, values) <= max(self.room, usual)
+        return self.bytes_held(form, values) <= max(self.room, self.bytes_held(form, self.usual))
 
     def combinations(self, seed: int = 0) -> list[tuple[int, tuple[int, ...]]]:
         """Combinations that fit, the default first: all where they are few, else its neighbours and random ones."""
-        start = (0, tuple(c.default for c in self.choices))
+        start = (0, self.usual)
         found = {start: None}
         if self.size <= MOST:
             every = itertools.product(range(len(self.forms)), itertools.product(*(c.values for c in self.choices)))
@@ -134,16 +141,38 @@ class Space:
 
 def space_of(c: Cascade, extents: Mapping[str, int], target: str, device: Device) -> Space:
     """The mappings of a cascade at some extents on a target."""
-    default = default_mapping(c, target, extents)
-    forms, programs = _forms(c, default, extents)
-    choices = [*_tiles(c, default, forms, programs, extents), *_splits(c, default, forms, programs, extents)]
-    kind = "gpu" if device.is_gpu else "cpu"
-    knobs = [k for k in KNOBS.values() if k.target in (kind, "all")]
-    choices += [Choice("knobs", k.name, k.values, default.knob(k.name)) for k in knobs]
-    return Space(default, tuple(forms), tuple(choices), tuple(_held(ks, extents) for ks in programs), _room(device))
+    here = _here(c, default_mapping(c, target, extents), extents)
+    choices = [*_tiles(here), *_splits(here), *_knobs(here, "gpu" if device.is_gpu else "cpu")]
+    held = tuple(_held(kernels, extents) for kernels in here.programs)
+    return Space(here.default, here.forms, tuple(choices), held, _room(device))
 
 
 Kernels = tuple[TileKernel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What choices are tried against: in each form the program of the default, and that with `resident` unset, since
+    rows that this knob keeps whole have no tile."""
+
+    cascade: Cascade
+    default: Tuned
+    extents: Mapping[str, int]
+    forms: tuple[tuple[str, str], ...]
+    programs: tuple[Kernels, ...]
+    plain: tuple[Kernels | None, ...]
+
+    def varied(self, part: str, name: str, value: int, base: Tuned) -> tuple[Kernels | None, ...]:
+        """The program of each form with one choice made otherwise."""
+        parts = {"tiles": dict(base.tiles), "splits": dict(base.splits), "knobs": dict(base.knobs)}
+        parts[part][name] = value
+        return tuple(_kernels(self.cascade, Tuned(f, g, **parts), self.extents) for f, g in self.forms)
+
+    def matters(self, part: str, name: str, value: int) -> bool:
+        """Whether a choice changes any program."""
+        if self.varied(part, name, value, self.default) != self.programs:
+            return True
+        return self.varied(part, name, value, _plain(self.default)) != self.plain
 
 
 def _kernels(c: Cascade, mapping: Tuned, extents: Mapping[str, int]) -> Kernels | None:
@@ -153,16 +182,22 @@ def _kernels(c: Cascade, mapping: Tuned, extents: Mapping[str, int]) -> Kernels 
         return None
 
 
-def _forms(c: Cascade, default: Tuned, extents: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[Kernels]]:
-    """The forms that differ, the default's first."""
+def _plain(mapping: Tuned) -> Tuned:
+    return replace(mapping, knobs={name: value for name, value in mapping.knobs.items() if name != "resident"})
+
+
+def _here(c: Cascade, default: Tuned, extents: Mapping[str, int]) -> _Here:
+    """The forms that differ, the default's first, and their programs."""
     forms: list[tuple[str, str]] = []
-    programs: list[Kernels] = []
+    found: list[tuple[Kernels, Kernels | None]] = []
     for form, gauge in ((default.form, default.gauge), *_FORMS):
-        kernels = _kernels(c, Tuned(form, gauge, default.tiles), extents)
-        if kernels is not None and kernels not in programs:
+        tuned = replace(default, form=form, gauge=gauge)
+        kernels = _kernels(c, tuned, extents)
+        both = None if kernels is None else (kernels, _kernels(c, _plain(tuned), extents))
+        if both is not None and both not in found:
             forms.append((form, gauge))
-            programs.append(kernels)
-    return forms, programs
+            found.append(both)
+    return _Here(c, default, extents, tuple(forms), tuple(k for k, _ in found), tuple(k for _, k in found))
 
 
 def _sizes(kernels: Kernels) -> dict[str, int]:
@@ -175,48 +210,46 @@ def _sizes(kernels: Kernels) -> dict[str, int]:
     return found
 
 
-def _tiles(
-    c: Cascade, default: Tuned, forms: list[tuple[str, str]], programs: list[Kernels], extents: Mapping[str, int]
-) -> Iterator[Choice]:
+def _tiles(here: _Here) -> Iterator[Choice]:
     usual: dict[str, int] = {}
-    for kernels in reversed(programs):
-        usual |= _sizes(kernels)
-    for rank in c.ranks:
-        if rank not in usual or extents.get(rank, 1) <= 1:
+    for kernels in (*reversed(here.plain), *reversed(here.programs)):
+        usual |= _sizes(kernels or ())
+    for rank in here.cascade.ranks:
+        if rank not in usual or here.extents.get(rank, 1) <= 1:
             continue
-        size, extent = usual[rank], extents[rank]
+        size, extent = here.default.tiles.get(rank, usual[rank]), here.extents[rank]
         widest = min(WIDEST if size > 1 else WIDEST_OUTER, 1 << (extent - 1).bit_length())
         values = {1 << i for i in range(widest.bit_length()) if (1 << i) * 16 >= size or size > extent} | {size}
         if extent <= min(WHOLE, LARGEST_TILE):
             values.add(extent)
         other = next((v for v in sorted(values) if v != size), size)
-        if _matters(c, default, forms, programs, extents, {"tiles": {rank: other}}):
+        if here.matters("tiles", rank, other):
             yield Choice("tiles", rank, tuple(sorted(values)), size)
 
 
-def _splits(
-    c: Cascade, default: Tuned, forms: list[tuple[str, str]], programs: list[Kernels], extents: Mapping[str, int]
-) -> Iterator[Choice]:
-    for rank in c.ranks:
-        if extents.get(rank, 1) >= 64 and _matters(c, default, forms, programs, extents, {"splits": {rank: 2}}):
-            values = tuple(s for s in SPLITS if s * 32 <= extents[rank])
-            yield Choice("splits", rank, values, default.splits.get(rank, 1))
+def _splits(here: _Here) -> Iterator[Choice]:
+    for rank in here.cascade.ranks:
+        if here.extents.get(rank, 1) >= 64 and here.matters("splits", rank, 2):
+            values = tuple(s for s in SPLITS if s * 32 <= here.extents[rank])
+            yield Choice("splits", rank, values, here.default.splits.get(rank, 1))
 
 
-def _matters(
-    c: Cascade,
-    default: Tuned,
-    forms: list[tuple[str, str]],
-    programs: list[Kernels],
-    extents: Mapping[str, int],
-    change: dict[str, dict[str, int]],
-) -> bool:
-    """Whether a choice changes the program of any form."""
-    for (form, gauge), kernels in zip(forms, programs, strict=True):
-        tiles = {**default.tiles, **change.get("tiles", {})}
-        if _kernels(c, Tuned(form, gauge, tiles, change.get("splits", {})), extents) != kernels:
-            return True
-    return False
+def _knobs(here: _Here, kind: str) -> Iterator[Choice]:
+    """Knobs with the values that make programs of their own. What only a GPU's printer reads is seen in no program."""
+    for knob in KNOBS.values():
+        usual = here.default.knob(knob.name)
+        if knob.target == "gpu" == kind:
+            yield Choice("knobs", knob.name, knob.values, usual)
+        if knob.target not in (kind, "all") or knob.target == "gpu":
+            continue
+        seen: list[tuple[Kernels | None, ...]] = [here.programs]
+        values = [usual]
+        for value in knob.values:
+            if value != usual and (programs := here.varied("knobs", knob.name, value, here.default)) not in seen:
+                seen.append(programs)
+                values.append(value)
+        if len(values) > 1:
+            yield Choice("knobs", knob.name, tuple(sorted(values)), usual)
 
 
 def _held(kernels: Kernels, extents: Mapping[str, int]) -> Held:
