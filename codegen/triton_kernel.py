@@ -696,7 +696,7 @@ class KernelPrinter:
         # Only where there is an infinity or NaN is there more to do.
         self.line(f"if tl.max((({other} - {other}) != 0).to(tl.int32)) != 0:")
         depth = math.prod(self.axes[r].block for r in self._long(op.over))
-        self.line(f"    {total} += {self.e.need('infinite_part')}({a}, {b}, {depth}, {flip})")
+        self.line(f"    {total} = {self.e.need('infinite_part')}({a}, {b}, {total}, {depth}, {flip})")
         return total
 
     def _operand_type(self, op: Dot) -> str:

@@ -190,18 +190,14 @@ def finite_part(x):
     return tl.where((x - x) == 0, x, tl.where(x == INF, 1.0, tl.where(x == -INF, -1.0, 0.0)).to(x.dtype))
 """
 _HELPERS["infinite_part"] = """\
-def infinite_part(left, right, DEPTH: tl.constexpr, FLIP: tl.constexpr):
+def infinite_part(left, right, total, DEPTH: tl.constexpr, FLIP: tl.constexpr):
     # What infinities and NaNs add to a product in which a weight of 0 gives 0 even against them: rare, so one by one.
     at = tl.arange(0, DEPTH)
-    if FLIP:
-        left = tl.where((left - left) == 0, 0.0, left)
-    else:
-        right = tl.where((right - right) == 0, 0.0, right)
-    total = tl.zeros((left.shape[0], right.shape[1]), tl.float32)
     for i in range(DEPTH):
-        a = tl.sum(tl.where(at[None, :] == i, left, 0.0).to(tl.float32), 1)[:, None]
-        b = tl.sum(tl.where(at[:, None] == i, right, 0.0).to(tl.float32), 0)[None, :]
-        total += tl.where((a == 0) | (b == 0), 0.0, a * b)
+        a = tl.sum(tl.where(at[None, :] == i, left, 0.0), 1)[:, None].to(tl.float32)
+        b = tl.sum(tl.where(at[:, None] == i, right, 0.0), 0)[None, :].to(tl.float32)
+        finite = (a - a) == 0 if FLIP else (b - b) == 0
+        total += tl.where(finite | (a == 0) | (b == 0), 0.0, a * b)
     return total
 """
 

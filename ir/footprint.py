@@ -254,33 +254,40 @@ def _points(ranges: list[range]) -> Iterator[tuple[int, ...]]:
 
 def live_bytes(k: TileKernel) -> int:
     """The most bytes that the tiles of one program hold at once, each from where it is made to its last use."""
-    order: list[tuple[Op, tuple[int, ...], dict[str, int]]] = []
+    return max((sum(tile_bytes(t, sizes) for t in tiles) for _, tiles, sizes in live_tiles(k)), default=0)
 
-    def visit(body: tuple[Op, ...], path: tuple[int, ...], sizes: dict[str, int]) -> None:
+
+def live_tiles(k: TileKernel) -> Iterator[tuple[Op, list[Tile], dict[str, int]]]:
+    """Each operation with the tiles that hold something while it runs, and the sizes of all ranks' tiles."""
+    order: list[tuple[Op, tuple[int, ...]]] = []
+    sizes = scoped_sizes(k)
+
+    def visit(body: tuple[Op, ...], path: tuple[int, ...]) -> None:
         for op in body:
-            order.append((op, path, sizes))
+            order.append((op, path))
             if isinstance(op, For):
-                visit(op.body, (*path, len(order) - 1), {**sizes, op.rank: op.size})
+                sizes[op.rank] = max(op.size, sizes.get(op.rank, 0))
+                visit(op.body, (*path, len(order) - 1))
 
-    visit(k.body, (), scoped_sizes(k))
+    visit(k.body, ())
     ends = {}
-    for i, (_, path, _) in enumerate(order):
+    for i, (_, path) in enumerate(order):
         for loop in path:
             ends[loop] = i
     spans: dict[str, list[int]] = {}
-    sizes_of: dict[str, int] = {}
+    tiles: dict[str, Tile] = {}
     homes: dict[str, tuple[int, ...]] = {}
-    for i, (op, path, sizes) in enumerate(order):
+    for i, (op, path) in enumerate(order):
         made = op.tile if isinstance(op, Load | Map | Fold | Dot) else None
         if made is not None and made.name not in spans:
-            spans[made.name], homes[made.name] = [i, i], path
-            sizes_of[made.name] = tile_bytes(made, sizes)
+            spans[made.name], homes[made.name], tiles[made.name] = [i, i], path, made
         for name in {*_reads(op), *([made.name] if made is not None else [])}:
             if name in spans:
                 # A tile from outside a loop lives until the loop ends.
                 outer = [loop for loop in path if loop not in homes[name]]
                 spans[name][1] = max(spans[name][1], ends[outer[0]] if outer else i)
-    return max((sum(sizes_of[n] for n, (a, b) in spans.items() if a <= i <= b) for i in range(len(order))), default=0)
+    for i, (op, _) in enumerate(order):
+        yield op, [t for n, t in tiles.items() if spans[n][0] <= i <= spans[n][1]], sizes
 
 
 def _reads(op: Op) -> Iterator[str]:

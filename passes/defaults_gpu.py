@@ -7,13 +7,17 @@ whole rows along memory. No operation may go over more elements than the registe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping as Dict
+from dataclasses import replace
 from math import prod
 
 from ..ir.cascade import Rank
 from ..ir.device import Device
+from ..ir.footprint import scoped_sizes, tile_shapes
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations
+from .registers import register_bytes, registers_free
 
 # The least side of a matrix product.
 SIDE = 16
@@ -27,11 +31,19 @@ ROW, ROWS = 1024, 4096
 # Elements of one operation over three axes or more.
 MANY_AXES = 4096
 
+# How often a mapping whose registers do not suffice is changed.
+ROUNDS = 8
+
 KNOBS = {"hold": 1, "align": 128, "group": 1}
 
 
-def gpu_mapping(kernels: tuple[TileKernel, ...], extents: Dict[str, int], device: Device) -> Mapping:
-    """The default mapping of kernels that a mapping with `KNOBS` gave."""
+def gpu_mapping(
+    kernels: tuple[TileKernel, ...],
+    extents: Dict[str, int],
+    device: Device,
+    build: Callable[[Mapping], tuple[TileKernel, ...]],
+) -> Mapping:
+    """The default mapping of kernels that a mapping with `KNOBS` gave; ``build`` makes those of another mapping."""
     tiles: dict[str, int] = {}
     warps, stages = 4, 2
     # A rank of several kernels follows those that contract.
@@ -43,11 +55,34 @@ def gpu_mapping(kernels: tuple[TileKernel, ...], extents: Dict[str, int], device
             stages = 3 if device.target in ("cuda:90", "cuda:100") and _narrow(k) else 2
         else:
             found = _rows(k, extents)
-        tiles |= {r: n for r, n in found.items() if r in extents and r not in held}
+        found = {r: n for r, n in found.items() if r in extents and r not in held}
+        if "wmma" in device.features and _contracts(k):
+            # What one kernel streams and another has as its rows: registers are scarce in both.
+            found = {r: min(n, tiles.get(r, n)) for r, n in found.items()}
+        tiles |= found
     tiles = {r: max(1, min(n, _up(extents[r]))) for r, n in tiles.items()}
     for k in kernels:
-        _shrink(k, tiles, extents, PER_WARP * warps)
-    return Mapping(tiles=tiles, knobs={**KNOBS, "warps": warps, "stages": stages})
+        _shrink(k, tiles, PER_WARP * warps)
+    knobs = {**KNOBS, "warps": warps, "stages": stages}
+    return _relieved(Mapping(tiles=tiles, knobs=knobs), device, build)
+
+
+def _relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[TileKernel, ...]]) -> Mapping:
+    """More warps, then smaller tiles, until the registers of every kernel suffice as far as a tile program tells."""
+    for _ in range(ROUNDS):
+        warps, tiles = mapping.knob("warps"), dict(mapping.tiles)
+        full = [k for k in build(mapping) if register_bytes(k, device) > registers_free(k, device, warps)]
+        if not full:
+            break
+        if warps < 8:
+            mapping = replace(mapping, knobs={**mapping.knobs, "warps": 2 * warps})
+            continue
+        for k in full:
+            _shrink(k, tiles, max((prod(map(_up, s)) for s in tile_shapes(k)), default=2) // 2)
+        if tiles == mapping.tiles:
+            break
+        mapping = replace(mapping, tiles=tiles)
+    return mapping
 
 
 def _contracts(k: TileKernel) -> bool:
@@ -86,10 +121,11 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
         tensor = bool(device.features & {"wgmma", "tcgen05"})
         # A mask that annihilates takes registers of its own, and so do operands that lie in registers.
         masked = any(op.annihilates for op in dots)
-        if narrow and masked and not tensor:
+        if narrow and (masked or len(dots) > 2) and not tensor:
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
             if "wmma" in device.features:
-                found |= {r: 64 for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
+                rows = 64 if len(dots) <= 2 else 32
+                found |= {r: rows for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
             return found, 8
         return found, 8 if narrow and (head > 64 or masked or device.target != "cuda:90") else 4
     return found, 8 if narrow else 4
@@ -118,11 +154,17 @@ def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _shrink(k: TileKernel, tiles: dict[str, int], extents: Dict[str, int], most: int) -> None:
+def _shrink(k: TileKernel, tiles: dict[str, int], most: int) -> None:
     """Halve tiles until no operation of the kernel goes over more than so many elements."""
-    sizes = {g.rank: g.size for g in k.grid} | {h.rank: h.size for h in k.held} | dict(k.whole)
+    sizes = scoped_sizes(k)
+    # A program runs for two coordinates of these, as an empty rank needs; a product has sides.
+    pairs = {g.rank for g in k.grid if g.size == 2}
+    sides = {r for op in operations(k.body) if isinstance(op, Dot) for r in (*op.tile.axes, *op.over)}
 
     def visit(body: tuple[Op, ...], sizes: Dict[str, int]) -> None:
+        def size(r: str) -> int:
+            return max(_up(tiles.get(r, sizes.get(r, 1))), 2 if r in pairs else 1)
+
         for op in body:
             if isinstance(op, For):
                 visit(op.body, {**sizes, op.rank: op.size})
@@ -131,10 +173,10 @@ def _shrink(k: TileKernel, tiles: dict[str, int], extents: Dict[str, int], most:
             if isinstance(op, Map | Fold | Load):
                 axes = (*axes, *(op.over if isinstance(op, Fold) else ()))
             # Three axes and more are reduced through shared memory and slow to compile.
-            few = len([r for r in axes if _up(tiles.get(r, sizes.get(r, 1))) > 1]) <= 2
-            limit = most if few else MANY_AXES
-            while prod(_up(tiles.get(r, sizes.get(r, 1))) for r in axes) > limit:
-                free = [r for r in axes if r in tiles and tiles[r] > 1]
+            few = len([r for r in axes if size(r) > 1]) <= 2
+            limit = most if few else min(most, MANY_AXES)
+            while prod(map(size, axes)) > limit:
+                free = [r for r in axes if r in tiles and tiles[r] > (SIDE if r in sides and few else 1)]
                 if not free:
                     break
                 widest = max(free, key=lambda r: tiles[r])

@@ -160,7 +160,8 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     """The mapping of a target for these extents where nothing was tuned."""
     if target != "cpu":
         plain = mapped(c, Mapping(knobs=KNOBS), extents)
-        return gpu_mapping(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks}, device_of(target))
+        known = {r: n for r, n in extents.items() if r in c.ranks}
+        return gpu_mapping(plain.kernels, known, device_of(target), lambda m: mapped(c, m, extents).kernels)
     plain = mapped(c, CPU, extents)
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)

@@ -427,8 +427,8 @@ class _Builder:
             return e
         indices = tuple(self.value(i, guard) for i in e.indices)
         source = Access(e.tensor, indices)
-        # What the tensor's own ranks index lies inside it whatever guards the read.
-        plain = indices == self.c.indices_of(e.tensor)
+        # What the tensor's own ranks index, or what is limited by its form, lies inside it whatever guards the read.
+        plain = all(map(_inside, e.indices, self.c.indices_of(e.tensor)))
         held = None if plain else guard
         depends = self._depends(source) | (self._depends(held) if held is not None else frozenset())
         level = self._frame_of(depends, source, *([held] if held is not None else []))
