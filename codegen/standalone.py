@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..ir.cascade import Call, Cascade, Const, Expr, Extent, Param, Rank
+from ..ir.cascade import Call, Cascade, Const, Expr, Extent, Param, Rank, free_ranks
 from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
 from ..ir.extents import Use, bindings
+from ..ir.interval import entangled
 from ..ir.print import print_expr
 from .assembly import Program
-from .cpp import arguments, bounded_ranks, entry_names, print_cpp, standalone, stored
+from .cpp import arguments, bounded_ranks, checked_axes, entry_names, print_cpp, standalone, stored
 from .names import Names, comment, safe
 
 LARGEST = """// The greatest number with which a test holds that holds for all below it; 0 if it holds for none.
@@ -28,6 +29,18 @@ static int64_t castile_largest(Test test) {
   return low;
 }
 """
+
+GREATEST = """// The greatest value over 0 <= i < n, n at least 1.
+template <class Value>
+static int64_t castile_greatest(int64_t n, Value value) {
+  int64_t found = value(int64_t(0));
+  for (int64_t i = 1; i < n; ++i) found = castile::at_least(found, value(i));
+  return found;
+}
+"""
+
+# Names that the function uses beside those of tensors and ranks.
+LOCALS = ("words", "nothing", "nowhere", "castile_largest", "castile_greatest")
 
 
 def standalone_cpp(program: Program) -> str:
@@ -46,18 +59,25 @@ class _Entry:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.c: Cascade = program.cascade
-        self.names = Names()
+        entries = entry_names(program.kernels)
+        self.names = Names((*LOCALS, *entries, *(f"{e}_args" for e in entries)))
         self.name = safe(self.c.name)
         written = {p.name: p for k in program.kernels for p in k.tensors if p.name in k.outputs}
         self.outputs = tuple(written[name] for name in self.c.outputs)
         self.scratch = tuple(program.scratch)
+        self.indexed = {name for k in program.kernels for name, _ in checked_axes(k)}
         self.bindings = bindings(self.c)
         self.free = tuple(b.rank for b in self.bindings if b.param is not None)
 
     def lines(self) -> Iterator[str]:
         """The function, its kernels one after the other."""
-        if any(b.param is None for b in self.bindings):
-            yield LARGEST
+        body = list(self._body())
+        helpers = {"castile_largest": LARGEST, "castile_greatest": GREATEST}
+        yield from (text for name, text in helpers.items() if any(name in line for line in body))
+        yield from body
+
+    def _body(self) -> Iterator[str]:
+        """The function's own lines."""
         arguments_ = [self._argument(p, "const ") for p in self.c.params]
         arguments_ += [self._argument(p, "") for p in self.outputs]
         arguments_ += [f"int64_t {self._extent(r)}" for r in self.free]
@@ -73,9 +93,8 @@ class _Entry:
             kind = stored(p.dtype)
             yield f"  std::unique_ptr<{kind}[]> {name}(new (std::nothrow) {kind}[{self._size(p)} + 1]);"
             yield f"  if (!{name}) return -1;"
-        checked = any(f.kind == "fault" for k in self.program.kernels for f in arguments(k))
-        if checked:
-            yield "  int64_t fault = 0;"
+        if self.indexed:
+            yield "  int64_t fault = 0, nothing[8] = {}, nowhere = reinterpret_cast<int64_t>(nothing);"
         for k, entry in zip(self.program.kernels, entry_names(self.program.kernels), strict=True):
             yield "  {"
             yield f"    {entry}_args args{{}};"
@@ -119,7 +138,9 @@ class _Entry:
             text = self._tensor(p)
             scalar = not p.indices and p.name in self.c.param_of
             text = f"&{text}" if scalar else f"{text}.get()" if p in self.scratch else text
-            return f"reinterpret_cast<int64_t>({text})"
+            text = f"reinterpret_cast<int64_t>({text})"
+            # A clamped index must meet memory, also where the array has none.
+            return f"({self._size(p)} ? {text} : nowhere)" if name in self.indexed else text
         if kind == "size":
             return self._axis(p.indices[axis])
         return " * ".join(self._axis(i) for i in p.indices[axis + 1 :]) or "1"
@@ -133,27 +154,47 @@ class _Entry:
             return str(index.value)
         if isinstance(index, Rank):
             return self._extent(index.name)
-        return f"({self._greatest(index)} + 1)"
+        some = " && ".join(self._extent(r) for r in dict.fromkeys(sorted(free_ranks(index))))
+        return f"({some} ? {self._end(index)} + 1 : 0)"
 
-    def _greatest(self, e: Expr, sign: int = 1) -> str:
-        """The greatest value of an affine index, the least for a negative sign; ranks run from 0 to their extents."""
+    def _end(self, e: Expr, sign: int = 1) -> str:
+        """The greatest value of an index, the least for a negative sign; ranks run from 0 to their extents.
+
+        A rank that occurs twice or under a remainder is tried value by value.
+        """
+        tangled = [r for r in entangled(e) if r in free_ranks(e)]
+        text = self._bound(e, sign, frozenset(tangled))
+        minus = "-" if sign < 0 else ""
+        text = f"{minus}({text})" if tangled and minus else text
+        for r in tangled:
+            text = f"castile_greatest({self._extent(r)}, [&](int64_t {self.names('rank', r)}) {{ return {text}; }})"
+        return f"{minus}{text}" if tangled else text
+
+    def _bound(self, e: Expr, sign: int, tried: frozenset[str]) -> str:
         match e:
             case Const(value=value):
                 return str(value)
+            case Rank(name=name) if name in tried:
+                return self.names("rank", name)
             case Rank(name=name):
-                return f"({self._extent(name)} - 1)" if sign > 0 else "0"
+                return f"(at_least({self._extent(name)}, 1) - 1)" if sign > 0 else "0"
             case Extent(rank=rank):
                 return self._extent(rank)
+            case Call(op="neg", args=(a,)):
+                return f"(-{self._bound(a, -sign, tried)})"
             case Call(op="add", args=(a, b)):
-                return f"({self._greatest(a, sign)} + {self._greatest(b, sign)})"
+                return f"({self._bound(a, sign, tried)} + {self._bound(b, sign, tried)})"
             case Call(op="sub", args=(a, b)):
-                return f"({self._greatest(a, sign)} - {self._greatest(b, -sign)})"
-            case Call(op="mul", args=(Const(value=n), b) | (b, Const(value=n))) if n >= 0:
-                return f"({n} * {self._greatest(b, sign)})"
-            case Call(op="floordiv", args=(a, Const(value=n))) if n > 0:
-                return f"floordiv({self._greatest(a, sign)}, int64_t({n}))"
-            case Call(op="mod", args=(_, Const(value=n))) if n > 0:
-                return str(n - 1) if sign > 0 else "0"
+                return f"({self._bound(a, sign, tried)} - {self._bound(b, -sign, tried)})"
+            case Call(op="mul", args=(Const(value=int() as n), b) | (b, Const(value=int() as n))):
+                return f"({n} * {self._bound(b, sign if n >= 0 else -sign, tried)})"
+            case Call(op="minimum" | "maximum" as op, args=(a, b)):
+                name = "at_most" if op == "minimum" else "at_least"
+                return f"{name}({self._bound(a, sign, tried)}, {self._bound(b, sign, tried)})"
+            case Call(op="floordiv", args=(a, Const(value=int() as n))) if n > 0:
+                return f"floordiv<int64_t>({self._bound(a, sign, tried)}, {n})"
+            case Call(op="mod", args=(a, Const(value=int() as n))) if n > 0:
+                return f"floormod<int64_t>({self._bound(a, sign, tried)}, {n})"
         raise VerifyError(f"the size of an axis by `{print_expr(e)}` cannot be written as an expression")
 
     def _derived(self, rank: str, within: Sequence[Use]) -> Iterator[str]:
@@ -162,7 +203,11 @@ class _Entry:
         tests = []
         for use in within:
             index = self.c.indices_of(use.tensor)[use.axis]
-            tests.append(f"{self._greatest(use.index)} < {self._axis(index)}")
+            tests.append(f"{self._end(use.index)} < {self._axis(index)}")
+            least = self._end(use.index, -1)
+            if name in least:
+                at_one = f"[&](int64_t {name}) {{ return {least}; }}(1)"
+                tests.append(f"{least} >= at_most(0, {at_one})")
         yield f"  const int64_t {name} = castile_largest([&](int64_t {name}) {{ return {' && '.join(tests)}; }});"
 
     def _faulted(self, tensors: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def exact_interval(e: Expr, ranks: Mapping[str, Interval], extents: Mapping[str,
 
     Beyond `MAX_TRIED` coordinates it is the enclosure.
     """
-    tangled = [r for r in _entangled(e) if r in ranks]
+    tangled = [r for r in entangled(e) if r in ranks]
     enclosure = interval(e, ranks, extents)
     tried = math.prod(ranks[r][1] - ranks[r][0] + 1 for r in tangled)
     if not tangled or enclosure is None or not 0 < tried <= MAX_TRIED:
@@ -50,7 +50,7 @@ def exact_interval(e: Expr, ranks: Mapping[str, Interval], extents: Mapping[str,
     return None if span is None else (int(np.min(span[0])), int(np.max(span[1])))
 
 
-def _entangled(e: Expr) -> list[str]:
+def entangled(e: Expr) -> list[str]:
     """The ranks that occur twice or under a ``%``: there interval arithmetic encloses more than what is attained."""
     times = Counter(n.name for n in walk(e) if isinstance(n, Rank))
     for node in walk(e):
