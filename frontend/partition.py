@@ -35,9 +35,10 @@ COPIES = frozenset(
     "clone.default lift_fresh_copy.default cat.default constant_pad_nd.default contiguous.default".split()
 )
 PRODUCTS = frozenset("mm.default bmm.default addmm.default baddbmm.default".split())
+FLASH = "_scaled_dot_product_flash_attention_for_cpu.default"
 ATTENTION = frozenset(
     (
-        "_scaled_dot_product_flash_attention_for_cpu.default",
+        FLASH,
         "_scaled_dot_product_flash_attention_for_cpu_backward.default",
         FLEX,
     )
@@ -426,9 +427,16 @@ class Partitioner:
 def is_impure(node: Node) -> bool:
     """Whether a node draws random numbers, writes memory, or does what nobody knows."""
     target = node.target
+    if op_name(node) == FLASH and not _dropout_of(node):
+        return False  # it is tagged as random for its dropout
     if isinstance(target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
     return isinstance(target, torch._ops.HigherOrderOperator) and op_name(node) != FLEX
+
+
+def _dropout_of(node: Node) -> Any:
+    """The probability with which an attention call drops."""
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("dropout_p", 0.0)
 
 
 def jumps(node: Node) -> bool:

@@ -305,11 +305,12 @@ class _Builder:
             self.results[m.name] = Cast(m.output.dtype, value) if m.output.dtype is not None else value
 
     def _tiled(self, ranks: tuple[str, ...]) -> tuple[str, ...]:
-        """The two ranks that are tiled: the last, and of the others the last along which some operand is shared."""
+        """The two ranks that are tiled: the last, and the one along which the largest operand is shared, in doubt the
+        last of those: a mask that varies with nothing but its row says little about how keys are to be reused."""
         values = [self.e.expr, *(s.element for s in self.step or () if isinstance(s, Take))]
-        reads = [n for e in values for n in walk(e) if isinstance(n, Access) and n.indices]
-        shared = [r for r in ranks[:-1] if any(r not in free_ranks(n) for n in reads)]
-        return (*ranks[-1:], *(shared or ranks[:-1])[-1:])
+        reads = [free_ranks(n) for e in values for n in walk(e) if isinstance(n, Access) and n.indices]
+        shared = {r: max((len(n) for n in reads if r not in n), default=-1) for r in reversed(ranks[:-1])}
+        return (*ranks[-1:], *([max(shared, key=lambda r: shared[r])] if shared else ()))
 
     def _whole(self, ranks: tuple[str, ...]) -> list[str]:
         """Small ranks along which an inner reduction does not vary: one tile, so that it is computed once."""
