@@ -37,7 +37,7 @@ from ..ir.tile import (
     tiles_of,
     verify_kernel,
 )
-from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle
+from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, computed_in, join, settle
 from .names import Names, comment, safe
 from .strips import ROWS, Strip, reads, runs, strips, writes
 from .vectors import WIDEST, Lanes, NotVectors, Text, steps
@@ -1269,7 +1269,7 @@ class Printer:
         dtype = settle(own)
         if own == WEAK_FLOAT and wanted == "f64" or own == WEAK_INT and e.op == "where" and wanted in ("i32", "u32"):
             dtype = str(wanted)
-        within = self._within(e, dtype, types)
+        within = computed_in(e, dtype, types)
         if e.op == "where":
             condition = self.typed(e.args[0], "bool", axes)
             arms = ", ".join(self.typed(a, within, axes) for a in e.args[1:])
@@ -1298,26 +1298,6 @@ class Printer:
         if row.rule != "compare" and within != dtype:
             return Value(_converted(text, dtype), ATOM, dtype)
         return text
-
-    def _within(self, e: Call, dtype: str, types: list[str]) -> str:
-        """The type in which an operation is computed: its own, but for comparisons and what would lose an operand."""
-        rule = OPS[e.op].rule
-        if rule == "compare":
-            joined = settle(join(types[0], types[1]))
-            # An integer of 32 bits or more is no f32, so a mixed comparison is made in f64.
-            mixed = is_float(types[0]) != is_float(types[1])
-            wide = [t for t in types if not is_float(t) and t in DTYPES and DTYPES[t].bits >= 32]
-            if mixed and wide:
-                return "f64"
-            dtype = joined
-        if rule == "divide" and not any(is_float(t) for t in types):
-            return "f64"
-        if rule in ("compare", "arith", "integer", "logic") and DTYPES[dtype].is_integer and dtype != "i64":
-            row = DTYPES[dtype]
-            literals = [literal_value(a) for a, t in zip(e.args, types, strict=True) if t == WEAK_INT]
-            if any(n is not None and not row.lowest <= n <= row.highest for n in literals):
-                return "i64"
-        return dtype
 
     def _shift(self, e: Call, within: str, axes: frozenset[str]) -> Value:
         count = literal_value(e.args[1])

@@ -24,7 +24,7 @@ from .assembly import Program
 from .triton import fits_held, print_kernels, print_triton
 from .triton_interpret import plain_number
 from .triton_kernel import Argument, Printed
-from .triton_process import process
+from .triton_process import compile_seconds, process
 
 # Triton's names of the element types in memory; bools and 8-bit floats lie there as bytes.
 _TYPES = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "f8e4m3": "u8", "f8e5m2": "u8", "bool": "u8"}
@@ -106,7 +106,7 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     }
     child = process("triton_compile.py", False, os.getpid())
     with child.lock:
-        answer = child.ask({**request, "source": str(child.keep(source))})
+        answer = child.ask({**request, "source": str(child.keep(source))}, compile_seconds())
     if not answer.get("ok"):
         raise EvaluationError(
             f"Triton does not compile `{program.cascade.name}` for {target}: {answer.get('error')}",

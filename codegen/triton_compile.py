@@ -1,21 +1,16 @@
-"""The process in which generated Triton is compiled for any GPU, present or not. It imports nothing of castile.
+"""Compiles generated Triton for any GPU, present or not, in a process of its own (`triton_guest.py`).
 
-It reads one JSON request a line (a module, a target, and for each kernel its signature, constants and options) and
-answers with what the binaries tell: shared memory, registers, spills, instructions.
+A request names a module, a target, and for each kernel its signature, constants and options; the answer is what the
+binaries tell: shared memory, registers, spills, instructions.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +31,6 @@ AMD = {
 }
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _module(path: str, loaded: dict[str, Any]) -> Any:
-    if path not in loaded:
-        spec = importlib.util.spec_from_file_location(f"castile_compiled_{len(loaded)}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded[path] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded[path])
-    return loaded[path]
-
-
 def _tool(name: str) -> str | None:
     """A tool of the CUDA toolkit that comes with triton."""
     import triton
@@ -60,7 +39,7 @@ def _tool(name: str) -> str | None:
     return str(found) if found.exists() else None
 
 
-def _nvidia(asm: Any) -> dict[str, Any]:
+def _nvidia(asm: Any, warps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"instructions": _count(asm["ptx"], PTX)}
     tool = _tool("cuobjdump")
     if tool is None:
@@ -73,7 +52,9 @@ def _nvidia(asm: Any) -> dict[str, Any]:
         ).stdout
     # One line for each function; the greatest need counts.
     found["registers"] = max(map(int, re.findall(r"REG:(\d+)", text)), default=0)
-    found["spill_bytes"] = max(map(int, re.findall(r"STACK:(\d+)", text)), default=0)
+    # What leaves registers free has a frame for other reasons than want of them.
+    scarce = found["registers"] > min(255, 65536 // (32 * warps)) - 8
+    found["spill_bytes"] = max(map(int, re.findall(r"STACK:(\d+)", text)), default=0) if scarce else 0
     return found
 
 
@@ -96,14 +77,14 @@ def _count(text: str, kinds: dict[str, str]) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def _compile(request: dict[str, Any], loaded: dict[str, Any]) -> list[dict[str, Any]]:
+def _compile(request: dict[str, Any], load: Callable[[str], Any]) -> list[dict[str, Any]]:
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     backend, arch, warp = request["target"]
-    module = _module(request["source"], loaded)
+    module = load(request["source"])
     results = []
     for k in request["kernels"]:
         constants = {n: tl.int32 if v == "index" else v for n, v in k["constants"].items()}
@@ -112,29 +93,16 @@ def _compile(request: dict[str, Any], loaded: dict[str, Any]) -> list[dict[str, 
         started = time.process_time()
         made = triton.compile(source, target=GPUTarget(backend, arch, warp), options=k["options"])
         row = {"name": k["name"], "shared_bytes": int(made.metadata.shared)}
-        row |= _nvidia(made.asm) if backend == "cuda" else _amd(made.asm)
+        row |= _nvidia(made.asm, k["options"]["num_warps"]) if backend == "cuda" else _amd(made.asm)
         row["compile_s"] = round(time.process_time() - started, 3)
         results.append(row)
     return results
 
 
-def main() -> None:
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
-    loaded: dict[str, Any] = {}
-    for line in sys.stdin:
-        answer: dict[str, Any]
-        try:
-            answer = {"ok": True, "kernels": _compile(json.loads(line), loaded)}
-        except Exception as error:
-            lines = [t for t in str(error).strip().split("\n") if t.strip()]
-            answer = {"ok": False, "error": f"{type(error).__name__}: {lines[-1] if lines else ''}"[:2000]}
-            answer["detail"] = str(error)[-4000:]
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()
+def answer(request: dict[str, Any], load: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        return {"ok": True, "kernels": _compile(request, load)}
+    except Exception as error:
+        lines = [t for t in str(error).strip().split("\n") if t.strip()]
+        what = f"{type(error).__name__}: {lines[-1] if lines else ''}"[:2000]
+        return {"ok": False, "error": what, "detail": str(error)[-4000:]}

@@ -24,7 +24,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
 from ..ir.interval import interval
 from ..ir.ops import OPS
-from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, is_float, join, settle
+from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, computed_in, fits, settle
 from .triton_prelude import power_name
 
 # How tightly texts bind, in Python's order.
@@ -345,30 +345,6 @@ class Expressions:
             return Value(f"{args[0].at(SHIFT)} {OPS[e.op].symbol} {count}", SHIFT, within)
         name = "shift_left" if e.op == "lshift" else "shift_right_u32" if within == "u32" else "shift_right"
         return Value(f"{self.need(name)}({args[0].text}, {args[1].text}, {bits - 1})", ATOM, within)
-
-
-def fits(number: float | int, dtype: str) -> bool:
-    row = DTYPES[dtype]
-    return row.lowest <= number <= row.highest if row.is_integer else row.is_float and abs(number) < 1 << 24
-
-
-def computed_in(e: Call, dtype: str, types: Sequence[str]) -> str:
-    """The type in which an operation is computed: its own, but for comparisons and what would lose an operand."""
-    rule = OPS[e.op].rule
-    if rule == "compare":
-        joined = settle(join(types[0], types[1]))
-        # An integer of 32 bits or more is no f32, so a mixed comparison is made in f64.
-        mixed = is_float(types[0]) != is_float(types[1])
-        if mixed and any(not is_float(t) and t in DTYPES and DTYPES[t].bits >= 32 for t in types):
-            return "f64"
-        dtype = joined
-    if rule == "divide" and not any(is_float(t) for t in types):
-        return "f64"
-    if rule in ("compare", "arith", "integer", "logic") and DTYPES[dtype].is_integer and dtype != "i64":
-        literals = [literal_value(a) for a, t in zip(e.args, types, strict=True) if t == WEAK_INT]
-        if any(n is not None and not fits(n, dtype) for n in literals):
-            return "i64"
-    return dtype
 
 
 def _is_difference(e: Expr) -> bool:

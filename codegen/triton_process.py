@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,20 @@ from ..ir.errors import EvaluationError, UsageError
 _START = "import runpy, sys; sys.path.pop(0); runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
+# The environment variable with the seconds that Triton may take to compile a program, and how many it else may.
+LIMIT, SECONDS = "CASTILE_COMPILE_SECONDS", 300.0
+
+
+def compile_seconds() -> float:
+    """How long Triton may compile. Raises `UsageError` where `LIMIT` is no number above 0."""
+    given = os.environ.get(LIMIT, "")
+    with contextlib.suppress(ValueError):
+        found = float(given or SECONDS)
+        if found > 0:
+            return found
+    raise UsageError(f"`{LIMIT}` is no number of seconds", expected="a number above 0", got=repr(given))
+
+
 class Process:
     """One child, running a script of this folder. Hold ``lock`` while using it or its folder."""
 
@@ -37,9 +52,10 @@ class Process:
         self.folder = Path(self._temporary.name)
         self._errors = open(self.folder / "stderr", "w+b")  # noqa: SIM115
         env = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0", "PYTHONWARNINGS": "ignore"}
-        with resources.as_file(resources.files(__package__).joinpath(script)) as path:
+        files = resources.files(__package__)
+        with resources.as_file(files / "triton_guest.py") as guest, resources.as_file(files / script) as path:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(path)],
+                [sys.executable, "-c", _START, str(guest), str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -57,14 +73,19 @@ class Process:
             path.write_text(source, encoding="utf-8")
         return path
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request. Raises `EvaluationError` when the process ends, `UsageError` without Triton."""
+    def ask(self, request: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """The answer to a request. Raises `UsageError` without Triton, `EvaluationError` when the process ends or no
+        answer comes in so many seconds; then the process is ended, and the next request starts another."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         with contextlib.suppress(OSError):
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
+            if seconds is not None and not select.select([stdout], [], [], seconds)[0]:
+                process.cache_clear()
+                self.close()
+                raise EvaluationError(f"Triton took more than {seconds:.0f} s", hint=f"{LIMIT} sets how many it may")
             answer = stdout.readline()
             if answer:
                 found: dict[str, Any] = json.loads(answer)

@@ -6,7 +6,7 @@ meets: ``W & 15`` stays u32, ``x * 2`` stays f32. Ranks and extents are i64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .cascade import (
     Access,
@@ -262,3 +262,27 @@ def _output_types(e: Einsum, types: dict[str, str], checker: TypeChecker) -> dic
                 break
             found = settle(join(found, again))
     return {name: declared or found}
+
+
+def fits(number: float | int, dtype: str) -> bool:
+    row = DTYPES[dtype]
+    return row.lowest <= number <= row.highest if row.is_integer else row.is_float and abs(number) < 1 << 24
+
+
+def computed_in(e: Call, dtype: str, types: Sequence[str]) -> str:
+    """The type in which an operation is computed: its own, but for comparisons and what would lose an operand."""
+    rule = OPS[e.op].rule
+    if rule == "compare":
+        joined = settle(join(types[0], types[1]))
+        # An integer of 32 bits or more is no f32, so a mixed comparison is made in f64.
+        mixed = is_float(types[0]) != is_float(types[1])
+        if mixed and any(not is_float(t) and t in DTYPES and DTYPES[t].bits >= 32 for t in types):
+            return "f64"
+        dtype = joined
+    if rule == "divide" and not any(is_float(t) for t in types):
+        return "f64"
+    if rule in ("compare", "arith", "integer", "logic") and DTYPES[dtype].is_integer and dtype != "i64":
+        literals = [literal_value(a) for a, t in zip(e.args, types, strict=True) if t == WEAK_INT]
+        if any(n is not None and not fits(n, dtype) for n in literals):
+            return "i64"
+    return dtype

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 import castile  # noqa: E402
 from castile.codegen.triton import print_triton, standalone  # noqa: E402
 from castile.codegen.triton_build import CudaProgram, resources  # noqa: E402
-from castile.ir.errors import InputError, UsageError  # noqa: E402
+from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
 from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
 from castile.passes.tile import TileProgram  # noqa: E402
@@ -142,3 +142,15 @@ def test_the_benchmark_tells_what_is_wrong(bench: ModuleType) -> None:
     row = {"example": "gemm", "target": "cuda:90", "spill_bytes": 8, "instructions": {"mma": 3}}
     assert list(bench.faults(row)) == ["gemm on cuda:90 spills 8 bytes", "gemm on cuda:90 has no wgmma"]
     assert list(bench.faults({"example": "x", "target": "cuda:90", "error": "no"})) == ["x on cuda:90: no"]
+
+
+def test_a_compilation_has_so_many_seconds_and_the_next_one_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, mapping = made("softmax", "cuda:80")
+    monkeypatch.setenv("CASTILE_COMPILE_SECONDS", "1e-9")
+    with pytest.raises(EvaluationError, match="took more than"):
+        resources(program, mapping, "cuda:80")
+    monkeypatch.setenv("CASTILE_COMPILE_SECONDS", "soon")
+    with pytest.raises(UsageError, match="no number of seconds"):
+        resources(program, mapping, "cuda:80")
+    monkeypatch.delenv("CASTILE_COMPILE_SECONDS")
+    assert resources(program, mapping, "cuda:80").registers > 0

@@ -1,0 +1,261 @@
+"""What every part of the Triton printer shares: names, lines, the axes in scope, and texts of whole tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..ir.cascade import Expr, Param
+from ..ir.dtypes import DTYPES
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Tile, TileKernel, operations, verify_kernel
+from ..ir.types import TypeChecker
+from .cpp import checked_axes, runtime_ranks
+from .names import Names
+from .triton_expr import ATOM, Expressions, Value, aligned
+
+# The least size of each side of a matrix product on every GPU that Triton knows.
+LEAST_DOT = 16
+
+# Names that generated Triton must not take: Python's words, its built-ins in use, and the module's own.
+TAKEN = tuple(
+    """False None True and as assert async await break class continue def del elif else except finally for from global
+    if import in is lambda nonlocal not or pass raise return try while with yield match case type int float bool max min
+    range len abs pow round print sum any all tl triton torch INF LOG2_E INDEX pid fault fault_ out exp sigmoid
+    maximum minimum reduce_max reduce_min reduce_prod multiply expm1 log1p tanh rint floordiv floormod shift_left
+    shift_right to_integer to_bf16 annihilating grid main check self dot
+    tensors spans narrow positions programs faults number names largest low high middle fits abs zip sum bool""".split()
+)
+
+
+def power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A rank in scope: the step from tile to tile, the size of its vector, and whether lanes may be inactive."""
+
+    step: int
+    block: int
+    masked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a kernel.
+
+    ``kind`` is "pointer", "scalar", "stride", "size" (of ``axis`` of tensor ``name``), "extent" (of rank ``name``),
+    "fault", or a constant: "even" (is the extent of rank ``name`` a multiple of ``value``?), "constant", "index" (the
+    type of positions).
+    """
+
+    text: str
+    kind: str
+    name: str = ""
+    axis: int = 0
+    value: int = 0
+
+    @property
+    def is_constant(self) -> bool:
+        return self.kind in ("even", "constant", "index")
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """A kernel as text, what a host passes to it, and the helpers that it needs.
+
+    ``grid`` holds the extents' ranks and steps whose counts of tiles multiply to the number of programs.
+    """
+
+    name: str
+    text: str
+    arguments: tuple[Argument, ...]
+    grid: tuple[tuple[str, int], ...]
+    helpers: frozenset[str]
+    sequential: bool
+
+
+class Scope:
+    """The state of a printer of one kernel, and what its operations are written with."""
+
+    def __init__(self, k: TileKernel, name: str, *, by_value: frozenset[str], numerics: str, interpret: bool) -> None:
+        """``by_value`` names the 0-dimensional tensors that are numbers; others of no axes lie in memory."""
+        verify_kernel(k)
+        self.by_value = by_value
+        self.k = k
+        self.function = name
+        self.numerics = numerics
+        self.interpret = interpret
+        self.params: Mapping[str, Param] = {p.name: p for p in k.tensors}
+        self.names = Names((*TAKEN, name))
+        types = {p.name: p.dtype for p in k.tensors}
+        types |= {op.tile.name: op.tile.dtype for op in operations(k.body) if isinstance(op, Load | Map | Fold | Dot)}
+        self.checker = TypeChecker(types, {})
+        scalars = {p.name: p.dtype for p in k.tensors if not p.indices}
+        self.e = Expressions(self.checker, self.named, scalars, interpret, numerics != "fast")
+        self.checked = checked_axes(k)
+        self.axes: dict[str, Axis] = {}
+        self.lines: list[str] = []
+        self.depth = 1
+        self.constants: dict[str, Argument] = {}
+        self.values: set[str] = set()
+        self.read: set[str] = set()
+        self.least = least_blocks(k)
+        self.kept = kept_types(k)
+        self.clean: set[str] = set()
+        self.sequential = any(isinstance(op, Load) and op.source.tensor in k.outputs for op in operations(k.body))
+        for p in k.tensors:
+            self.names("tensor", p.name)
+        for r in [*(g.rank for g in k.grid), *k.whole, *(h.rank for h in k.held), *runtime_ranks(k)]:
+            self.names("rank", r)
+        for t in types:
+            self.names("tensor" if t in self.params else "tile", t)
+
+    # Names
+
+    def named(self, kind: str, name: str) -> str:
+        match kind:
+            case "extent":
+                return self.names("extent", name, "{}_extent")
+            case "extent value":
+                self.values.add(name)
+                return self.names("total", name, "{}_total")
+            case "start":
+                return self.names("start", name, "{}0")
+            case "in":
+                return self.names("in", name, "{}_in")
+            case "scalar" if name in self.k.outputs:
+                return f"tl.load({self.names('tensor', name)})"
+            case "scalar":
+                self.read.add(name)
+                return self.names("scalar", name, "{}_value")
+            case _:
+                return self.names(kind, name)
+
+    def extent(self, rank: str) -> str:
+        return str(self.k.whole[rank]) if rank in self.k.whole else self.named("extent", rank)
+
+    def stride(self, tensor: str, axis: int) -> str:
+        return self.names("stride", f"{tensor}_stride{axis}")
+
+    def size(self, tensor: str, axis: int) -> str:
+        return self.names("size", f"{tensor}_size{axis}")
+
+    def constant(self, form: str, rank: str, value: int, kind: str = "constant") -> str:
+        text = self.names(f"{kind} {value}", rank, form)
+        self.constants.setdefault(text, Argument(text, kind, rank, 0, value))
+        return text
+
+    # Lines
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text if text else "")
+
+    # Axes
+
+    def _shape(self, axes: Sequence[str]) -> list[str]:
+        return [self.constant("BLOCK_{}", a, self.axes[a].block) for a in axes]
+
+    def _long(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """The axes of many coordinates."""
+        return tuple(a for a in axes if self.axes[a].block != 1)
+
+    def _mask(self, axes: Sequence[str], over: Sequence[str]) -> str:
+        """The active lanes of some axes, over the given ones; "" where all always are."""
+        return " & ".join(aligned(self.named("in", a), (a,), over) for a in over if a in axes)
+
+    def _whole_text(self, e: Expr, dtype: str, axes: Sequence[str], floor: int = 0) -> str:
+        """An expression as a value of a dtype over exactly the given axes."""
+        v = self.e.value(e, axes, dtype)
+        if v.literal:
+            return self.e.full(self._shape(axes), v, dtype)
+        text = v.text if v.dtype == dtype else self.e.converted(v, dtype)
+        if self.e.spread(e) >= set(axes):
+            return Value(text, v.level if v.dtype == dtype else ATOM, dtype).at(floor)
+        return self.e.full(self._shape(axes), Value(text, ATOM, dtype), dtype)
+
+    def _set(self, tile: Tile, text: str, clean: bool = False) -> None:
+        """Assign a tile."""
+        axes = self._long(tile.axes)
+        name = self.names("tile", tile.name)
+        self.e.tiles[tile.name] = (name, axes, self.kept.get(tile.name, tile.dtype))
+        self.line(f"{name} = {text}")
+        (self.clean.add if clean else self.clean.discard)(tile.name)
+
+    def _block(self, rank: str, size: int) -> int:
+        return max(power_of_two(size), self.least.get(rank, 1))
+
+    def _step(self, rank: str, size: int) -> str:
+        if self._block(rank, size) == size:
+            return self.constant("BLOCK_{}", rank, size)
+        return str(size)
+
+
+def dot_groups(
+    op: Dot, axes: Mapping[str, tuple[str, ...]], kept: tuple[str, ...]
+) -> tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
+    """The operands of a matrix product in order, and the axes of its batch, rows and columns; None where it is none."""
+    a, b = set(axes[op.left]), set(axes[op.right])
+    batch = tuple(r for r in kept if r in a and r in b)
+    rows = tuple(r for r in kept if r in a and r not in b)
+    columns = tuple(r for r in kept if r in b and r not in a)
+    over = [r for r in op.over if r in a and r in b]
+    if not rows or not columns or not over:
+        return None
+    rest = [r for r in kept if r not in batch]
+    if rest and rest[0] in columns:
+        return op.right, op.left, batch, columns, rows
+    return op.left, op.right, batch, rows, columns
+
+
+def least_blocks(k: TileKernel) -> dict[str, int]:
+    """The least size of each rank's vector, so that dots are matrix products of at least 16 by 16 by 16."""
+    least: dict[str, int] = {}
+
+    def visit(body: tuple[Op, ...], sizes: dict[str, int], tiles: dict[str, Tile]) -> None:
+        for op in body:
+            if isinstance(op, For):
+                visit(op.body, {**sizes, op.rank: op.size}, tiles)
+                continue
+            if isinstance(op, Load | Map | Fold | Dot):
+                tiles[op.tile.name] = op.tile
+            if not isinstance(op, Dot):
+                continue
+            long = {t: tuple(a for a in tiles[t].axes if sizes[a] != 1) for t in (op.left, op.right, op.tile.name)}
+            plan = dot_groups(op, long, long[op.tile.name])
+            if plan is None:
+                continue
+            _, _, _, m, n = plan
+            for group in (m, n, tuple(r for r in op.over if sizes[r] != 1)):
+                product = 1
+                for r in group:
+                    product *= max(power_of_two(sizes[r]), least.get(r, 1))
+                if product < LEAST_DOT:
+                    widest = max(group, key=lambda r: sizes[r])
+                    now = max(power_of_two(sizes[widest]), least.get(widest, 1))
+                    least[widest] = now * (LEAST_DOT // product)
+
+    sizes = {g.rank: g.size for g in k.grid} | dict(k.whole) | {h.rank: h.size for h in k.held}
+    visit(k.body, sizes, {})
+    return least
+
+
+def kept_types(k: TileKernel) -> dict[str, str]:
+    """Tiles that only loads make and that stay in the narrower type of their tensor until they are used."""
+    params = {p.name: p.dtype for p in k.tensors}
+    makers: dict[str, list[Op]] = {}
+    for op in operations(k.body):
+        if isinstance(op, Load | Map | Fold | Dot):
+            makers.setdefault(op.tile.name, []).append(op)
+    found = {}
+    for name, ops in makers.items():
+        loads = [op for op in ops if isinstance(op, Load)]
+        types = {params[op.source.tensor] for op in loads}
+        scalar = any(not op.source.indices for op in loads)
+        if len(loads) == len(ops) and len(types) == 1 and not scalar:
+            (dtype,) = types
+            tile = loads[0].tile
+            row = DTYPES[dtype]
+            if dtype not in ("bool", tile.dtype) and row.compute == tile.dtype and row.bits < DTYPES[tile.dtype].bits:
+                found[name] = dtype
+    return found
