@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -132,6 +132,14 @@ class Kernel:
         except (KeyError, AttributeError, TypeError):
             run = self._meet(inputs)
         return run(out=out, **inputs)
+
+    def launcher(self, inputs: Dict[str, Any], out: Sequence[Any]) -> Callable[[Sequence[Any], list[int]], None] | None:
+        """The program for tensors that lie as these do, called with numbers and addresses and nothing checked again.
+
+        None where the target has no such thing. Raises what a call raises for arguments that do not fit.
+        """
+        made: Any = getattr(self._meet(inputs), "launcher", None)
+        return None if made is None else made(inputs, out)
 
     def _meet(self, inputs: Dict[str, Any]) -> Runner:
         """The program for arguments of new shapes. What is no array is for the program itself to refuse."""

@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,9 @@ _NOWHERE = ctypes.addressof(_NOTHING)
 
 _SCALAR_CODES = {"f64": "d", "f32": "f4x", "i64": "q", "i32": "i4x", "i16": "h6x", "i8": "b7x", "u8": "B7x"}
 _SCALAR_CODES |= {"u32": "I4x", "bool": "?7x", "f16": "H6x", "bf16": "H6x", "f8e4m3": "B7x", "f8e5m2": "B7x"}
+
+# A program whose arguments were checked: it takes numbers and addresses.
+Launcher = Callable[[Sequence[Any], list[int]], None]
 
 # Threads
 
@@ -187,8 +190,20 @@ class CpuProgram(Arguments):
             return out
         return results[0] if len(results) == 1 else tuple(results)
 
+    def launcher(self, inputs: Mapping[str, Any], out: Sequence[Any]) -> Launcher:
+        """The program for tensors that lie as these do, called with the values of scalars and with addresses: of the
+        tensors in the order of the cascade, then of the outputs. It checks nothing but what indices read from data.
+
+        Raises `InputError` for arguments that do not fit.
+        """
+        arrays, _ = self._split(inputs)
+        arrays = [self._accepted(x, p) for x, p in zip(arrays, self.tensors, strict=True)]
+        return partial(self._launch, self._plan(arrays, self._given_outputs(out), any(map(is_torch, arrays))))
+
     def _run(self, plan: Plan, addresses: list[int], results: Sequence[Any], numbers: list[Any]) -> None:
-        pointers = addresses + [address(x) for x in results]
+        self._launch(plan, numbers, addresses + [address(x) for x in results])
+
+    def _launch(self, plan: Plan, numbers: Sequence[Any], pointers: list[int]) -> None:
         if plan.empty:
             pointers = [a or _NOWHERE for a in pointers]
         if plan.scratch_bytes:

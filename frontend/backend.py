@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from operator import getitem
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..codegen import targets
@@ -187,6 +189,13 @@ def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionC
 
 # The graph with its regions replaced
 
+# The same operations by the shorter way from Python.
+SHORTER: Mapping[str, Callable[..., Any]] = {
+    "view.default": torch.Tensor.view, "t.default": torch.t, "transpose.int": torch.transpose,
+    "permute.default": torch.permute, "unsqueeze.default": torch.unsqueeze, "mm.default": torch.mm,
+    "bmm.default": torch.bmm, "addmm.default": torch.addmm,
+}  # fmt: skip
+
 
 def _rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> GraphModule:
     """A copy of the graph in which each region is one call."""
@@ -200,11 +209,12 @@ def _rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> G
     for unit in units:
         if isinstance(unit, Node):
             env[unit] = graph.node_copy(unit, env.__getitem__)
+            env[unit].target = SHORTER.get(op_name(unit), unit.target)
             continue
         _, call = calls[unit]
         made = graph.call_function(call, tuple(env[n] for n in leaves[unit]))
         for i, (n, k, _) in enumerate(call.lowered.results):
-            item = graph.call_function(_getitem, (made, i))
+            item = graph.call_function(getitem, (made, i))
             if k < 0:
                 env[n] = item
             else:
@@ -212,10 +222,6 @@ def _rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> G
                     if op_name(u) == "getitem" and u.args[1] == k:
                         env[u] = item
     return GraphModule(gm, graph)
-
-
-def _getitem(values: Sequence[Any], at: int) -> Any:
-    return values[at]
 
 
 def _ordered(
