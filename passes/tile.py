@@ -42,6 +42,7 @@ from ..ir.verify import scan_step
 from .count import needed
 from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
 from .inline import Inliner, renamed
+from .neutral import neutral_body
 from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .step import Let, Step, Take
 
@@ -249,7 +250,7 @@ class _Builder:
             self.sizes[r] = self.tiling.ranks.get(r, self.sizes.get(r, 1))
         for r in self._whole(ranks):
             given = self.tiling.ranks.get(r, 0)
-            self.sizes[r] = given if self.tiling.hold and given >= self.extents[r] else ON_CHIP
+            self.sizes[r] = given if self.tiling.hold and given >= max(1, self.extents[r]) else ON_CHIP
         for r in ranks:
             if any(r not in o.ranks for o in (*e.outputs, *(m.output for m in after))):
                 # Its only tile runs where the rank is empty too, and then has no coordinate.
@@ -801,7 +802,7 @@ class _Builder:
             names[p] = x
         ops = self.frames[-1].ops
         results: dict[str, Expr] = dict(names)
-        for name, expr in m.body:
+        for name, expr in neutral_body(m, e.ranks):
             value = _named(expr, results)
             tile = self._tile(name, ranks[name] | set(e.ranks), settle(self.checker.infer(value)))
             ops.append(Map(tile, value))

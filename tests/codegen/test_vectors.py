@@ -108,3 +108,23 @@ def test_attention_runs_by_strips_with_packed_operands() -> None:
     assert "dot_packed<bf16, bf16>(" in text
     assert "pack<bf16, bf16>(" in text
     assert "lanes_below(" in text
+
+
+LSE = """
+@monoid(identity=(-inf, 0.0))
+def lse(m, l, n, s) -> (M, L):
+    M = maximum(m, n)
+    L = l * exp(m - M) + s * exp(n - M)
+
+def f(X: f32[q, k]) -> (A, B):
+    (A[q], B[q]) = lse[k](where(k >= q, X[q, k], -inf), 1.0)
+"""
+
+
+def test_a_users_monoid_skips_what_is_masked() -> None:
+    """Also before anything else has come in, and where nothing does."""
+    c = castile.parse(LSE)
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    run = castile.compile(c, "cpu")
+    for judgement in judge(c, {"X": x}, dict(zip(c.outputs, run(X=x), strict=True))):
+        assert judgement.ok, str(judgement)
