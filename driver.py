@@ -42,12 +42,15 @@ def compile(
     shapes: Dict[str, int] | None = None,
     mapping: Mapping | None = None,
     numerics: str | None = None,
+    *,
+    tuned: bool = True,
 ) -> Kernel:
     """Compile a cascade: a kernel that is called with its parameters by name.
 
     ``target`` is "cpu", "interpret", "cuda", "cuda:90", …; None is the GPU that is present, else the CPU. ``shapes``
     gives extents by rank and is a hint: the kernel runs for any, choosing among variants. ``mapping`` fixes how it
-    runs; None takes what was tuned for the nearest shapes, else the default. ``numerics`` overrides the cascade's own.
+    runs; None takes what was tuned for the nearest shapes (unless ``tuned`` is False), else the default. ``numerics``
+    overrides the cascade's own.
     Nothing is built before the first call or before `Kernel.resources` is read.
 
     Raises `UsageError` for an unknown target or numerics, `InputError` for shapes or a mapping that do not fit.
@@ -57,15 +60,15 @@ def compile(
     _check_given(c, mapping)
     small = recall(("on-chip ranks", str(c)), lambda: sorted(small_ranks(c)))
     extents = nominal(c, small) if shapes is None else resolve(c, shapes)
-    choose = partial(_choose, c, target, mapping)
+    choose = partial(_choose, c, target, mapping, tuned)
     return Kernel(c, target, choose, partial(bucket, c, small=small), partial(check_reads, c), extents)
 
 
-def _choose(c: Cascade, target: str, mapping: Mapping | None, extents: Dict[str, int]) -> Variant:
+def _choose(c: Cascade, target: str, mapping: Mapping | None, tuned: bool, extents: Dict[str, int]) -> Variant:
     """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
     find = _variant.__wrapped__ if os.environ.get("CASTILE_DUMP") else _variant
     origin = "given"
-    if mapping is None:
+    if mapping is None and tuned:
         mapping, origin = _tuned(c, target, extents), "tuned"
     return find(c, target, mapping, tuple(extents.items()), origin if mapping is not None else "default")
 
@@ -79,6 +82,11 @@ def _tuned(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping | None:
     from .autotune.records import recorded
 
     return recorded(c, extents, target)
+
+
+def is_tuned(c: Cascade, extents: Dict[str, int], target: str) -> bool:
+    """Whether a mapping is on record for these extents or near ones."""
+    return _tuned(c, target, extents) is not None
 
 
 def tune(

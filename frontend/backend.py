@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -21,9 +20,11 @@ from torch.fx import Graph, GraphModule, Node
 from ..codegen import targets
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
-from .fx import op_name
+from .fx import fakes, op_name
 from .partition import Partition, Partitioner, Region, is_impure, lower_region
 from .region import RegionCall, extract, kernel_of, warn_fallback
+from .rest import with_inductor
+from .tuning import tune_calls
 
 TUNE = ("off", "cached", "quick", "full")
 FALLBACK = ("eager", "inductor")
@@ -91,10 +92,6 @@ def castile(
 ) -> Callable[..., Any]:
     """The backend that `torch.compile(model, backend="castile")` finds by its entry point."""
     chosen = Options.of(mode, options)
-    if chosen.fallback == "inductor":
-        warnings.warn(
-            "castile: the rest of a model runs in eager for now, not in Inductor", RuntimeWarning, stacklevel=2
-        )
     compiled: Callable[..., Any] = backend(chosen)(gm, example_inputs)
     return compiled
 
@@ -125,8 +122,11 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
             call = _lowered_call(gm, region, partitioner, target, options, check)
             if call is not None:
                 done.calls.append((region, call))
+    tune_calls(done.calls, target, options.tune)
     done.calls = _built(done.calls)
     done.module = _rewritten(gm, done.calls)
+    if options.fallback == "inductor":
+        done.module = with_inductor(done.module)
     return done
 
 
@@ -150,7 +150,7 @@ def _lowered_call(
     name = region_name(region)
     try:
         reference, leaves = extract(gm, lowered.results, lowered.arguments)
-        kernel = kernel_of(lowered.cascade, target, options.numerics)
+        kernel = kernel_of(lowered.cascade, target, options.numerics, options.tune)
         return RegionCall(name, lowered, leaves, reference, kernel, check)
     except CastileError as error:
         region.chosen, region.reason = False, f"castile cannot compile it: {error.message}"
@@ -215,6 +215,7 @@ def _rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> G
         made = graph.call_function(call, tuple(env[n] for n in leaves[unit]))
         for i, (n, k, _) in enumerate(call.lowered.results):
             item = graph.call_function(getitem, (made, i))
+            item.meta["val"] = fakes(n)[max(0, k)]
             if k < 0:
                 env[n] = item
             else:

@@ -32,9 +32,9 @@ class RegionError(CastileError):
 
 
 @lru_cache(maxsize=2048)
-def kernel_of(cascade: Cascade, target: str | None, numerics: str | None) -> Kernel:
-    """The kernel of a cascade, one for all regions that say the same."""
-    return driver.compile(cascade, target=target, numerics=numerics)
+def kernel_of(cascade: Cascade, target: str | None, numerics: str | None, tune: str = "cached") -> Kernel:
+    """The kernel of a cascade, one for all regions that say the same; unless ``tune`` is "off", as it is on record."""
+    return driver.compile(cascade, target=target, numerics=numerics, tuned=tune != "off")
 
 
 @dataclass(frozen=True, slots=True)
