@@ -19,7 +19,7 @@ from .codegen.assembly import assemble
 from .codegen.kernel import Kernel, Variant
 from .codegen.memo import recall
 from .ir.cascade import Cascade
-from .ir.errors import InputError, UsageError
+from .ir.errors import UsageError
 from .ir.extents import resolve
 from .ir.mapping import Mapping
 from .passes import account
@@ -57,7 +57,8 @@ def compile(
     """
     target = targets.named(target)
     c = _with_numerics(c, numerics)
-    _check_given(c, mapping)
+    if mapping is not None:
+        check_mapping(c, mapping)
     small = recall(("on-chip ranks", str(c)), lambda: sorted(small_ranks(c)))
     extents = nominal(c, small) if shapes is None else resolve(c, shapes)
     choose = partial(_choose, c, target, mapping, tuned)
@@ -149,26 +150,11 @@ def emit(
     """
     target = targets.named(target)
     c = _with_numerics(c, numerics)
-    _check_given(c, mapping)
+    if mapping is not None:
+        check_mapping(c, mapping)
     extents = bucket(c, nominal(c) if shapes is None else resolve(c, shapes))
     chosen = mapping if mapping is not None else default_mapping(c, target, extents)
     return targets.standalone(mapped(c, chosen, extents).program, chosen, target)
-
-
-def _check_given(c: Cascade, mapping: Mapping | None) -> None:
-    """Raise `InputError` for a mapping that names what the cascade does not have, or asks for what no target does."""
-    if mapping is None:
-        return
-    check_mapping(c, mapping)
-    for rank, pieces in mapping.splits.items():
-        if pieces > 1:
-            raise InputError(
-                f"the mapping splits rank `{rank}`, and no target runs the pieces of a rank apart yet",
-                rank=rank,
-                expected="1",
-                got=str(pieces),
-                hint="leave the split out; castile.partial and castile.merge do it by hand",
-            )
 
 
 def _with_numerics(c: Cascade, numerics: str | None) -> Cascade:

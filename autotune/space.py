@@ -258,7 +258,7 @@ def _held(kernels: Kernels, extents: Mapping[str, int]) -> Held:
     sizes: dict[str, int] = {}
     most = -1
     for k in kernels:
-        here = {**extents, **_sizes((k,)), **k.whole, **{h.rank: h.size for h in k.held}}
+        here = {**extents, **_sizes((k,)), **k.fixed, **{h.rank: h.size for h in k.held}}
         tiles = [(t.axes, max(1, DTYPES[t.dtype].bits // 8)) for t in tiles_of(k).values()]
         total = sum(size * math.prod(here.get(r, 1) for r in axes) for axes, size in tiles)
         if total > most:

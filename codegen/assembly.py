@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..ir.cascade import Cascade, Param, Rank
+from ..ir.cascade import Cascade, Const, Param, Rank, literal_value
 from ..ir.errors import VerifyError
 from ..ir.parse import parse
 from ..ir.tile import TileKernel
@@ -34,13 +34,12 @@ class Program(Protocol):
 class Entry:
     """How one kernel is called: its symbol, the words of its argument struct, and which tensors these speak of.
 
-    ``whole`` fixes extents, ``held`` limits them; ranks in ``bounded`` need none.
+    ``held`` limits extents; ranks in ``bounded`` need none.
     """
 
     symbol: str
     fields: tuple[Field, ...]
     tensors: tuple[str, ...]
-    whole: Mapping[str, int]
     held: Mapping[str, int]
     bounded: frozenset[str]
 
@@ -64,14 +63,13 @@ class Assembly:
                     "symbol": e.symbol,
                     "fields": [[f.kind, f.name, f.axis] for f in e.fields],
                     "tensors": list(e.tensors),
-                    "whole": dict(e.whole),
                     "held": dict(e.held),
                     "bounded": sorted(e.bounded),
                 }
                 for e in self.entries
             ],
-            "outputs": [[p.name, p.dtype, _ranks(p)] for p in self.outputs],
-            "scratch": [[p.name, p.dtype, _ranks(p)] for p in self.scratch],
+            "outputs": [[p.name, p.dtype, _axes(p)] for p in self.outputs],
+            "scratch": [[p.name, p.dtype, _axes(p)] for p in self.scratch],
             "source": self.source,
         }
 
@@ -83,7 +81,6 @@ class Assembly:
                 e["symbol"],
                 tuple(Field(*f) for f in e["fields"]),
                 tuple(e["tensors"]),
-                e["whole"],
                 e["held"],
                 frozenset(e["bounded"]),
             )
@@ -93,13 +90,13 @@ class Assembly:
         return cls(parse(data["cascade"]), entries, outputs, scratch, data["source"])
 
 
-def _ranks(p: Param) -> list[str]:
-    """The ranks of a tensor that kernels write: these index it bare."""
-    return [i.name for i in p.indices if isinstance(i, Rank)]
+def _axes(p: Param) -> list[str | int]:
+    """The axes of a tensor that kernels write: ranks, which index it bare, and axes of known size."""
+    return [i.name if isinstance(i, Rank) else int(literal_value(i) or 0) for i in p.indices]
 
 
-def _param(name: str, dtype: str, ranks: list[str]) -> Param:
-    return Param(name, dtype, tuple(map(Rank, ranks)))
+def _param(name: str, dtype: str, axes: list[str | int]) -> Param:
+    return Param(name, dtype, tuple(Rank(a) if isinstance(a, str) else Const(a) for a in axes))
 
 
 def assemble(program: Program, source: str) -> Assembly:
@@ -123,4 +120,4 @@ def _entry(k: TileKernel, symbol: str) -> Entry:
     held: dict[str, int] = {}
     for h in k.held:
         held[h.of] = min(h.size, held.get(h.of, h.size))
-    return Entry(symbol, arguments(k), tuple(p.name for p in k.tensors), dict(k.whole), held, bounded_ranks(k))
+    return Entry(symbol, arguments(k), tuple(p.name for p in k.tensors), held, bounded_ranks(k))

@@ -2,7 +2,7 @@
 
 An operation prints as a loop nest over its tile's axes, its innermost loop along contiguous memory for the compiler to
 vectorise; a dot prints as a call of the register-blocked kernel in `tile.h`. Tensors keep their strides, ranks their
-extents as arguments: nothing but the ranks in ``whole`` is fixed.
+extents as arguments: nothing but the ranks in ``fixed`` is known.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ def arguments(k: TileKernel) -> tuple[Field, ...]:
 
 
 def runtime_ranks(k: TileKernel) -> tuple[str, ...]:
-    """The ranks whose extents are arguments: those of the grid, of loops and of `extent`, unless they are whole."""
+    """The ranks whose extents are arguments: those of the grid, of loops and of `extent`, unless they are fixed."""
     ranks = dict.fromkeys([*(g.rank for g in k.grid), *(h.of for h in k.held)])
     for op in operations(k.body):
         if isinstance(op, For):
             ranks[op.rank] = None
         for e in _expressions(op):
             ranks.update(dict.fromkeys(n.rank for n in walk(e) if isinstance(n, Extent)))
-    return tuple(r for r in ranks if r not in k.whole)
+    return tuple(r for r in ranks if r not in k.fixed)
 
 
 def bounded_ranks(k: TileKernel) -> frozenset[str]:
@@ -279,7 +279,7 @@ class Printer:
         # Names in a fixed order, so that the text does not hang on what is printed first.
         for p in k.tensors:
             self.names("tensor", p.name)
-        for r in [*(g.rank for g in k.grid), *k.whole, *runtime_ranks(k)]:
+        for r in [*(g.rank for g in k.grid), *runtime_ranks(k)]:
             self.names("rank", r)
         for name in tiles_of(k):
             self.names("tile", name)
@@ -373,9 +373,6 @@ class Printer:
         """The lines of one grid point."""
         self.depth = 2
         grid = self.k.grid
-        for r, n in self.k.whole.items():
-            index = self.names("rank", r)
-            self.axes[r] = Axis(n, "int64_t(0)" if n == 1 else "0", str(n), index)
         for h in self.k.held:
             self.axes[h.rank] = Axis(h.size, "0", self._extent_text(h.of), self.names("rank", h.rank))
         for i, g in reversed(list(enumerate(grid))):
@@ -416,7 +413,7 @@ class Printer:
         return self.names("extent", rank, "{}_extent")
 
     def _extent_text(self, rank: str) -> str:
-        return str(self.k.whole[rank]) if rank in self.k.whole else self._extent(rank)
+        return str(self.k.fixed[rank]) if rank in self.k.fixed else self._extent(rank)
 
     def _tiles(self, g: GridRank) -> str:
         return self._extent_text(g.rank) if g.size == 1 else self.names("tiles", g.rank, "{}_tiles")
@@ -457,7 +454,7 @@ class Printer:
                 self._declare(op.tile, self._along(op.source, op.tile.axes))
                 self._load(op)
             case Map():
-                self._declare(op.tile)
+                self._declare(op.tile, self._as_read(op))
                 self._map(op)
             case Fold():
                 self._declare(op.tile)
@@ -469,11 +466,14 @@ class Printer:
     # Runs
 
     def _row(self, ops: Sequence[Op]) -> str | None:
-        """The axis that all maps and folds of a body keep, if there is one."""
+        """The axis that all maps and folds of a body keep and along which no tensor lies, if there is one."""
         tiles = [op.tile for op in ops if isinstance(op, Map | Fold)]
         common = [r for r in tiles[0].axes if all(r in t.axes for t in tiles)] if tiles else []
         last = {t.axes[-1] for t in tiles if t.axes}
         long = {r for op in ops if isinstance(op, Map | Fold) for r in self._inner(op, None)}
+        accesses = [op.source if isinstance(op, Load) else op.target for op in ops if isinstance(op, Load | Store)]
+        along = {a.indices[-1] for a in accesses if len(long & free_ranks(a)) > 1}
+        common = [r for r in common if Rank(r) not in along]
         return next((r for r in common if self.axes[r].size != 1 and (r not in last or len(long) > 1)), None)
 
     def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
@@ -536,9 +536,10 @@ class Printer:
         for name in list(loads):
             if not work or any(name in reads(x) for x in self.readers if x not in work):
                 self._op(loads.pop(name))
-        if len(work) + len(loads) < 2:
-            for only in work:
-                self._op(only)
+        # A tile that had to be loaded before lies as its tensor does, which may not be along the row.
+        if len(work) + len(loads) < 2 or not all(self._runs(op, row) for op in work):
+            for each in (*loads.values(), *work):
+                self._op(each)
             return
         groups = runs(work, lambda op: self._inner(op, row))
         written = [op.tile.name for op in self.readers if not isinstance(op, Store)]
@@ -731,6 +732,13 @@ class Printer:
             self.line(f"alignas(64) {kind} {place.name}[{max(1, place.elements)}];")
             return
         self.line(f"{kind}* const {place.name} = reinterpret_cast<{kind}*>({self._room(size)});")
+
+    def _as_read(self, op: Map) -> str | None:
+        """The axis along which all tiles lie that a map reads, unless a dot is to take its own up."""
+        if any(isinstance(x, Dot) and op.tile.name in reads(x) for x in self.readers):
+            return None
+        lasts = {self.places[t].long[-1] for t in reads(op) if t in self.places and len(self.places[t].long) > 1}
+        return next(iter(lasts)) if len(lasts) == 1 and lasts <= set(op.tile.axes) else None
 
     def _room(self, size: int) -> str:
         """Memory of the thread's workspace for some bytes."""
@@ -1201,8 +1209,8 @@ class Printer:
             case Rank(name=name):
                 return self._coordinate(name, axes)
             case Extent(rank=rank):
-                whole = rank in self.k.whole
-                return Value(f"int64_t({self.k.whole[rank]})" if whole else self._extent(rank), ATOM, "i64")
+                known = rank in self.k.fixed
+                return Value(f"int64_t({self.k.fixed[rank]})" if known else self._extent(rank), ATOM, "i64")
             case Access(tensor=tensor):
                 if tensor in self.tiles:
                     return Value(self._element(tensor), ATOM, self.tiles[tensor].dtype)

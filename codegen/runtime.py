@@ -262,15 +262,6 @@ class CpuProgram(Arguments):
     ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """The argument struct of a kernel: its words, and where pointers are to be put."""
         e = self.entries[at]
-        for rank, fixed in e.whole.items():
-            if extents.get(rank, fixed) != fixed:
-                raise InputError(
-                    f"this kernel holds for rank `{rank}` of extent {fixed} only",
-                    rank=rank,
-                    expected=str(fixed),
-                    got=str(extents[rank]),
-                    hint="compile it for these shapes",
-                )
         for rank, size in e.held.items():
             if extents.get(rank, 0) > size:
                 raise InputError(

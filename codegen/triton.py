@@ -88,8 +88,7 @@ def _refuse(k: TileKernel, mapping: Knobs, target: str) -> None:
 def fits_held(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None:
     """Raise `InputError` where a rank that one tile is to hold has more coordinates than the tile."""
     for k in kernels:
-        limits = [*k.whole.items(), *((h.of, h.size) for h in k.held)]
-        for rank, size in limits:
+        for rank, size in ((h.of, h.size) for h in k.held):
             if extents.get(rank, 0) > size:
                 raise InputError(
                     f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",

@@ -106,8 +106,6 @@ class KernelPrinter(Memory, Dots):
                 self._vector(g.rank, g.size, start, self.extent(g.rank), g.rank)
             if i:
                 self.line(f"pid = pid // {count}")
-        for r, n in self.k.whole.items():
-            self._held(r, n, str(n), None)
         for h in self.k.held:
             self._held(h.rank, h.size, self.extent(h.of), h.of)
 

@@ -124,7 +124,8 @@ class Module:
                 yield f"    {name} = {'float' if DTYPES[p.dtype].is_float else 'int'}({name})"
 
     def _call(self, at: int, k: Printed) -> Iterator[str]:
-        counts = [self._rank(r) if n == 1 else f"triton.cdiv({self._rank(r)}, {n})" for r, n in k.grid]
+        sizes = [(self._extent(r), n) for r, n in k.grid]
+        counts = [size if n == 1 else f"triton.cdiv({size}, {n})" for size, n in sizes]
         programs = " * ".join(counts) or "1"
         yield f"    programs = {programs}"
         yield "    if programs:"
@@ -165,6 +166,9 @@ class Module:
     def _extent(self, rank: str) -> str:
         if rank in self.known:
             return self._rank(rank)
+        fixed = next((k.fixed[rank] for k in self.program.kernels if rank in k.fixed), None)
+        if fixed is not None:
+            return str(fixed)
         if any(rank in bounded_ranks(k) for k in self.program.kernels):
             return str(UNBOUNDED)
         raise VerifyError(f"rank `{rank}` of a kernel has no extent")

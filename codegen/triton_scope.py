@@ -106,7 +106,7 @@ class Scope:
         self.sequential = any(isinstance(op, Load) and op.source.tensor in k.outputs for op in operations(k.body))
         for p in k.tensors:
             self.names("tensor", p.name)
-        for r in [*(g.rank for g in k.grid), *k.whole, *(h.rank for h in k.held), *runtime_ranks(k)]:
+        for r in [*(g.rank for g in k.grid), *(h.rank for h in k.held), *runtime_ranks(k)]:
             self.names("rank", r)
         for t in types:
             self.names("tensor" if t in self.params else "tile", t)
@@ -133,7 +133,7 @@ class Scope:
                 return self.names(kind, name)
 
     def extent(self, rank: str) -> str:
-        return str(self.k.whole[rank]) if rank in self.k.whole else self.named("extent", rank)
+        return str(self.k.fixed[rank]) if rank in self.k.fixed else self.named("extent", rank)
 
     def stride(self, tensor: str, axis: int) -> str:
         return self.names("stride", f"{tensor}_stride{axis}")
@@ -235,7 +235,7 @@ def least_blocks(k: TileKernel) -> dict[str, int]:
                     now = max(power_of_two(sizes[widest]), least.get(widest, 1))
                     least[widest] = now * (LEAST_DOT // product)
 
-    sizes = {g.rank: g.size for g in k.grid} | dict(k.whole) | {h.rank: h.size for h in k.held}
+    sizes = {g.rank: g.size for g in k.grid} | {h.rank: h.size for h in k.held}
     visit(k.body, sizes, {})
     return least
 

@@ -53,7 +53,7 @@ def tile_bytes(t: Tile, sizes: Mapping[str, int]) -> int:
 
 def scoped_sizes(k: TileKernel) -> dict[str, int]:
     """The tile sizes of the ranks in scope of a kernel's whole body."""
-    return {g.rank: g.size for g in k.grid} | dict(k.whole) | {h.rank: h.size for h in k.held}
+    return {g.rank: g.size for g in k.grid} | {h.rank: h.size for h in k.held}
 
 
 def staged_bytes(k: TileKernel) -> int:
@@ -115,7 +115,7 @@ class _Counts:
 class _Reader:
     def __init__(self, k: TileKernel, extents: Mapping[str, int]) -> None:
         self.k = k
-        self.extents = {**extents, **k.whole, **{h.rank: extents.get(h.of, h.size) for h in k.held}}
+        self.extents = {**extents, **k.fixed, **{h.rank: extents.get(h.of, h.size) for h in k.held}}
         self.types = {p.name: DTYPES[p.dtype].bits // 8 for p in k.tensors}
         self.grid = {g.rank: g.size for g in k.grid}
         self.counts = _Counts()
@@ -123,8 +123,7 @@ class _Reader:
 
     def read(self) -> Footprint:
         # By rank: coordinates that a whole kernel visits, and the number of its tiles.
-        spans: dict[str, tuple[float, float]] = {r: (float(self._extent(r)), 1.0) for r in self.k.whole}
-        spans |= {h.rank: (float(self._extent(h.rank)), 1.0) for h in self.k.held}
+        spans = {h.rank: (float(self._extent(h.rank)), 1.0) for h in self.k.held}
         for r, n in self.grid.items():
             spans[r] = (float(self._extent(r)), float(-(-self._extent(r) // n)))
         programs = math.prod(-(-self._extent(r) // n) for r, n in self.grid.items())

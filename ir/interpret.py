@@ -41,12 +41,11 @@ class Span:
 
 def run_kernel(k: TileKernel, arrays: dict[str, Array], extents: Mapping[str, int]) -> None:
     """Run a kernel on arrays, writing its outputs in place. Inputs are float64 or integer arrays; outputs likewise."""
-    always = lacking_ranks(k)
+    always, extents = lacking_ranks(k), {**extents, **k.fixed}
     tiles = [range(0, max(extents[g.rank], 1 if g.rank in always else 0), g.size) for g in k.grid]
     with np.errstate(all="ignore"):
         for place in itertools.product(*tiles):
             spans = {g.rank: Span(a, min(a + g.size, extents[g.rank])) for g, a in zip(k.grid, place, strict=True)}
-            spans.update({r: Span(0, n) for r, n in k.whole.items()})
             spans.update({h.rank: Span(0, extents[h.of]) for h in k.held})
             _Run(k, arrays, extents, spans).ops(k.body)
 
@@ -241,7 +240,7 @@ class _Run:
 
 def grid_size(k: TileKernel, extents: Mapping[str, int]) -> int:
     """How many programs the kernel runs."""
-    always = lacking_ranks(k)
+    always, extents = lacking_ranks(k), {**extents, **k.fixed}
     return math.prod(max(-(-extents[g.rank] // g.size), 1 if g.rank in always else 0) for g in k.grid)
 
 

@@ -144,8 +144,9 @@ class HeldRank:
 class TileKernel:
     """One kernel. ``tensors`` are its arguments, inputs first; ``outputs`` names those that it writes.
 
-    ``whole`` holds the ranks that are kept on chip entire: their extents are fixed when the kernel is compiled.
-    ``held`` are such ranks too, of which the compiled kernel knows the greatest extent only.
+    ``fixed`` has the ranks of the grid and of loops whose extents are the mapping's choice and constants of the kernel,
+    such as the number of pieces of a split rank. ``held`` are ranks that are kept on chip entire, of which the compiled
+    kernel knows the greatest extent only.
     ``scalars`` are 0-dimensional inputs, passed by value.
     """
 
@@ -154,7 +155,7 @@ class TileKernel:
     outputs: tuple[str, ...]
     grid: tuple[GridRank, ...]
     body: tuple[Op, ...]
-    whole: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
     comments: Mapping[str, str] = field(default_factory=dict, compare=False)
     held: tuple[HeldRank, ...] = ()
 
@@ -195,9 +196,9 @@ def tiles_of(k: TileKernel) -> dict[str, Tile]:
 def print_kernel(k: TileKernel) -> str:
     """The readable form of a tile program."""
     grid = ", ".join(g.rank if g.size == 1 else f"{g.rank}:{g.size}" for g in k.grid)
-    whole = "".join(f", {r}={n}" for r, n in k.whole.items())
-    whole += "".join(f", {h.rank}<={h.size}" for h in k.held)
-    lines = [f"kernel {k.name}(grid {grid or 'one'}{whole})"]
+    known = "".join(f", {r}={n}" for r, n in k.fixed.items())
+    known += "".join(f", {h.rank}<={h.size}" for h in k.held)
+    lines = [f"kernel {k.name}(grid {grid or 'one'}{known})"]
     lines += [f"  {'out' if p.name in k.outputs else 'in'} {print_param(p)}" for p in k.tensors]
     lines += _print_ops(k.body, "  ")
     return "\n".join(lines) + "\n"
@@ -253,7 +254,7 @@ def verify_kernel(k: TileKernel) -> None:
     known = {p.name: p for p in k.tensors}
     if any(name not in known for name in k.outputs):
         raise VerifyError(f"kernel `{k.name}` writes a tensor that is no argument of it")
-    scope = {g.rank for g in k.grid} | set(k.whole) | {h.rank for h in k.held}
+    scope = {g.rank for g in k.grid} | {h.rank for h in k.held}
     if len({g.rank for g in k.grid}) != len(k.grid) or any(g.size < 1 for g in k.grid):
         raise VerifyError(f"the grid of `{k.name}` repeats a rank or has a tile of no size")
     _verify_ops(k, k.body, scope, {}, known)

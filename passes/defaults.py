@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..ir.cascade import Rank
+from ..ir.cascade import Rank, free_ranks
 from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations
 from .fuse import ON_CHIP
 
@@ -101,12 +101,19 @@ def _up(n: int) -> int:
 
 
 def longest_row(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> int:
-    """The extent of the longest rank that kernels without contractions loop over; 0 where one contracts or scans."""
+    """The extent of the longest rank that kernels without contractions loop over.
+
+    0 where one contracts or scans, or where the loop goes across memory.
+    """
     loops = [op for k in kernels for op in operations(k.body) if isinstance(op, For)]
     nested = any(isinstance(x, For) for op in loops for x in op.body)
     if nested or any(map(_contracts, kernels)) or any(op.size == 1 or op.phase != "all" for op in loops):
         return 0
-    return max((extents.get(op.rank, RESIDENT_NEVER) for op in loops), default=0)
+    ranks = {op.rank for op in loops}
+    places = [op.source.indices[:-1] for k in kernels for op in operations(k.body) if isinstance(op, Load)]
+    if any(free_ranks(i) & ranks for indices in places for i in indices):
+        return 0
+    return max((extents.get(r, RESIDENT_NEVER) for r in ranks), default=0)
 
 
 RESIDENT_NEVER = 1 << 62

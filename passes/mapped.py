@@ -21,6 +21,7 @@ from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .pipeline import Pass, run_pipeline
+from .split import default_splits
 from .tile import TileProgram, Tiling, tile_program
 
 
@@ -63,17 +64,28 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         group=bool(mapping.knob("group")),
         through=bool(mapping.knob("through")),
         resident=mapping.knob("resident"),
+        splits=mapping.splits,
     )
-    program = tile_program(form, tiling, steps=steps, extents=sizes)
+    user = {m.name for m in c.monoids}
+    program = tile_program(form, tiling, steps=steps, extents=sizes, user=user)
     return Mapped(mapping, extents, derivation, program, sizes)
 
 
 def check_mapping(c: Cascade, mapping: Mapping) -> None:
-    """Raise `InputError` for a mapping that names a rank which the cascade does not have."""
+    """Raise `InputError` for a mapping that names a rank which the cascade does not have, or breaks its numerics."""
     for rank in (*mapping.tiles, *mapping.splits):
         if rank not in c.ranks:
             hint = did_you_mean(rank, c.ranks) or f"its ranks are {', '.join(c.ranks)}"
             raise InputError(f"the mapping names a rank `{rank}`, which `{c.name}` does not have", hint=hint)
+    for rank, pieces in mapping.splits.items():
+        if pieces > 1 and c.numerics == "strict":
+            raise InputError(
+                f"the mapping splits rank `{rank}`, and strict numerics keep the order of reductions",
+                rank=rank,
+                expected="1",
+                got=str(pieces),
+                hint="leave the split out, or compile with numerics='standard'",
+            )
 
 
 # Extents that stand for others
@@ -152,6 +164,9 @@ CACHED_BYTES = 1 << 25
 # Rows of so many elements stay in the second cache, so that passes over them cost little.
 RESIDENT = 16384
 
+# Programs that keep a CPU's cores busy, whatever their number.
+TASKS = 8
+
 # What every mapping for the CPU begins with.
 CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
 
@@ -159,9 +174,10 @@ CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
 def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:
     """The mapping of a target for these extents where nothing was tuned."""
     if target != "cpu":
-        plain = mapped(c, Mapping(knobs=KNOBS), extents)
+        plain, device = mapped(c, Mapping(knobs=KNOBS), extents), device_of(target)
         known = {r: n for r, n in extents.items() if r in c.ranks}
-        return gpu_mapping(plain.kernels, known, device_of(target), lambda m: mapped(c, m, extents).kernels)
+        found = gpu_mapping(plain.kernels, known, device, lambda m: mapped(c, m, extents).kernels)
+        return _in_pieces(c, plain.kernels, found, extents, device.units)
     plain = mapped(c, CPU, extents)
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)
@@ -170,4 +186,17 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     rows = longest_row(plain.kernels, plain.sizes)
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
-    return replace(CPU, tiles=tiles, knobs=knobs)
+    return _in_pieces(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents, TASKS)
+
+
+def _in_pieces(
+    c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int], units: int
+) -> Mapping:
+    """The mapping with long loops in pieces where there are few programs, if they can be cut."""
+    splits = default_splits(kernels, mapping.tiles, extents, units) if c.numerics != "strict" else {}
+    splits = {r: n for r, n in splits.items() if r in c.ranks}
+    try:
+        mapped(c, replace(mapping, splits=splits), extents)
+    except InputError:
+        return mapping
+    return replace(mapping, splits=splits)

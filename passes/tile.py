@@ -36,7 +36,21 @@ from ..ir.dtypes import DTYPES
 from ..ir.extents import LARGEST_EXTENT
 from ..ir.interval import interval
 from ..ir.ops import OPS, REDUCTIONS
-from ..ir.tile import Dot, Fold, For, GridRank, HeldRank, Load, Map, Op, Store, Tile, TileKernel, verify_kernel
+from ..ir.tile import (
+    Dot,
+    Fold,
+    For,
+    GridRank,
+    HeldRank,
+    Load,
+    Map,
+    Op,
+    Store,
+    Tile,
+    TileKernel,
+    operations,
+    verify_kernel,
+)
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
@@ -44,6 +58,7 @@ from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_re
 from .inline import Inliner, renamed
 from .neutral import neutral_body
 from .phases import ALL, Phase, bracket, phases, tile_end, without
+from .split import Piece, split
 from .step import Let, Step, Take
 
 # Nodes up to which a map is computed again wherever it is read, and not stored.
@@ -62,7 +77,7 @@ class Tiling:
     reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
     loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
     joins its kernel; with ``through``, outputs are stored past the caches;
-    rows of at most ``resident`` elements are kept whole.
+    rows of at most ``resident`` elements are kept whole. ``splits`` says in how many pieces a reduced rank runs.
     """
 
     inner: int = 64
@@ -74,6 +89,7 @@ class Tiling:
     group: bool = False
     through: bool = False
     resident: int = 0
+    splits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +107,27 @@ def tile_program(
     *,
     steps: Mapping[str, Step] | None = None,
     extents: Mapping[str, int] | None = None,
+    user: Collection[str] = (),
 ) -> TileProgram:
     """Map a cascade (derived or as written) to tile kernels.
 
     ``steps`` holds the step of each stream by its first output's name; without one, a monoid takes in its elements one
     by one. With ``extents``, inner reductions are fused into the loops that read them, where nothing is repeated.
+    ``user`` names the monoids that are the author's own. Raises `InputError` for a split that cannot be made.
     """
-    if tiling is not None and tiling.group:
+    tiling, steps, whole = tiling or Tiling(), dict(steps or {}), c
+    c, pieces = split(c, tiling.splits, user)
+    # Pieces take the step of what they are cut from; what merges them takes in whole states.
+    steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
+    if tiling.group:
         c = replace(c, einsums=cheapest_first(c))
+    counts = {p.name: p.count for p in pieces.values()}
     types = tensor_types(c)
-    live = needed(c) | _for_steps(c, steps or {})
-    inlined = fusible(c, extents) if extents is not None else {}
+    live = needed(c) | _for_steps(c, steps)
+    # Pieces repeat nothing of what runs along the rank that they cut.
+    inlined = fusible(c, {**extents, **dict.fromkeys(counts, 1)}) if extents is not None else {}
+    inlined = {name: x for name, x in inlined.items() if name not in pieces}
+    extents = {**(extents or {}), **counts}
     inline = Inliner(c, inlined)
     kernels: list[TileKernel] = []
     scratch: list[Param] = []
@@ -120,11 +146,11 @@ def tile_program(
         if plain_map and e.name not in c.outputs and (e.reductions or sum(1 for _ in walk(e.expr)) <= INLINE_NODES):
             inlined[e.name] = (e.output.ranks, _converted(e, types))
             continue
-        step = (steps or {}).get(e.name)
+        step = steps.get(e.name)
         if step is not None:
             step = tuple(replace(s, element=inline(s.element)) if isinstance(s, Take) else s for s in step)
         after = [replace(m, expr=inline(m.expr)) for m in epilogues(c, e)] if not plain_map else []
-        if tiling is not None and tiling.group and not plain_map and rows_enough(e, extents or {}):
+        if tiling.group and not plain_map and e.name not in pieces and rows_enough(e, extents):
             after = _followers(c, e, inlined, inline, live, types)
             known = absorbed | {m.name for m in after} | {e.name} | set(inlined)
             rest = [x for x in c.einsums if x.name not in known and any(o.name in live for o in x.outputs)]
@@ -134,13 +160,16 @@ def tile_program(
             known = absorbed | {m.name for m in after}
             kept = {n for m in (e, *after) for n in stored(c, m, known)}
         absorbed |= {m.name for m in after}
-        kernel = _Builder(c, e, types, tiling or Tiling(), step, extents or {}, inline.origin).build(after, kept)
+        kernel = _Builder(c, e, types, tiling, step, extents, inline.origin, pieces.get(e.name), counts).build(
+            after, kept
+        )
         verify_kernel(kernel)
         kernels.append(kernel)
         for o in (o for x in (e, *after) for o in x.outputs):
             if o.name in kept and o.name not in c.outputs:
-                scratch.append(Param(o.name, types[o.name], tuple(Rank(r) for r in o.ranks)))
-    return TileProgram(c, tuple(kernels), tuple(scratch))
+                axes = tuple(Const(counts[r]) if r in counts else Rank(r) for r in o.ranks)
+                scratch.append(Param(o.name, types[o.name], axes))
+    return TileProgram(whole, tuple(kernels), tuple(scratch))
 
 
 def _followers(
@@ -220,11 +249,15 @@ class _Builder:
         step: Step | None,
         extents: Mapping[str, int],
         origin: Mapping[str, str],
+        piece: Piece | None,
+        counts: Mapping[str, int],
     ) -> None:
         self.c = c
         self.step = step
         self.extents = extents
         self.e = e
+        self.piece = piece
+        self.counts = counts
         self.types = dict(types)
         self.tiling = tiling
         self.frames: list[_Frame] = [_Frame(set())]
@@ -247,7 +280,7 @@ class _Builder:
         for r, size in zip(self._tiled(ranks), (self.tiling.inner, self.tiling.outer), strict=False):
             self.sizes[r] = size
         for r in ranks:
-            self.sizes[r] = self.tiling.ranks.get(r, self.sizes.get(r, 1))
+            self.sizes[r] = 1 if r in self.counts else self.tiling.ranks.get(r, self.sizes.get(r, 1))
         for r in self._whole(ranks):
             given = self.tiling.ranks.get(r, 0)
             self.sizes[r] = given if self.tiling.hold and given >= max(1, self.extents[r]) else ON_CHIP
@@ -289,8 +322,12 @@ class _Builder:
             tuple(p.name for p in params if p.name in written),
             grid,
             body,
+            fixed={r: n for r, n in self.counts.items() if r in self._iterated(grid, body)},
             held=tuple(self.held.values()),
         )
+
+    def _iterated(self, grid: Iterable[GridRank], body: tuple[Op, ...]) -> set[str]:
+        return {g.rank for g in grid} | {op.rank for op in operations(body) if isinstance(op, For)}
 
     def _follow(self, m: Einsum, kept: set[str]) -> None:
         """An Einsum after the kernel's own: a reduction by rows, or a map over these and perhaps further ranks."""
@@ -310,6 +347,7 @@ class _Builder:
         last of those: a mask that varies with nothing but its row says little about how keys are to be reused."""
         values = [self.e.expr, *(s.element for s in self.step or () if isinstance(s, Take))]
         reads = [free_ranks(n) for e in values for n in walk(e) if isinstance(n, Access) and n.indices]
+        ranks = tuple(r for r in ranks if r not in self.counts)
         shared = {r: max((len(n) for n in reads if r not in n), default=-1) for r in reversed(ranks[:-1])}
         return (*ranks[-1:], *([max(shared, key=lambda r: shared[r])] if shared else ()))
 
@@ -318,7 +356,7 @@ class _Builder:
         inner = [n for n in self.e.reductions if n is not self.e.expr]
         if self.step is not None:
             inner += [n for s in self.step if isinstance(s, Take) for n in walk(s.element) if isinstance(n, Reduce)]
-        lacking = {r for n in inner for r in ranks if r not in free_ranks(n)}
+        lacking = {r for n in inner for r in ranks if r not in free_ranks(n) and r not in self.counts}
         return [r for r in ranks if r in lacking and self.extents.get(r, ON_CHIP + 1) <= ON_CHIP]
 
     def _mixed(self, scanned: str) -> tuple[str, ...]:
@@ -469,10 +507,11 @@ class _Builder:
     def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
         for r in reversed(ranks):
             frame = self.frames.pop()
+            lower = phase.lower
             upper = Extent(self.origin[r]) if r in self.origin and phase.upper is None else phase.upper
-            self.frames[-1].ops.append(
-                For(r, self.sizes[r], tuple(frame.ops), phase.lower, upper=upper, phase=phase.name)
-            )
+            if self.piece is not None and r == self.piece.rank:
+                lower, upper = self.piece.bounds(self._length(self.piece, self.sizes[r]), lower, upper)
+            self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops), lower, upper, phase.name))
             del self.sizes[r]
 
     def _phases(self, ranks: tuple[str, ...], conditions: frozenset[Expr]) -> list[Phase]:
@@ -508,8 +547,8 @@ class _Builder:
         """The reduction over ranks that are held on chip entire; None where it has to be a loop."""
         sizes = [self.extents.get(self.origin.get(r, r), 0) for r in e.ranks]
         inside = self.tiling.hold and len(self.frames) > 1 and all(1 < n <= ON_CHIP for n in sizes)
-        resident = len(self.frames) == 1 and len(sizes) == 1 and 1 < sizes[0] <= self.tiling.resident
-        if self._scanned() or not (resident or (inside and prod(sizes) <= 4 * ON_CHIP)):
+        resident = len(self.frames) == 1 and len(sizes) == 1 and 1 < sizes[0] <= self.tiling.resident and _is_row(e)
+        if self._scanned() or self._pieces(e) or not (resident or (inside and prod(sizes) <= 4 * ON_CHIP)):
             return None
         names: dict[str, str] = {}
         for r, n in zip(e.ranks, sizes, strict=True):
@@ -526,6 +565,21 @@ class _Builder:
                 self.frames[0].ranks.add(name)
             names[r] = name
         return replace(e, ranks=tuple(names.values()), args=tuple(renamed(a, names) for a in e.args))
+
+    def _length(self, piece: Piece, size: int) -> Expr:
+        """A tile with the length of a piece, made before the loops."""
+        frame = self.frames[0]
+        key = ("length", size)
+        if key not in frame.made:
+            length = self._tile("length", (), "i64", 0)
+            frame.ops.append(Map(length, piece.length(size)))
+            frame.made[key] = Access(length.name)
+        return frame.made[key]
+
+    def _pieces(self, e: Reduce) -> bool:
+        """Whether a reduction is one in pieces, or merges some."""
+        cut = self.piece is not None and self.piece.rank in e.ranks and len(self.frames) == 1
+        return cut or any(r in self.counts for r in e.ranks)
 
     def _scanned(self) -> bool:
         return scan_step(self.e) is not None
@@ -733,18 +787,19 @@ class _Builder:
         assert self.step is not None
         m = self.c.monoid_of[e.op]
         types = self.checker.state_types(e)
-        ranks_of = {o.name: set(o.ranks) for o in self.e.outputs}
+        components = self.piece.components if self.piece is not None else {}
+        ranks_of = {components.get(o.name, o.name): set(o.ranks) for o in self.e.outputs}
         state: dict[str, Tile] = {}
-        for o, dtype, start in zip(self.e.outputs, types, m.identity, strict=True):
-            state[o.name] = self._tile(o.name, ranks_of[o.name], dtype)
-            self.frames[-1].ops.append(Map(state[o.name], start))
+        for (name, ranks), dtype, start in zip(ranks_of.items(), types, m.identity, strict=True):
+            state[name] = self._tile(name, ranks, dtype)
+            self.frames[-1].ops.append(Map(state[name], start))
         takes = [s for s in self.step if isinstance(s, Take)]
         shared = frozenset.intersection(*(bracket(s.op, s.element) for s in takes))
         for phase in self._phases(e.ranks, shared):
             self._open(e.ranks, self.tiling.stream)
             self._advance(e, phase, state, ranks_of)
             self._close(e.ranks, phase)
-        return [Access(state[o.name].name) for o in self.e.outputs]
+        return [Access(tile.name) for tile in state.values()]
 
     def _advance(self, e: Reduce, phase: Phase, state: Mapping[str, Tile], ranks_of: Mapping[str, set[str]]) -> None:
         """One step of a stream: the state takes in a tile of elements."""
@@ -847,6 +902,14 @@ class _Pair:
     left: str
     right: str
     operand: str | None
+
+
+def _is_row(e: Reduce) -> bool:
+    """Whether what is reduced lies along memory in some tensor, and across it in none."""
+    rank = e.ranks[0]
+    places = [n.indices for n in walk(e) if isinstance(n, Access) and rank in free_ranks(n)]
+    across = any(rank in free_ranks(i) for p in places for i in p[:-1])
+    return not across and any(p[-1] == Rank(rank) for p in places)
 
 
 def _reads(s: Let | Take) -> set[str]:

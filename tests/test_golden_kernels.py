@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tile-programs.md"
 SUFFIX = {"cpu": "cpp"}
 NAMES = ("attention_causal", "softmax", "gemm")
+HEADS = 16
 BLOCK = re.compile(r"(<!-- (\w+): (\w+)(?: (\S+))? -->\n```\w*\n)(.*?)(^```$)", re.M | re.S)
 
 
@@ -29,7 +30,8 @@ def example(name: str) -> Cascade:
 
 def program(name: str, target: str) -> Mapped:
     c = example(name)
-    extents = bucket(c, nominal(c))
+    # Heads enough to fill a GPU, so that keys need not run in pieces.
+    extents = bucket(c, {r: HEADS if r in ("b", "h") and target != "cpu" else n for r, n in nominal(c).items()})
     return mapped(c, default_mapping(c, target, extents), extents)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import castile
+from castile.codegen.arguments import param_shape
 from castile.ir.bound import judge
 from castile.ir.cascade import Access, Call, Const, Param, Rank
 from castile.ir.errors import VerifyError
@@ -16,7 +17,20 @@ from castile.ir.evaluate import read_inputs
 from castile.ir.extents import resolve, shape_of
 from castile.ir.interpret import run_kernel
 from castile.ir.scalar import array_type
-from castile.ir.tile import Dot, Fold, For, GridRank, Load, Map, Store, Tile, TileKernel, operations, verify_kernel
+from castile.ir.tile import (
+    Dot,
+    Fold,
+    For,
+    GridRank,
+    HeldRank,
+    Load,
+    Map,
+    Store,
+    Tile,
+    TileKernel,
+    operations,
+    verify_kernel,
+)
 from castile.ir.types import tensor_types
 from castile.passes.derive import Derivation, derive
 from castile.passes.tile import Tiling, tile_program
@@ -44,7 +58,12 @@ def interpret(derivation: Derivation, inputs: dict[str, object], tiling: Tiling)
         for o in e.outputs:
             held = array_type(types[o.name])
             arrays[o.name] = np.full(shape_of(derived, o.name, extents), np.nan if held is np.float64 else 1, held)
-    for kernel in tile_program(derived, tiling, steps=steps, extents=extents).kernels:
+    user = {m.name for m in derived.monoids} - {s.monoid.name for s in derivation.streams if s.monoid}
+    program = tile_program(derived, tiling, steps=steps, extents=extents, user=user)
+    for p in program.scratch:
+        shape, held = param_shape(p, extents), array_type(p.dtype)
+        arrays[p.name] = np.full(shape, np.nan if held is np.float64 else 1, held)
+    for kernel in program.kernels:
         run_kernel(kernel, arrays, extents)
     return {o: arrays[o] for o in derived.outputs}
 
@@ -92,7 +111,8 @@ LOADED = Load(Tile("x", ("m", "k"), "f32"), Access("X", (Rank("m"), Rank("k"))))
 
 
 def kernel(*body: object) -> TileKernel:
-    return TileKernel("f", (X, Y), ("Y",), (GridRank("m", 4),), tuple(body), {"k": 8})  # type: ignore[arg-type]
+    held = (HeldRank("k", 8, "k"),)
+    return TileKernel("f", (X, Y), ("Y",), (GridRank("m", 4),), tuple(body), held=held)  # type: ignore[arg-type]
 
 
 def test_the_verifier_accepts_a_row_sum() -> None:

@@ -1,0 +1,94 @@
+"""Reductions in pieces that run apart and are merged agree with the oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_tile import CASCADES, CASES, interpret
+
+import castile
+from castile.ir.bound import judge
+from castile.ir.errors import InputError
+from castile.ir.evaluate import read_inputs
+from castile.ir.extents import resolve
+from castile.ir.mapping import Mapping
+from castile.passes.derive import derive
+from castile.passes.mapped import mapped
+from castile.passes.split import split
+from castile.passes.tile import Tiling
+
+
+def cuttable(c: castile.Cascade) -> list[str]:
+    """The ranks that can be split."""
+    found = []
+    for rank in c.ranks:
+        try:
+            split(c, {rank: 3}, ())
+        except InputError:
+            continue
+        found.append(rank)
+    return found
+
+
+@pytest.mark.parametrize("gauge", ["maximum", "exponent"])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_examples_in_pieces_agree_with_the_oracle(name: str, gauge: str) -> None:
+    cascade = castile.load(CASCADES / f"{name}.cascade")
+    inputs = CASES[name].draw()
+    derivation = derive(cascade, gauge=gauge)
+    ranks = cuttable(derivation.cascade)
+    if gauge == "exponent" and (not derivation.streams or not ranks):
+        pytest.skip("nothing streams")
+    for rank in ranks if gauge == "maximum" else ranks[:1]:
+        tiling = Tiling(3, 2, 2, hold=True, group=True, splits={rank: 3})
+        for judgement in judge(cascade, inputs, interpret(derivation, inputs, tiling)):
+            assert judgement.ok, f"{rank}: {judgement}"
+
+
+@pytest.mark.parametrize("count", [2, 5, 64])
+def test_pieces_may_be_empty_or_wholly_masked(count: int) -> None:
+    cascade = castile.load(CASCADES / "attention_causal.cascade")
+    inputs = CASES["attention_causal"].draw()
+    got = interpret(derive(cascade), inputs, Tiling(3, 2, 4, align=2, splits={"k": count}))
+    for judgement in judge(cascade, inputs, got):
+        assert judgement.ok, str(judgement)
+
+
+def test_two_ranks_at_once() -> None:
+    text = "def f(X: f32[m, n], Y: f32[k]) -> (A, B):\n    A[n] = sum[m](X[m, n])\n    B = max[k](Y[k]) + 1.0\n"
+    cascade = castile.parse(text)
+    rng = np.random.default_rng(0)
+    inputs = {"X": rng.standard_normal((11, 3)), "Y": rng.standard_normal(7)}
+    got = interpret(derive(cascade), inputs, Tiling(3, 2, 2, splits={"m": 2, "k": 3}))
+    for judgement in judge(cascade, inputs, got):
+        assert judgement.ok, str(judgement)
+
+
+def test_attention_decodes_in_two_kernels() -> None:
+    c = castile.load(CASCADES / "attention.cascade")
+    found = mapped(c, Mapping(splits={"k": 4}, knobs={"hold": 1, "group": 1}), resolve(c, dict.fromkeys(c.ranks, 64)))
+    assert [k.fixed for k in found.kernels] == [{"k_piece": 4}, {"k_piece": 4}]
+    assert [p.name for p in found.program.scratch] == ["M_pieces", "L_pieces", "O_sum_pieces"]
+    assert found.kernels[1].outputs == ("O",)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "said"),
+    [
+        ("softmax", "m", "reduces nothing"),
+        ("cumulative_sum", "k", "reduces nothing"),
+        ("gemm_row_max", "m", "reduces nothing"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(name: str, rank: str, said: str) -> None:
+    c = castile.load(CASCADES / f"{name}.cascade")
+    rank = rank if rank in c.ranks else c.ranks[0]
+    extents = resolve(c, {}, {n: a.shape for n, a in read_inputs(c, CASES[name].draw()).items()})
+    with pytest.raises(InputError, match=said):
+        mapped(c, Mapping(splits={rank: 2}), extents)
+
+
+def test_strict_numerics_keep_the_order() -> None:
+    c = castile.load(CASCADES / "gemm.cascade")
+    with pytest.raises(InputError, match="strict"):
+        castile.compile(c, numerics="strict", mapping=Mapping(splits={"k": 2}), shapes=dict.fromkeys(c.ranks, 64))
