@@ -615,7 +615,7 @@ class _Builder:
             return Access(total.name)
         self.frames[-1].ops.append(Map(total, start))
         for phase in self._phases(e.ranks, bracket(e.op, e.arg)):
-            self._open(e.ranks, self.tiling.stream)
+            self._open(e.ranks, 1 if self.counts.keys() & set(e.ranks) else self.tiling.stream)
             inner = replace(e, args=(without(e.arg, phase.known, e.ranks),))
             self._reduce_tile(inner, guard, total, start, accumulate=True)
             self._close(e.ranks, phase)
@@ -625,6 +625,10 @@ class _Builder:
     def _reduce_tile(self, e: Reduce, guard: Expr | None, total: Tile, start: Expr, accumulate: bool) -> None:
         """Reduce the tile of the ranks at hand into another one."""
         over = tuple(r for r in e.ranks if self.sizes[r] > 1)
+        if not over:
+            joined = Call(REDUCTIONS[e.op].combine, (Access(total.name), self.value(e.arg, guard)))
+            self.frames[-1].ops.append(Map(total, joined))
+            return
         if e.op == "sum" and (pair := self._factors(e, guard)) is not None:
             self.frames[-1].ops.append(Dot(total, pair.left, pair.right, over, accumulate, pair.operand))
             return
@@ -937,8 +941,8 @@ def _in_bounds(c: Cascade, e: Expr) -> bool:
 
 
 def _inside(index: Expr, declared: Expr) -> bool:
-    """Whether an index is a bare rank, the axis's own, or limited by its form to the axis's literal size."""
-    if isinstance(index, Rank) or index == declared:
+    """Whether an index is the axis's own, or limited by its form to the axis's literal size."""
+    if index == declared:
         return True
     span = interval(index, dict.fromkeys(free_ranks(index), (0, LARGEST_EXTENT - 1)))
     size = literal_value(declared)

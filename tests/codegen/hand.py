@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import castile
 from castile.ir.cascade import Access, Cascade, Expr, Param, Rank
-from castile.ir.tile import GridRank, Load, Op, Store, Tile, TileKernel
+from castile.ir.tile import GridRank, HeldRank, Load, Op, Store, Tile, TileKernel
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def written(
     outputs: Mapping[str, str],
     grid: Mapping[str, int],
     body: Sequence[Op],
-    whole: Mapping[str, int] | None = None,
+    held: Mapping[str, int] | None = None,
 ) -> Written:
     """``signature`` lists parameters as the language does; ``outputs`` gives "dtype" or "dtype[ranks]" by name."""
     lines, made = [], []
@@ -65,4 +65,5 @@ def written(
         f"def f({signature}) -> {f'({results})' if len(outputs) > 1 else results}:\n" + "\n".join(lines) + "\n"
     )
     tiles = tuple(GridRank(r, n) for r, n in grid.items())
-    return Written(c, (TileKernel("f", (*c.params, *made), tuple(outputs), tiles, tuple(body), dict(whole or {})),))
+    kept = tuple(HeldRank(r, n, r) for r, n in (held or {}).items())
+    return Written(c, (TileKernel("f", (*c.params, *made), tuple(outputs), tiles, tuple(body), held=kept),))
