@@ -154,7 +154,7 @@ def emit(
         check_mapping(c, mapping)
     extents = bucket(c, nominal(c) if shapes is None else resolve(c, shapes))
     chosen = mapping if mapping is not None else default_mapping(c, target, extents)
-    return targets.standalone(mapped(c, chosen, extents).program, chosen, target)
+    return targets.standalone(mapped(c, chosen, extents).program, chosen, target, c)
 
 
 def _with_numerics(c: Cascade, numerics: str | None) -> Cascade:

@@ -17,9 +17,10 @@ from ..ir.cascade import Cascade
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.errors import CastileError
+from ..ir.footprint import heaviest_last
 from ..ir.mapping import KNOBS, LARGEST_TILE
 from ..ir.mapping import Mapping as Tuned
-from ..ir.tile import For, GridRank, TileKernel, operations, tiles_of
+from ..ir.tile import Dot, For, GridRank, TileKernel, operations, tiles_of
 from ..passes.mapped import default_mapping, mapped
 from .surrogate import Points, encode
 
@@ -142,7 +143,7 @@ class Space:
 def space_of(c: Cascade, extents: Mapping[str, int], target: str, device: Device) -> Space:
     """The mappings of a cascade at some extents on a target."""
     here = _here(c, default_mapping(c, target, extents), extents)
-    choices = [*_tiles(here), *_splits(here), *_knobs(here, "gpu" if device.is_gpu else "cpu")]
+    choices = [*_tiles(here), *_splits(here), *_knobs(here, "gpu" if device.is_gpu else "cpu", device)]
     held = tuple(_held(kernels, extents) for kernels in here.programs)
     return Space(here.default, here.forms, tuple(choices), held, _room(device))
 
@@ -234,11 +235,11 @@ def _splits(here: _Here) -> Iterator[Choice]:
             yield Choice("splits", rank, values, here.default.splits.get(rank, 1))
 
 
-def _knobs(here: _Here, kind: str) -> Iterator[Choice]:
+def _knobs(here: _Here, kind: str, device: Device) -> Iterator[Choice]:
     """Knobs with the values that make programs of their own. What only a GPU's printer reads is seen in no program."""
     for knob in KNOBS.values():
         usual = here.default.knob(knob.name)
-        if knob.target == "gpu" == kind:
+        if knob.target == "gpu" == kind and _applies(knob.name, here.programs, device):
             yield Choice("knobs", knob.name, knob.values, usual)
         if knob.target not in (kind, "all") or knob.target == "gpu":
             continue
@@ -250,6 +251,24 @@ def _knobs(here: _Here, kind: str) -> Iterator[Choice]:
                 values.append(value)
         if len(values) > 1:
             yield Choice("knobs", knob.name, tuple(sorted(values)), usual)
+
+
+def _applies(knob: str, programs: tuple[Kernels, ...], device: Device) -> bool:
+    """Whether a GPU's printer has anything to do for a knob in these programs."""
+    kernels = [k for program in programs for k in program]
+    dots = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot)]
+    match knob:
+        case "swizzle":
+            return any(op.accumulate for op in dots)
+        case "heavy":
+            return any(map(heaviest_last, kernels))
+        case "descriptors":
+            return "tma" in device.features
+        case "specialize":
+            return bool(dots and device.features & {"wgmma", "tcgen05"})
+        case "tf32x3":
+            return device.target.startswith("cuda") and any(op.operand is None for op in dots)
+    return True
 
 
 def _held(kernels: Kernels, extents: Mapping[str, int]) -> Held:

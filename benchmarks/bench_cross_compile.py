@@ -29,7 +29,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "cross_compile.jsonl"
 GPUS = tuple(t for t, d in DEVICES.items() if d.is_gpu)
 
 # Examples that must not spill, and those whose 16-bit products must use the matrix unit.
-CLEAN = ("attention", "attention_causal", "softmax", "gemm")
+CLEAN = (
+    "attention",
+    "attention_causal",
+    "attention_gqa",
+    "attention_lse",
+    "attention_prefix",
+    "attention_sink",
+    "softmax",
+    "gemm",
+    "gemm_batched",
+    "gemm_nt",
+    "gemm_tn",
+)
 MATRIX = {"cuda:90": "wgmma", "cuda:100": "tcgen05", "hip:gfx942": "mfma", "hip:gfx950": "mfma", "hip:gfx1100": "wmma"}
 
 

@@ -3,11 +3,11 @@
     python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--results FILE] [--dry]
 
 ``correct``: every example against the float64 oracle, fresh inputs, outputs poisoned first. ``race``: ratios against
-torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's softmax and Inductor, forward and
-backward, where these are present. ``profile``: rows for a cost model (cascade key, mapping, resources, times).
-``machine``: clocks, driver, versions, measured copy and GEMM ceilings. The L2 cache is flushed before every call;
-times are medians of interleaved calls. It needs the repository, torch and triton. ``--dry`` runs the same logic on the
-CPU, under Triton's interpreter, at tiny sizes, without peers that need a GPU.
+torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's softmax, Inductor, flash-attn and
+gemlite, forward and backward, where these are present. ``profile``: rows for a cost model (cascade key, mapping,
+resources, times). ``machine``: clocks, driver, versions, measured copy and GEMM ceilings. The L2 cache is flushed
+before every call; times are medians of interleaved calls. It needs the repository, torch and triton. ``--dry`` runs the
+same logic on the CPU, under Triton's interpreter, at tiny sizes, without peers that need a GPU.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import castile
+from castile.benchmarks._gpu_races import Call, Race, races
 from castile.ir.bound import judge
 from castile.ir.device import DEVICES, device_of
 from castile.ir.dtypes import DTYPES, numpy_dtype
@@ -48,8 +51,6 @@ MOST_CHECKED = 1 << 27
 # Bytes written between calls, more than any L2 cache.
 FLUSH_BYTES = 1 << 28
 
-Call = Callable[[], Any]
-
 
 @dataclass(frozen=True)
 class Options:
@@ -60,23 +61,11 @@ class Options:
     only: str
     results: Path
     dry: bool
+    job_seconds: float = 150.0
 
     @property
     def device(self) -> str:
         return "cpu" if self.dry else "cuda"
-
-
-@dataclass(frozen=True)
-class Race:
-    """A cascade at given extents beside its peers; ``ours`` and each peer take the inputs and give a call."""
-
-    name: str
-    cascade: castile.Cascade
-    extents: Mapping[str, int]
-    peers: Mapping[str, Callable[[Mapping[str, Any]], Call]]
-    flops: float = 0.0
-    bytes: float = 0.0
-    tiny: Mapping[str, int] = field(default_factory=dict)
 
 
 # Rows
@@ -91,29 +80,69 @@ def known(path: Path) -> set[tuple[str, str]]:
 
 
 def run_part(part: str, jobs: Iterator[tuple[str, Callable[[], dict[str, Any]]]], options: Options) -> int:
-    """Do what no row is there for, until the time is up; 0 when nothing is left and nothing was wrong."""
-    done, started, bad, left = known(options.results), time.monotonic(), 0, 0
+    """Do what no row is there for, until the time is up; 0 when nothing is left and nothing was wrong.
+
+    The name of the job at hand stands in a file beside the results: one that took the process down, or that took too
+    long, gets a row that says so and is not tried again.
+    """
     options.results.parent.mkdir(parents=True, exist_ok=True)
+    at_hand = options.results.with_suffix(".running")
+    bad = 0
+    if at_hand.exists():
+        died, name = json.loads(at_hand.read_text(encoding="utf-8"))
+        bad += (died, name) not in known(options.results) and _keep(died, name, options, {"error": "the process died"})
+        at_hand.unlink()
+    done, started, left = known(options.results), time.monotonic(), 0
     for name, job in jobs:
         if (part, name) in done or options.only not in name:
             continue
         if time.monotonic() - started > options.seconds:
             left += 1
             continue
-        row: dict[str, Any] = {"part": part, "name": name, "target": options.target}
-        row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        at_hand.write_text(json.dumps([part, name]), encoding="utf-8")
+        watch = threading.Timer(options.job_seconds, _stop, (part, name, options))
+        watch.daemon = True
+        watch.start()
         try:
-            row |= job()
+            row = job()
         except Exception as error:  # one failure must not cost the other rows
-            row["error"] = f"{type(error).__name__}: {error}"[:2000]
-        bad += "error" in row
-        text = json.dumps(row, sort_keys=True)
-        print(text, flush=True)
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+            row = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        watch.cancel()
+        bad += _keep(part, name, options, row)
+        at_hand.unlink()
+        if "error" in row and not _usable(options):
+            print("the device is in no state to go on; run again", file=sys.stderr)
+            return 1
     if left:
         print(f"{left} left; run again to go on", file=sys.stderr)
     return 1 if bad or left else 0
+
+
+def _keep(part: str, name: str, options: Options, found: Mapping[str, Any]) -> bool:
+    """Print and append a row; whether it holds an error."""
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    text = json.dumps({"part": part, "name": name, "target": options.target, "date": date, **found}, sort_keys=True)
+    print(text, flush=True)
+    with options.results.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+    return "error" in found
+
+
+def _stop(part: str, name: str, options: Options) -> None:
+    """End the process: a kernel or a compiler that hangs cannot be told to stop."""
+    _keep(part, name, options, {"error": f"it took more than {options.job_seconds:.0f} s"})
+    options.results.with_suffix(".running").unlink(missing_ok=True)
+    os._exit(1)
+
+
+def _usable(options: Options) -> bool:
+    """Whether the device still answers: after a fault in a kernel no call of the same process does."""
+    import torch
+
+    try:
+        return options.dry or bool((torch.ones(2, device="cuda") + 1).sum().item() == 4)
+    except Exception:
+        return False
 
 
 # Inputs
@@ -264,7 +293,7 @@ def race_row(r: Race, options: Options) -> dict[str, Any]:
     """Times of castile and of the peers that are here, and castile's speed as a multiple of each."""
     extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
     kernel = castile.compile(r.cascade, options.target, extents)
-    inputs = tensors(r.cascade, extents, 0, options.device)
+    inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
     checked = sum(x.numel() for x in inputs.values() if hasattr(x, "numel")) <= MOST_CHECKED
     if checked:
@@ -289,120 +318,30 @@ def race_row(r: Race, options: Options) -> dict[str, Any]:
     return row
 
 
-def races() -> Iterator[Race]:
-    for d in (64, 128):
-        for n in (1024, 4096, 16384):
-            for causal in (False, True):
-                yield attention(d, n, causal)
-    for n in (8192, 32768, 131072):
-        yield decode(n)
-    for columns in (1024, 8192, 65536, 1 << 20):
-        yield softmax(columns)
-    for n in (1024, 2048, 4096, 8192):
-        yield gemm(n)
-
-
-def _example(name: str) -> castile.Cascade:
-    return castile.load(EXAMPLES / f"{name}.cascade")
-
-
-def attention(d: int, n: int, causal: bool) -> Race:
-    """bf16 attention of 16k tokens and 2048 features in all, as the FlashAttention papers time it."""
-    heads, batch = 2048 // d, max(1, 16384 // n)
-    extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
-
-    def sdpa(backend: str, inputs: Mapping[str, Any]) -> Call:
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        def call() -> Any:
-            with sdpa_kernel(getattr(SDPBackend, backend)):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    inputs["Q"], inputs["K"], inputs["V"], is_causal=causal, scale=inputs["scale"]
-                )
-
-        return call
-
-    def flex(inputs: Mapping[str, Any]) -> Call:
-        import torch
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        compiled: Any = torch.compile(flex_attention)
-        mask = None
-        if causal:
-            mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, n, n, device=inputs["Q"].device)
-        return partial(compiled, inputs["Q"], inputs["K"], inputs["V"], block_mask=mask, scale=inputs["scale"])
-
-    peers = {
-        "torch math": partial(sdpa, "MATH"),
-        "flash": partial(sdpa, "FLASH_ATTENTION"),
-        "cudnn": partial(sdpa, "CUDNN_ATTENTION"),
-        "efficient": partial(sdpa, "EFFICIENT_ATTENTION"),
-        "flex": flex,
-    }
-    if n > 4096:
-        del peers["torch math"]
-    flops = 4.0 * batch * heads * n * n * d * (0.5 if causal else 1.0)
-    name = "attention_causal" if causal else "attention"
-    return Race(f"{name} d={d} n={n}", _example(name), extents, peers, flops=flops, tiny=_tiny_attention())
-
-
-def _tiny_attention() -> dict[str, int]:
-    return {"b": 1, "h": 1, "q": 20, "k": 20, "d": 16, "f": 16}
-
-
-def decode(n: int) -> Race:
-    """One query of each of 32 heads against a long cache: what counts is bytes."""
-    extents = {"b": 1, "h": 32, "q": 1, "k": n, "d": 128, "f": 128}
-    peers = {name: build for name, build in attention(128, 1024, False).peers.items() if name != "torch math"}
-    moved = 2.0 * 2 * 32 * n * 128
-    return Race(f"decode n={n}", _example("attention"), extents, peers, bytes=moved, tiny=_tiny_attention())
-
-
-def softmax(columns: int) -> Race:
-    rows = max(1, (1 << 27) // columns)
-
-    def torch_softmax(inputs: Mapping[str, Any]) -> Call:
-        import torch
-
-        return partial(torch.softmax, inputs["X"], -1)
-
-    def inductor(inputs: Mapping[str, Any]) -> Call:
-        import torch
-
-        compiled: Any = torch.compile(partial(torch.softmax, dim=-1))
-        return partial(compiled, inputs["X"])
-
-    peers = {"torch softmax": torch_softmax, "inductor": inductor}
-    size = {"n": rows, "k": columns}
-    return Race(
-        f"softmax k={columns}", _example("softmax"), size, peers, bytes=8.0 * rows * columns, tiny={"n": 3, "k": 50}
-    )
-
-
-def gemm(n: int) -> Race:
-    def cublas(inputs: Mapping[str, Any]) -> Call:
-        import torch
-
-        return partial(torch.matmul, inputs["A"], inputs["B"])
-
-    extents = {"m": n, "n": n, "k": n}
-    return Race(
-        f"gemm n={n}",
-        _example("gemm"),
-        extents,
-        {"torch cublas": cublas},
-        flops=2.0 * n**3,
-        tiny={"m": 20, "n": 20, "k": 20},
-    )
-
-
 # Rows for a cost model
+
+
+# What a row of the profile changes of the default mapping.
+CHANGES: tuple[Mapping[str, int], ...] = (
+    {},
+    {"warps": 8},
+    {"warps": 4},
+    {"stages": 2},
+    {"stages": 3},
+    {"stages": 4},
+    {"persistent": 1},
+    {"descriptors": 1},
+    {"descriptors": 1, "persistent": 1},
+    {"descriptors": 1, "specialize": 1},
+    {"swizzle": 1},
+    {"heavy": 0},
+    {"heavy": 2},
+)
 
 
 def profile(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     for r in races():
-        for change in ({}, {"warps": 8}, {"warps": 4}, {"stages": 2}, {"stages": 3}, {"stages": 4}):
+        for change in CHANGES:
             label = ",".join(f"{k}={v}" for k, v in change.items()) or "default"
             yield f"{r.name} {label}", partial(profile_row, r, change, options)
 
@@ -412,7 +351,7 @@ def profile_row(r: Race, change: Mapping[str, int], options: Options) -> dict[st
     mapping = default_mapping(r.cascade, options.target, extents)
     mapping = replace(mapping, knobs={**mapping.knobs, **change})
     kernel = castile.compile(r.cascade, options.target, extents, mapping)
-    inputs = tensors(r.cascade, extents, 0, options.device)
+    inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
     values = times_us({"castile": partial(kernel, **inputs, out=outs)}, options)["castile"]
     taken = {} if options.dry else kernel.resources.to_dict()

@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from ..ir.cascade import Cascade
 from ..ir.device import device_of
 from ..ir.errors import UsageError
 from ..ir.mapping import Mapping
@@ -85,13 +86,13 @@ def load(assembly: dict[str, Any]) -> Any:
     return CpuProgram.of(Assembly.from_dict(assembly))
 
 
-def standalone(program: Program, mapping: Mapping, target: str) -> str:
-    """One file with no castile in it."""
+def standalone(program: Program, mapping: Mapping, target: str, written: Cascade) -> str:
+    """One file with no castile in it, for a cascade as it was written."""
     if target == "cpu":
         from .standalone import standalone_cpp
 
         return standalone_cpp(program)
-    return str(_module("triton").standalone(program, mapping, target))
+    return str(_module("triton").standalone(program, mapping, target, written))
 
 
 def _module(name: str) -> Any:

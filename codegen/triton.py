@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from ..ir.cascade import Cascade
 from ..ir.device import DEVICES, device_of
 from ..ir.errors import InputError, UsageError
 from ..ir.footprint import largest_rank, staged_bytes, tile_shapes
@@ -32,19 +33,20 @@ def print_triton(program: Program, mapping: Knobs, target: str) -> str:
     """
     for k in program.kernels:
         _refuse(k, mapping, target)
-    return Module(program, mapping, target, print_kernels(program, target)).text()
+    return Module(program, mapping, target, print_kernels(program, mapping, target)).text()
 
 
-def standalone(program: Program, mapping: Knobs, target: str) -> str:
-    """The module of `print_triton` as one file to run: under ``__main__`` it checks itself on a GPU.
+def standalone(program: Program, mapping: Knobs, target: str, written: Cascade) -> str:
+    """The module of `print_triton` as one file to run: under ``__main__`` it compares itself with the cascade as it was
+    ``written``, in float64.
 
     It needs torch and triton alone. Errors as `print_triton`.
     """
-    module = Module(program, mapping, target, print_kernels(program, target))
-    return module.text() + "\n\n" + "\n".join(self_check(module)) + "\n"
+    module = Module(program, mapping, target, print_kernels(program, mapping, target))
+    return module.text() + "\n\n" + "\n".join(self_check(module, written)) + "\n"
 
 
-def print_kernels(program: Program, target: str) -> tuple[Printed, ...]:
+def print_kernels(program: Program, mapping: Knobs, target: str) -> tuple[Printed, ...]:
     """Each kernel of a program as a Triton function."""
     if target != "interpret" and not device_of(target).is_gpu:
         raise UsageError("Triton is for GPUs", expected=" ".join(t for t in DEVICES if t != "cpu"), got=target)
@@ -53,9 +55,8 @@ def print_kernels(program: Program, target: str) -> tuple[Printed, ...]:
     for i, k in enumerate(program.kernels):
         name = names("kernel", str(i), f"{safe(k.name)}_kernel")
         by_value = frozenset(p.name for p in program.cascade.params if not p.indices)
-        printer = KernelPrinter(
-            k, name, by_value=by_value, numerics=program.cascade.numerics, interpret=target == "interpret"
-        )
+        numerics = program.cascade.numerics
+        printer = KernelPrinter(k, name, mapping, by_value=by_value, numerics=numerics, target=target)
         found.append(printer.printed())
     return tuple(found)
 

@@ -97,7 +97,7 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     """
     device = device_of(target)
     source = print_triton(program, mapping, target)
-    printed = print_kernels(program, target)
+    printed = print_kernels(program, mapping, target)
     types = {p.name: p.dtype for k in program.kernels for p in k.tensors}
     by_value = {p.name for p in program.cascade.params if not p.indices}
     request: dict[str, Any] = {
@@ -106,7 +106,13 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     }
     child = process("triton_compile.py", False, os.getpid())
     with child.lock:
-        answer = child.ask({**request, "source": str(child.keep(source))}, compile_seconds())
+        request["source"] = str(child.keep(source))
+        answer = child.ask(request, compile_seconds())
+        if not answer.get("ok") and mapping.knob("specialize"):
+            # As a launch does: without, where Triton cannot.
+            for row in request["kernels"]:
+                row["constants"] |= {name: False for name in row["constants"] if name == "SPECIALIZE"}
+            answer = child.ask(request, compile_seconds())
     if not answer.get("ok"):
         raise EvaluationError(
             f"Triton does not compile `{program.cascade.name}` for {target}: {answer.get('error')}",
@@ -155,6 +161,9 @@ def _signature(k: Printed, types: Mapping[str, str], by_value: set[str], mapping
             dtype = types.get(a.name, "i32") if a.kind == "pointer" else "i32"
             signature[a.text] = "*" + _TYPES.get(dtype, dtype)
             divisible.append(i)
+        elif a.kind == "descriptor":
+            dtype = types[a.name]
+            signature[a.text] = f"tensordesc<{_TYPES.get(dtype, dtype)}[{', '.join(map(str, a.block))}]>"
         elif a.kind == "scalar":
             row = DTYPES[types[a.name]]
             signature[a.text] = "*fp64" if row.name == "f64" else "fp32" if row.is_float else "i32"
@@ -182,6 +191,8 @@ def _constant(a: Argument, last: Mapping[str, int]) -> Any:
             return a.value
         case "index":
             return "index"
+        case "specialize":
+            return True
     return None
 
 

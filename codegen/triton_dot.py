@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 
 from ..ir.dtypes import DTYPES
-from ..ir.tile import Dot
+from ..ir.tile import Dot, Fold
 from .triton_expr import ATOM, Value, aligned, held
 from .triton_reduce import Reductions
-from .triton_scope import dot_groups
+from .triton_scope import LEAST_DOT, dot_groups
+
+# The least depth of a product of 8-bit integers.
+LEAST_BYTES = 32
 
 
 class Dots(Reductions):
@@ -44,13 +47,7 @@ class Dots(Reductions):
             if mask and name not in self.clean:
                 text = f"tl.where({mask}, {text}, 0.0)"
             texts.append(self._matrix(text, own, groups))
-        options = ""
-        if kind == "f32":
-            options = (
-                ', input_precision="tf32"'
-                if self.numerics == "fast" and not self.interpret
-                else ', input_precision="ieee"'
-            )
+        options = f', input_precision="{self._precision()}"' if kind == "f32" else ""
         result_axes = (*batch, *m, *n)
         own = self._long(op.tile.axes)
         direct = result_axes == own and max(len(batch), len(m), len(n)) <= 1
@@ -69,6 +66,43 @@ class Dots(Reductions):
                 text = f"tl.permute({text}, ({', '.join(str(result_axes.index(a)) for a in own)}))"
             text = f"{target} + {text}" if op.accumulate else text
         self._set(op.tile, text)
+
+    def _fold(self, op: Fold) -> None:
+        """A fold; one of products of 8-bit integers is a matrix product where its sides are long enough."""
+        names = self.exact.get(op)
+        if names is None or not self._exact_dot(op, *names):
+            super()._fold(op)
+
+    def _exact_dot(self, op: Fold, *names: str) -> bool:
+        dot = Dot(op.tile, names[0], names[1], op.over, op.accumulate, "i8")
+        own, over = self._long(op.tile.axes), self._long(op.over)
+        plan = dot_groups(dot, {t: a for t, (_, a, _) in self.e.tiles.items()}, own)
+        if plan is None or any(self.e.tiles[n][2] != "i8" for n in names):
+            return False
+        left, right, batch, m, n = plan
+        sides = [math.prod(self.axes[r].block for r in group) for group in (m, n, over)]
+        single = max(len(batch), len(m), len(n)) <= 1 and (*batch, *m, *n) == own
+        if not single or min(sides[:2]) < LEAST_DOT or sides[2] < LEAST_BYTES:
+            return False
+        texts = []
+        for name, groups in ((left, (batch, m, over)), (right, (batch, over, n))):
+            text, axes, _ = self.e.tiles[name]
+            mask = self._mask(over, axes)
+            if mask and name not in self.clean:
+                text = f"tl.where({mask}, {text}, 0)"
+            texts.append(self._matrix(text, axes, groups))
+        target = self.names("tile", op.tile.name)
+        accumulator = f", {target}" if op.accumulate else ""
+        self._set(op.tile, f"tl.dot({texts[0]}, {texts[1]}{accumulator}, out_dtype=tl.int32)")
+        return True
+
+    def _precision(self) -> str:
+        """How f32 operands are multiplied."""
+        if self.interpret or self.numerics == "strict" or not self.target.startswith("cuda"):
+            return "tf32" if self.numerics == "fast" and not self.interpret else "ieee"
+        if self.mapping.knob("tf32x3"):
+            return "tf32x3"
+        return "tf32" if self.numerics == "fast" else "ieee"
 
     def _annihilating(
         self, op: Dot, texts: Sequence[str], options: str, flip: bool, accumulator: str, wide: str

@@ -15,18 +15,19 @@ from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, operations, print_ke
 from .cpp import runtime_ranks
 from .triton_dot import Dots
 from .triton_expr import INDEX, held
+from .triton_grid import Grid
 from .triton_memory import Memory
 from .triton_scope import TAKEN, Argument, Axis, Printed, power_of_two
 
 
-class KernelPrinter(Memory, Dots):
+class KernelPrinter(Grid, Memory, Dots):
     """Prints one kernel under a name."""
 
     def printed(self) -> Printed:
-        self._ranks()
+        self._grid_ranks()
         self._ops(self.k.body)
         body = self.lines
-        self.lines = []
+        self.lines, self.depth = [], 1
         for rank in sorted(self.values):
             self.line(f"{self.named('extent value', rank)} = tl.full((), {self.extent(rank)}, INDEX)")
         for p in self.k.tensors:
@@ -79,6 +80,8 @@ class KernelPrinter(Memory, Dots):
                 continue
             found.append(Argument(name, "pointer", p.name))
             found += [Argument(self.stride(p.name, i), "stride", p.name, i) for i in range(len(p.indices))]
+            if p.name in self.blocks:
+                found.append(Argument(self.descriptor(p.name), "descriptor", p.name, block=self.blocks[p.name]))
             checked = [i for i in range(len(p.indices)) if (p.name, i) in self.checked]
             found += [Argument(self.size(p.name, i), "size", p.name, i) for i in checked]
         found += [Argument(self.extent(r), "extent", r) for r in runtime_ranks(self.k)]
@@ -87,72 +90,18 @@ class KernelPrinter(Memory, Dots):
         found.append(Argument("INDEX", "index"))
         return (*found, *self.constants.values())
 
-    def _ranks(self) -> None:
-        """The coordinates of the grid's tile and of the ranks that are held whole."""
-        grid = self.k.grid
-        if grid:
-            self.line("pid = tl.program_id(0)")
-        for i, g in reversed(list(enumerate(grid))):
-            count = (
-                self.extent(g.rank) if g.size == 1 else f"tl.cdiv({self.extent(g.rank)}, {self._step(g.rank, g.size)})"
-            )
-            at = f"pid % {count}" if i else "pid"
-            if g.size == 1:
-                self.line(f"{self.named('rank', g.rank)} = ({at}).to(INDEX)")
-                self.axes[g.rank] = Axis(1, 1)
-            else:
-                start = self.named("start", g.rank)
-                self.line(f"{start} = (({at}) * {self._step(g.rank, g.size)}).to(INDEX)")
-                self._vector(g.rank, g.size, start, self.extent(g.rank), g.rank)
-            if i:
-                self.line(f"pid = pid // {count}")
-        for h in self.k.held:
-            self._held(h.rank, h.size, self.extent(h.of), h.of)
-
-    def _held(self, rank: str, size: int, extent: str, of: str | None) -> None:
-        if size == 1:
-            self.line(f"{self.named('rank', rank)} = tl.full((), 0, INDEX)")
-            self.axes[rank] = Axis(1, 1)
-            return
-        self._vector(rank, size, "0", extent, of, held_whole=True)
-
-    def _vector(
-        self, rank: str, size: int, start: str, last: str, even: str | None, held_whole: bool = False, first: str = ""
-    ) -> None:
-        """A vector of coordinates from ``start`` and the mask of those in the tile and below ``last``.
-
-        ``even`` names the rank whose extent, if a multiple of the tile, makes all of them active.
-        """
-        block = self._block(rank, size)
-        name, inside = self.named("rank", rank), self.named("in", rank)
-        lanes = f"tl.arange(0, {self.constant('BLOCK_{}', rank, block)})"
-        self.line(f"{name} = {lanes}.to(INDEX)" if start == "0" else f"{name} = {start} + {lanes}.to(INDEX)")
-        self.e.vectors.add(rank)
-        parts = [f"({name} < {last})"]
-        if first:
-            parts.insert(0, f"({name} >= {first})")
-        if block != size and not held_whole:
-            parts.append(f"({lanes} < {size})")
-            even = None
-        if even is not None:
-            constant = self.constant("EVEN_{}", even, block, "even")
-            parts[0] = f"{parts[0]} | {constant}"
-        self.axes[rank] = Axis(size, block)
-        text = " & ".join(parts)
-        self.line(f"{inside} = {text[1:-1] if len(parts) == 1 and even is None else text}")
-
     # Operations
 
     def _ops(self, body: tuple[Op, ...]) -> None:
         headings = [t.strip() for t in print_kernel(replace(self.k, tensors=(), body=body)).split("\n")[1:]]
         at = 0
-        for op in body:
+        for place, op in enumerate(body):
             if not (isinstance(op, Map) and literal_value(op.expr) is not None):
                 self.line(f"# {_comment(headings[at])}")
             at += 1 + (len(list(operations(op.body))) if isinstance(op, For) else 0)
             match op:
                 case For():
-                    self._for(op)
+                    self._for(op, last=not any(isinstance(x, For) and x.rank == op.rank for x in body[place + 1 :]))
                 case Store():
                     self._store(op)
                 case Load():
@@ -164,39 +113,41 @@ class KernelPrinter(Memory, Dots):
                 case Dot():
                     self._dot(op)
 
-    def _for(self, op: For) -> None:
+    def _for(self, op: For, last: bool) -> None:
         whole = op.lower is None and (op.upper is None or isinstance(op.upper, Extent))
         of = op.upper.rank if isinstance(op.upper, Extent) else op.rank
-        first, last = "0", self.extent(of)
+        first, end = "0", self.extent(of)
         if not whole:
-            first, last = self._bounds(op)
+            first, end = self._bounds(op)
         saved = dict(self.axes), dict(self.e.tiles), set(self.e.vectors), set(self.clean)
         name = self.named("rank", op.rank)
         if op.size == 1:
             step = self.names("step", op.rank, "{}_")
-            span = f"{first}, {last}" if first != "0" else last
-            self.line(f"for {step} in range({span}):")
+            span = f"{first}, {end}" if first != "0" else end
+            self.line(f"for {step} in {self._range(op, span)}:")
             self.depth += 1
-            at = step if not op.reverse else f"{last} - 1 - {step}" + (f" + {first}" if first != "0" else "")
+            at = step if not op.reverse else f"{end} - 1 - {step}" + (f" + {first}" if first != "0" else "")
             self.line(f"{name} = tl.full((), {at}, INDEX)")
             self.axes[op.rank] = Axis(1, 1)
             self.e.vectors.discard(op.rank)
         else:
             start, step = self.named("start", op.rank), self._step(op.rank, op.size)
             begin = first if first == "0" or _aligned(op.lower, op.size) else f"{first} // {step} * {step}"
-            self.line(f"for {start} in range({begin}, {last}, {step}):")
+            self.line(f"for {start} in {self._range(op, f'{begin}, {end}, {step}')}:")
             self.depth += 1
             if op.reverse:
                 back = self.names("back", op.rank, "{}_back")
-                self.line(f"{back} = (tl.cdiv({last}, {step}) - 1) * {step} + {begin} // {step} * {step} - {start}")
+                self.line(f"{back} = (tl.cdiv({end}, {step}) - 1) * {step} + {begin} // {step} * {step} - {start}")
                 start = back
-            aligned = not whole and _aligned(op.lower, op.size) and _aligned(op.upper, op.size)
+            # Masks are tested inside, and no other loop goes on where this one ends: its last tile may be whole.
+            open_end = last and op.phase == "partial" and not op.reverse
+            aligned = not whole and _aligned(op.lower, op.size) and (open_end or _aligned(op.upper, op.size))
             lower = "" if whole or _aligned(op.lower, op.size) else first
             self._vector(
                 op.rank,
                 op.size,
                 start,
-                self.extent(of) if aligned else last,
+                self.extent(of) if aligned else end,
                 of if whole or aligned else None,
                 first=lower,
             )
@@ -207,6 +158,13 @@ class KernelPrinter(Memory, Dots):
         self.depth -= 1
         self.axes, self.e.tiles, self.e.vectors, clean = saved
         self.clean &= clean
+
+    def _range(self, op: For, span: str) -> str:
+        """A loop's range; one with matrix products may share its work among specialised warps."""
+        if not (self.specialises and any(isinstance(x, Dot) for x in op.body)):
+            return f"range({span})"
+        self.constants.setdefault("SPECIALIZE", Argument("SPECIALIZE", "specialize"))
+        return f"tl.range({span}, warp_specialize=SPECIALIZE)"
 
     def _bounds(self, op: For) -> tuple[str, str]:
         """The names of a loop's first coordinate and of the one after its last."""

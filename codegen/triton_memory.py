@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.cascade import Access, Expr, literal_value
+from ..ir.cascade import Access, Expr, Param, Rank, literal_value
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Load, Store
 from .cpp import checked_indices
-from .triton_expr import ATOM, OR, Value
+from .triton_expr import ATOM, OR, Value, narrow
 from .triton_scope import Scope
+
+# The greatest size along each axis of a tile that a descriptor tells.
+LARGEST_BOX = 256
 
 
 class Memory(Scope):
@@ -71,6 +74,58 @@ class Memory(Scope):
         if not param.indices and param.name not in self.k.outputs:
             self._set(op.tile, self._whole_text(Access(param.name), op.tile.dtype, axes))
             return
+        block = self._block_of(op, param)
+        if block is not None:
+            self._described(op, param, block, dtype)
+            return
+        self._pointed(op, param, axes, dtype)
+
+    def _block_of(self, op: Load, param: Param) -> tuple[int, ...] | None:
+        """The sizes along a tensor's own axes of the tile that a load gets, if a descriptor can tell it."""
+        if not self.mapping.knob("descriptors") or not (self.interpret or "tma" in self.features):
+            return None
+        row = DTYPES[param.dtype]
+        plain = op.guard is None and param.name not in self.k.outputs and not checked_indices(op, param.indices)
+        if not plain or not 2 <= len(param.indices) <= 5 or param.dtype not in ("f16", "bf16", "f32", "i8"):
+            return None
+        block = []
+        for index, own in zip(op.source.indices, param.indices, strict=True):
+            if not isinstance(index, Rank) or index.name not in self.e.vectors or index.name not in op.tile.axes:
+                if self.e.spread(index) or not narrow(index):
+                    return None
+                block.append(1)
+                continue
+            if own not in (index, self._of(index)) or not self.axes[index.name].plain:
+                return None
+            block.append(self.axes[index.name].block)
+        long = [n for n in block if n > 1]
+        if len(long) != 2 or block[-1] * row.bits // 8 < 16 or max(block) > LARGEST_BOX:
+            return None
+        return tuple(block) if self.blocks.setdefault(param.name, tuple(block)) == tuple(block) else None
+
+    def _of(self, index: Rank) -> Rank:
+        """The rank whose coordinates a held rank has."""
+        return Rank(next((h.of for h in self.k.held if h.rank == index.name), index.name))
+
+    def _described(self, op: Load, param: Param, block: tuple[int, ...], dtype: str) -> None:
+        """A tile from a descriptor, where the host could make one, else by pointers; in the order of its memory."""
+        ranks = [i.name for i, n in zip(op.source.indices, block, strict=True) if n > 1 and isinstance(i, Rank)]
+        places = []
+        for index, n in zip(op.source.indices, block, strict=True):
+            start = self.axes[index.name].start if n > 1 and isinstance(index, Rank) else None
+            places.append(start or self.e.typed(index, "i32", ()))
+        name, made = self.descriptor(param.name), self.names("tile", op.tile.name)
+        text = f"tl.reshape({name}.load([{', '.join(places)}]), ({', '.join(self._shape(ranks))}))"
+        self.line(f"if {name} is not None:")
+        self.line(f"    {made} = {self.e.converted(Value(text, ATOM, param.dtype), dtype)}")
+        self.line("else:")
+        self.depth += 1
+        self._pointed(op, param, tuple(ranks), dtype)
+        self.depth -= 1
+        self.e.tiles[op.tile.name] = (made, tuple(ranks), dtype)
+
+    def _pointed(self, op: Load, param: Param, axes: tuple[str, ...], dtype: str) -> None:
+        """A tile by pointers to its elements."""
         pointer, found = self._pointer(op.source, axes, param.indices, checked_indices(op, param.indices))
         mask = self._mask(axes, axes)
         if op.guard is not None:

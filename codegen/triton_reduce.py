@@ -30,7 +30,9 @@ class Reductions(Scope):
         total = "bool" if logic else settle(join(compute_type(tile.dtype), compute_type(element)))
         text = self._whole_text(op.expr, total, axes)
         mask = self._mask(over, axes)
+        # Lanes that a load left 0 need no mask, unless the tile is one value for all of them.
         clean = isinstance(op.expr, Access) and op.expr.tensor in self.clean and op.op == "sum"
+        clean = clean and self.e.spread(op.expr) >= set(over)
         if mask and not clean:
             text = f"tl.where({mask}, {text}, {self._identity(op.op, total)})"
         text = self._reduced(op.op, text, total, axes, over)

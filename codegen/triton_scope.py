@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping as Dict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.cascade import Expr, Param
+from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Tile, TileKernel, operations, verify_kernel
+from ..ir.mapping import Mapping
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Tile, TileKernel, integer_products, operations, verify_kernel
 from ..ir.types import TypeChecker
 from .cpp import checked_axes, runtime_ranks
 from .names import Names
@@ -22,7 +25,9 @@ TAKEN = tuple(
     if import in is lambda nonlocal not or pass raise return try while with yield match case type int float bool max min
     range len abs pow round print sum any all tl triton torch INF LOG2_E INDEX pid fault fault_ out exp sigmoid
     maximum minimum reduce_max reduce_min reduce_prod multiply expm1 log1p tanh rint floordiv floormod shift_left
-    shift_right to_integer to_bf16 annihilating grid main check self dot
+    shift_right to_integer to_bf16 point SPECIALIZE units
+    reference along value over device extents described specialize TensorDescriptor grid main check self
+    dot annihilating
     tensors spans narrow positions programs faults number names largest low high middle fits abs zip sum bool""".split()
 )
 
@@ -33,11 +38,13 @@ def power_of_two(n: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A rank in scope: the step from tile to tile, the size of its vector, and whether lanes may be inactive."""
+    """A rank in scope: the step from tile to tile, the size of its vector, where the vector starts, and whether lanes
+    are inactive for no other reason than the extent."""
 
     step: int
     block: int
-    masked: bool = True
+    start: str = "0"
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +52,9 @@ class Argument:
     """An argument of a kernel.
 
     ``kind`` is "pointer", "scalar", "stride", "size" (of ``axis`` of tensor ``name``), "extent" (of rank ``name``),
-    "fault", or a constant: "even" (is the extent of rank ``name`` a multiple of ``value``?), "constant", "index" (the
-    type of positions).
+    "fault", "descriptor" (of the tiles of tensor ``name``, which have the sizes ``block``), or a constant: "even" (is
+    the extent of rank ``name`` a multiple of ``value``?), "constant", "index" (the type of positions), "specialize"
+    (do warps share out the work of loops?).
     """
 
     text: str
@@ -54,10 +62,11 @@ class Argument:
     name: str = ""
     axis: int = 0
     value: int = 0
+    block: tuple[int, ...] = ()
 
     @property
     def is_constant(self) -> bool:
-        return self.kind in ("even", "constant", "index")
+        return self.kind in ("even", "constant", "index", "specialize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +87,21 @@ class Printed:
 class Scope:
     """The state of a printer of one kernel, and what its operations are written with."""
 
-    def __init__(self, k: TileKernel, name: str, *, by_value: frozenset[str], numerics: str, interpret: bool) -> None:
+    def __init__(
+        self, k: TileKernel, name: str, mapping: Mapping, *, by_value: frozenset[str], numerics: str, target: str
+    ) -> None:
         """``by_value`` names the 0-dimensional tensors that are numbers; others of no axes lie in memory."""
         verify_kernel(k)
         self.by_value = by_value
         self.k = k
         self.function = name
         self.numerics = numerics
-        self.interpret = interpret
-        self.params: Mapping[str, Param] = {p.name: p for p in k.tensors}
+        self.mapping = mapping
+        self.interpret = interpret = target == "interpret"
+        self.target = target
+        self.features = device_of(target).features
+        self.specialises = bool(mapping.knob("specialize") and (self.features & {"wgmma", "tcgen05"} or interpret))
+        self.params: Dict[str, Param] = {p.name: p for p in k.tensors}
         self.names = Names((*TAKEN, name))
         types = {p.name: p.dtype for p in k.tensors}
         types |= {op.tile.name: op.tile.dtype for op in operations(k.body) if isinstance(op, Load | Map | Fold | Dot)}
@@ -103,6 +118,8 @@ class Scope:
         self.least = least_blocks(k)
         self.kept = kept_types(k)
         self.clean: set[str] = set()
+        self.exact = integer_products(k)
+        self.blocks: dict[str, tuple[int, ...]] = {}
         self.sequential = any(isinstance(op, Load) and op.source.tensor in k.outputs for op in operations(k.body))
         for p in k.tensors:
             self.names("tensor", p.name)
@@ -140,6 +157,9 @@ class Scope:
 
     def size(self, tensor: str, axis: int) -> str:
         return self.names("size", f"{tensor}_size{axis}")
+
+    def descriptor(self, tensor: str) -> str:
+        return self.names("descriptor", f"{tensor}_tiles")
 
     def constant(self, form: str, rank: str, value: int, kind: str = "constant") -> str:
         text = self.names(f"{kind} {value}", rank, form)
@@ -192,7 +212,7 @@ class Scope:
 
 
 def dot_groups(
-    op: Dot, axes: Mapping[str, tuple[str, ...]], kept: tuple[str, ...]
+    op: Dot, axes: Dict[str, tuple[str, ...]], kept: tuple[str, ...]
 ) -> tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
     """The operands of a matrix product in order, and the axes of its batch, rows and columns; None where it is none."""
     a, b = set(axes[op.left]), set(axes[op.right])

@@ -14,10 +14,13 @@ from .cascade import Access, Call, Cast, Const, Expr, Extent, Rank, free_ranks, 
 from .dtypes import DTYPES
 from .extents import extent_of
 from .ops import OPS
-from .tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel
+from .tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, operations
 
 # Grid tiles along each rank at which the bounds of loops are evaluated.
 SAMPLES = 16
+
+# The extent of every rank where only the way in which work is spread is asked for.
+PROBED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,37 @@ class _Reader:
             if all(n is not None for n in shape):
                 total += math.prod(n or 0 for n in shape) * self.types[p.name]
         return total
+
+
+def heaviest_last(k: TileKernel) -> str | None:
+    """The rank of the grid along which loops run longer for the last tiles than for the first ones, if there is one."""
+    ranks = {n.name for op in operations(k.body) for e in _bounds(op) for n in walk(e) if isinstance(n, Rank)}
+    reader = _Reader(k, dict.fromkeys(_named(k), PROBED))
+    for g in k.grid:
+        if g.rank not in ranks:
+            continue
+        lengths = []
+        for start in (0, (PROBED - 1) // g.size * g.size):
+            at = {g.rank: start}
+            loops = [op for op in operations(k.body) if isinstance(op, For)]
+            spans = [(reader._bound(op.lower, at, 0), reader._bound(op.upper, at, PROBED)) for op in loops]
+            lengths.append(sum(max(0, min(high, PROBED) - max(low, 0)) for low, high in spans))
+        if lengths[1] > lengths[0]:
+            return g.rank
+    return None
+
+
+def _bounds(op: Op) -> Iterator[Expr]:
+    return (e for e in (op.lower, op.upper) if e is not None) if isinstance(op, For) else iter(())
+
+
+def _named(k: TileKernel) -> Iterator[str]:
+    """Every rank that a kernel's grid, loops and bounds name."""
+    yield from (g.rank for g in k.grid)
+    for op in operations(k.body):
+        if isinstance(op, For):
+            yield op.rank
+            yield from (n.rank for e in _bounds(op) for n in walk(e) if isinstance(n, Extent))
 
 
 def _points(ranges: list[range]) -> Iterator[tuple[int, ...]]:

@@ -40,6 +40,12 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
         for k in (
             Knob("warps", "gpu", (1, 2, 4, 8, 16), 4, "warps of a program"),
             Knob("stages", "gpu", (1, 2, 3, 4, 5, 6, 7, 8), 2, "tiles of a streamed rank that are in flight"),
+            Knob("swizzle", "gpu", (1, 2, 4, 8, 16), 1, "rows of a product's tiles that programs near in time take"),
+            Knob("heavy", "gpu", (0, 1, 2), 0, "tiles with the most work go first: of their row, or (2) of all"),
+            Knob("persistent", "gpu", (0, 1, 2, 4), 0, "programs of a unit that stay and take tile after tile"),
+            Knob("descriptors", "gpu", (0, 1), 0, "tiles are loaded by descriptors where strides allow"),
+            Knob("specialize", "gpu", (0, 1), 0, "warps share out loading and computing where Triton can"),
+            Knob("tf32x3", "gpu", (0, 1), 0, "f32 products are made of three of tf32 each"),
             Knob("hold", "all", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
             Knob("align", "all", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
             Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows of at most so many elements are kept whole"),

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .cascade import Access, Expr, Param, Rank, walk
+from .cascade import Access, Call, Expr, Param, Rank, walk
 from .dtypes import DTYPES
 from .errors import VerifyError
 from .print import print_expr, print_param
@@ -188,6 +188,21 @@ def operations(body: tuple[Op, ...]) -> Iterator[Op]:
 def tiles_of(k: TileKernel) -> dict[str, Tile]:
     """The kernel's tiles by name."""
     return {op.tile.name: op.tile for op in operations(k.body) if isinstance(op, Load | Map | Fold | Dot)}
+
+
+def integer_products(k: TileKernel) -> dict[Fold, tuple[str, str]]:
+    """The sums of products of two tiles of 8-bit integers, with their operands: a matrix unit makes them exactly."""
+    bytes_of = {p.name for p in k.tensors if p.dtype == "i8"}
+    ops = list(operations(k.body))
+    made = [op.tile.name for op in ops if isinstance(op, Map | Fold | Dot)]
+    narrow = {op.tile.name for op in ops if isinstance(op, Load) and op.source.tensor in bytes_of} - {*made}
+    found = {}
+    for op in ops:
+        if isinstance(op, Fold) and op.op == "sum" and op.tile.dtype == "i32" and isinstance(op.expr, Call):
+            names = [a.tensor for a in op.expr.args if isinstance(a, Access) and a.tensor in narrow]
+            if op.expr.op == "mul" and len(names) == 2:
+                found[op] = (names[0], names[1])
+    return found
 
 
 # Text

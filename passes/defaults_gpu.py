@@ -12,11 +12,12 @@ from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
 
-from ..ir.cascade import Rank
+from ..ir.cascade import Call, Const, Rank
 from ..ir.device import Device
-from ..ir.footprint import scoped_sizes, tile_shapes
+from ..ir.dtypes import DTYPES
+from ..ir.footprint import heaviest_last, scoped_sizes, tile_shapes
 from ..ir.mapping import Mapping
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations
+from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, integer_products, operations
 from .registers import register_bytes, registers_free
 
 # The least side of a matrix product.
@@ -31,6 +32,12 @@ ROW, ROWS = 1024, 4096
 # Elements of one operation over three axes or more.
 MANY_AXES = 4096
 
+# Rows up to which heads that share keys are taken together, and rows of a product's tiles that go together.
+PACKED, SWIZZLE = 64, 8
+
+# The part of shared memory that loaded tiles may fill.
+SHARE = 0.75
+
 # How often a mapping whose registers do not suffice is changed.
 ROUNDS = 8
 
@@ -44,7 +51,11 @@ def gpu_mapping(
     build: Callable[[Mapping], tuple[TileKernel, ...]],
 ) -> Mapping:
     """The default mapping of kernels that a mapping with `KNOBS` gave; ``build`` makes those of another mapping."""
+    packed = _packed(kernels, extents)
+    if packed:
+        kernels = build(Mapping(tiles=packed, knobs=KNOBS))
     tiles: dict[str, int] = {}
+    products: dict[str, int] = {}
     warps, stages = 4, 2
     # A rank of several kernels follows those that contract.
     for k in sorted(kernels, key=_contracts):
@@ -56,25 +67,50 @@ def gpu_mapping(
         else:
             found = _rows(k, extents)
         found = {r: n for r, n in found.items() if r in extents and r not in held}
-        if "wmma" in device.features and _contracts(k):
-            # What one kernel streams and another has as its rows: registers are scarce in both.
-            found = {r: min(n, tiles.get(r, n)) for r, n in found.items()}
+        if _contracts(k):
+            if "wmma" in device.features:
+                # What one kernel streams and another has as its rows: registers are scarce in both.
+                found = {r: min(n, products.get(r, n)) for r, n in found.items()}
+            products |= found
         tiles |= found
-    tiles = {r: max(1, min(n, _up(extents[r]))) for r, n in tiles.items()}
+    tiles = {r: max(1, min(n, _up(extents[r]))) for r, n in tiles.items()} | packed
     for k in kernels:
         _shrink(k, tiles, PER_WARP * warps)
     knobs = {**KNOBS, "warps": warps, "stages": stages}
+    if any(heaviest_last(k) for k in kernels):
+        knobs["heavy"] = 1
+    if any(_contracts(k) and all(op.accumulate for op in _products(k)) for k in kernels):
+        knobs["swizzle"] = SWIZZLE
     return _relieved(Mapping(tiles=tiles, knobs=knobs), device, build)
+
+
+def _packed(kernels: tuple[TileKernel, ...], extents: Dict[str, int]) -> dict[str, int]:
+    """Ranks of which several coordinates read the same, as query heads that share keys do (``h // 4``), by how many one
+    program takes: where it would have few rows without."""
+    found: dict[str, int] = {}
+    for k in kernels:
+        grid = {g.rank for g in k.grid}
+        wide = {r for op in operations(k.body) if isinstance(op, Dot) and not op.accumulate for r in op.tile.axes}
+        rows = prod(_up(extents.get(r, 1)) for r in wide & grid)
+        for index in (i for op in operations(k.body) if isinstance(op, Load) for i in op.source.indices):
+            match index:
+                case Call(op="floordiv", args=(Rank(name=r), Const(value=int() as shared))) if r in grid - wide:
+                    fit = [n for n in range(2, shared + 1) if shared % n == 0 and n * rows <= PACKED]
+                    if fit and extents.get(r, 1) > 1:
+                        found[r] = max(fit)
+    return found
 
 
 def _relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[TileKernel, ...]]) -> Mapping:
     """More warps, then smaller tiles, until the registers of every kernel suffice as far as a tile program tells."""
     for _ in range(ROUNDS):
         warps, tiles = mapping.knob("warps"), dict(mapping.tiles)
-        full = [k for k in build(mapping) if register_bytes(k, device) > registers_free(k, device, warps)]
+        kernels = build(mapping)
+        large = [k for k in kernels if _loaded_bytes(k, mapping.knob("stages")) > SHARE * device.shared_bytes]
+        full = [k for k in kernels if k in large or register_bytes(k, device) > registers_free(k, device, warps)]
         if not full:
             break
-        if warps < 8:
+        if warps < 8 and not large:
             mapping = replace(mapping, knobs={**mapping.knobs, "warps": 2 * warps})
             continue
         for k in full:
@@ -85,20 +121,48 @@ def _relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple
     return mapping
 
 
+def _loaded_bytes(k: TileKernel, stages: int) -> int:
+    """Bytes that loops with products load ahead, each tile in its tensor's type: they wait in shared memory."""
+    bits = {p.name: DTYPES[p.dtype].bits for p in k.tensors}
+    most = 0
+    for loop in operations(k.body):
+        if isinstance(loop, For) and any(isinstance(op, Dot) for op in loop.body):
+            sizes = {**scoped_sizes(k), loop.rank: loop.size}
+            loads = [op for op in loop.body if isinstance(op, Load)]
+            each = (prod(_up(sizes.get(r, 1)) for r in op.tile.axes) * bits[op.source.tensor] for op in loads)
+            most = max(most, sum(each) // 8 * max(1, stages - 1))
+    return most
+
+
 def _contracts(k: TileKernel) -> bool:
-    return any(isinstance(op, Dot) for op in operations(k.body))
+    return bool(_products(k))
+
+
+def _products(k: TileKernel) -> list[Dot]:
+    """The matrix products of a kernel, those of integers among them."""
+    exact = integer_products(k)
+    found = []
+    for op in operations(k.body):
+        if isinstance(op, Dot):
+            found.append(op)
+        elif isinstance(op, Fold) and op in exact:
+            found.append(Dot(op.tile, *exact[op], op.over, op.accumulate, "i8"))
+    return found
 
 
 def _narrow(k: TileKernel) -> bool:
     """Whether every product is one of 16-bit operands, or of narrower ones."""
-    return all(op.operand is not None for op in operations(k.body) if isinstance(op, Dot))
+    types = {p.name: DTYPES[p.dtype] for p in k.tensors}
+    loads = {op.tile.name: types[op.source.tensor] for op in operations(k.body) if isinstance(op, Load)}
+    small = {name for name, row in loads.items() if row.is_float and row.bits == 8}
+    return all(op.operand is not None or {op.left, op.right} <= small for op in _products(k))
 
 
 def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tuple[dict[str, int], int]:
     """Tiles of a kernel with dots, and its warps."""
     grid = {g.rank for g in k.grid}
     loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
-    dots = [op for op in operations(k.body) if isinstance(op, Dot)]
+    dots = _products(k)
     streamed = any(not op.accumulate for op in dots)
     narrow = _narrow(k)
     wide = 128 if narrow else 32
@@ -121,14 +185,16 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
         tensor = bool(device.features & {"wgmma", "tcgen05"})
         # A mask that annihilates takes registers of its own, and so do operands that lie in registers.
         masked = any(op.annihilates for op in dots)
+        if narrow and masked and "tcgen05" in device.features:
+            found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
         if narrow and (masked or len(dots) > 2) and not tensor:
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
             if "wmma" in device.features:
                 rows = 64 if len(dots) <= 2 else 32
                 found |= {r: rows for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
             return found, 8
-        return found, 8 if narrow and (head > 64 or masked or device.target != "cuda:90") else 4
-    return found, 8 if narrow else 4
+        return found, 8 if not narrow or head > 64 or masked or device.target != "cuda:90" else 4
+    return found, 8 if narrow or streamed else 4
 
 
 def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
@@ -159,7 +225,9 @@ def _shrink(k: TileKernel, tiles: dict[str, int], most: int) -> None:
     sizes = scoped_sizes(k)
     # A program runs for two coordinates of these, as an empty rank needs; a product has sides.
     pairs = {g.rank for g in k.grid if g.size == 2}
-    sides = {r for op in operations(k.body) if isinstance(op, Dot) for r in (*op.tile.axes, *op.over)}
+    sides = {r for op in _products(k) for r in (*op.tile.axes, *op.over)}
+
+    exact = integer_products(k)
 
     def visit(body: tuple[Op, ...], sizes: Dict[str, int]) -> None:
         def size(r: str) -> int:
@@ -170,8 +238,8 @@ def _shrink(k: TileKernel, tiles: dict[str, int], most: int) -> None:
                 visit(op.body, {**sizes, op.rank: op.size})
                 continue
             axes = op.axes if isinstance(op, Store) else op.tile.axes
-            if isinstance(op, Map | Fold | Load):
-                axes = (*axes, *(op.over if isinstance(op, Fold) else ()))
+            if isinstance(op, Fold) and op not in exact:
+                axes = (*axes, *op.over)
             # Three axes and more are reduced through shared memory and slow to compile.
             few = len([r for r in axes if size(r) > 1]) <= 2
             limit = most if few else min(most, MANY_AXES)

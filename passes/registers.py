@@ -7,14 +7,14 @@ gather an address for each element.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 
 from ..ir.cascade import Access, Expr, Rank, walk
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import live_tiles
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, operations
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, integer_products, operations
 
 # Bytes of an address, and elements of a row that share one.
 ADDRESS, VECTOR = 8, 8
@@ -38,11 +38,12 @@ def registers_free(k: TileKernel, device: Device, warps: int) -> int:
 
 def register_bytes(k: TileKernel, device: Device) -> int:
     """The most bytes that the tiles of one program take of registers at once."""
-    shared = _shared(k) if device.features & SHARED else frozenset()
+    exact = integer_products(k)
+    shared = _shared(k, exact) if device.features & SHARED else frozenset()
     most = 0
     for op, tiles, sizes in live_tiles(k):
         held = sum(_bytes(t, sizes) for t in tiles if t.name not in shared)
-        most = max(most, held + _beside(op, sizes))
+        most = max(most, held + (0 if op in exact else _beside(op, sizes)))
     return most
 
 
@@ -50,11 +51,18 @@ def _bytes(t: Tile, sizes: Mapping[str, int]) -> int:
     return prod(_up(sizes[a]) for a in t.axes) * max(1, DTYPES[t.dtype].bits // 8)
 
 
-def _shared(k: TileKernel) -> frozenset[str]:
+def _shared(k: TileKernel, exact: Collection[Op]) -> frozenset[str]:
     """Tiles that loads make and only dots read."""
     loads = {op.tile.name for op in operations(k.body) if isinstance(op, Load)}
     made = {op.tile.name for op in operations(k.body) if isinstance(op, Map | Fold | Dot)}
-    read = {n.tensor for op in operations(k.body) for e in _exprs(op) for n in walk(e) if isinstance(n, Access)}
+    read = {
+        n.tensor
+        for op in operations(k.body)
+        if op not in exact
+        for e in _exprs(op)
+        for n in walk(e)
+        if isinstance(n, Access)
+    }
     return frozenset(loads - made - read)
 
 
@@ -62,7 +70,7 @@ def _beside(op: Op, sizes: Mapping[str, int]) -> int:
     """Bytes that an operation takes beside the tiles that it reads and makes."""
     match op:
         case Fold(tile=tile, over=over, expr=expr) if not isinstance(expr, Access):
-            return 4 * prod(_up(sizes[a]) for a in (*tile.axes, *over))
+            return 8 * prod(_up(sizes[a]) for a in (*tile.axes, *over))
         case Store(axes=axes, expr=expr) if not isinstance(expr, Access):
             return 4 * prod(_up(sizes[a]) for a in axes)
         case Dot(tile=tile, annihilates=True):

@@ -409,12 +409,21 @@ class _Builder:
     def _depends(self, e: Expr) -> frozenset[str]:
         """The ranks in scope with which an expression over tiles varies."""
         found: set[str] = set()
-        for node in walk(e):
+        for node in walk(self._varying(e)):
             if isinstance(node, Rank):
                 found.add(node.name)
             elif isinstance(node, Access) and node.tensor in self.own:
                 found |= self.own[node.tensor]
         return frozenset(found)
+
+    def _varying(self, e: Expr) -> Expr:
+        """An expression without what is the same for a whole tile of the grid, as ``h // 4`` is for 4 heads of one."""
+        match e:
+            case Call(op="floordiv", args=(Rank(name=r), Const(value=int() as n))):
+                tiled = r in self.frames[0].ranks and r not in self.held and self.sizes[r] > 1
+                return Const(0) if tiled and n % self.sizes[r] == 0 else e
+        kids = children(e)
+        return rebuild(e, tuple(map(self._varying, kids))) if kids else e
 
     def _frame_of(self, depends: Iterable[str], *exprs: Expr) -> int:
         """The outermost loop body in which the ranks are in scope and the tiles that expressions read are made."""
@@ -676,7 +685,7 @@ class _Builder:
         held = (
             self._depends(self.local[n.tensor]) for n in walk(e) if isinstance(n, Access) and n.tensor in self.local
         )
-        return free_ranks(e).union(*held)
+        return free_ranks(self._varying(e)).union(*held)
 
     def _factors(
         self, e: Reduce, guard: Expr | None, outer: Iterable[str] | None = None, mask: Expr | None = None

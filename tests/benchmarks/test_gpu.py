@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ import pytest
 
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
+
+from castile.ir.extents import resolve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,6 +63,49 @@ def test_a_wrong_result_is_a_row_with_an_error(gpu: ModuleType, tmp_path: Path) 
     options = gpu.Options("interpret", 10.0, "", tmp_path / "rows.jsonl", True)
     assert gpu.run_part("correct", iter([("x", wrong)]), options) == 1
     assert "oracle 2" in str(rows(options.results)[0]["error"])
+
+
+def test_a_job_that_took_the_process_down_is_told_and_not_tried_again(gpu: ModuleType, tmp_path: Path) -> None:
+    options = gpu.Options("interpret", 10.0, "", tmp_path / "rows.jsonl", True)
+    options.results.with_suffix(".running").write_text(json.dumps(["race", "x"]))
+    jobs = [("x", lambda: {"tried": "again"}), ("y", lambda: {"fine": 1})]
+    assert gpu.run_part("race", iter(jobs), options) == 1
+    found = rows(options.results)
+    assert [(r["name"], r.get("error")) for r in found] == [("x", "the process died"), ("y", None)]
+    assert gpu.run_part("race", iter(jobs), options) == 0
+
+
+def test_a_job_that_hangs_ends_the_process_and_leaves_a_row(tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    text = f"""
+import time
+from pathlib import Path
+from castile.benchmarks import gpu
+options = gpu.Options("interpret", 10.0, "", Path({str(results)!r}), True, 0.2)
+gpu.run_part("race", iter([("x", lambda: time.sleep(60))]), options)
+"""
+    assert subprocess.run([sys.executable, "-c", text], check=False, timeout=30).returncode == 1
+    assert "more than 0 s" in str(rows(results)[0]["error"])
+
+
+def test_every_race_has_its_peers_and_extents_that_fit() -> None:
+    from castile.benchmarks._gpu_races import races
+
+    found = {r.name: r for r in races()}
+    for r in found.values():
+        resolve(r.cascade, dict(r.extents))
+        resolve(r.cascade, dict(r.tiny))
+        assert r.peers
+    assert {"flash", "cudnn", "efficient", "flash-attn", "flex"} <= set(found["attention_causal d=128 n=16384"].peers)
+    assert {"flash", "cudnn", "efficient", "flex"} <= set(found["backward d=64 n=1024"].peers)
+    assert {f"{v} d=128 n=4096" for v in ("window", "softcap", "alibi", "document", "sink")} <= set(found)
+    assert {"decode n=131072", "decode gqa n=8192", "softmax k=1048576", "gemm n=8192", "int4 m=16"} <= set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["race", "profile"])
+def test_all_races_run_dry(gpu: ModuleType, tmp_path: Path, part: str) -> None:
+    assert gpu.main([part, "--dry", "--seconds", "900", "--results", str(tmp_path / "rows.jsonl")]) == 0
 
 
 def test_comparison_catches_a_wrong_output(gpu: ModuleType) -> None:

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 import castile  # noqa: E402
 from castile.codegen.triton import print_triton, standalone  # noqa: E402
 from castile.codegen.triton_build import CudaProgram, resources  # noqa: E402
+from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
 from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
@@ -103,11 +104,12 @@ print(castile.compile(c, target="interpret")(X=np.zeros((2, 4), "f4")).tolist())
     assert done.stdout.split("\n")[:2] == ["True", str([[0.25] * 4] * 2)]
 
 
-def test_a_standalone_file_checks_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["softmax", "attention_gqa", "attention_dilated", "gemm_int8", "rope_interleaved"])
+def test_a_standalone_file_compares_itself_with_the_cascade_in_float64(name: str, tmp_path: Path) -> None:
     """It needs torch and triton alone; under the interpreter it runs on the CPU."""
-    program, mapping = made("softmax", "interpret")
-    path = tmp_path / "softmax.py"
-    path.write_text(standalone(program, mapping, "interpret"))
+    program, mapping = made(name, "interpret")
+    path = tmp_path / "generated.py"
+    path.write_text(standalone(program, mapping, "interpret", castile.load(CASCADES / f"{name}.cascade")))
     assert "castile" not in [line.split()[1] for line in path.read_text().split("\n") if line.startswith("import")]
     done = subprocess.run(
         [sys.executable, str(path)],
@@ -118,7 +120,7 @@ def test_a_standalone_file_checks_itself(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )
-    assert "the same twice" in done.stdout
+    assert "agrees with the cascade in float64" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,18 @@ def bench() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("target", [t for t, d in DEVICES.items() if d.is_gpu])
+@pytest.mark.parametrize("name", ["attention_causal", "gemm"])
+def test_a_sample_is_clean_on_every_architecture(bench: ModuleType, name: str, target: str) -> None:
+    assert not list(bench.faults(bench.row_of(name, target)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [t for t, d in DEVICES.items() if d.is_gpu])
+def test_what_must_be_clean_is_so_on_every_architecture(bench: ModuleType, target: str) -> None:
+    assert not [text for name in bench.CLEAN for text in bench.faults(bench.row_of(name, target))]
 
 
 def test_the_benchmark_resumes(bench: ModuleType, tmp_path: Path) -> None:

@@ -212,3 +212,11 @@ os._exit(0)
 
         time.sleep(0.1)
     raise AssertionError("the child outlived its parent")
+
+
+def test_a_sum_of_what_does_not_vary_counts_active_coordinates_alone() -> None:
+    c = castile.parse("def f(X: f32[n], Z: f32[n, j]) -> Y:\n    Y[n] = sum[j](X[n]) + sum[j](Z[n, j])\n")
+    x, z = np.asarray([1.0, 2.0], "f4"), np.ones((2, 7), "f4")
+    mapping = Mapping("none", tiles={"n": 1, "j": 3})
+    got = castile.compile(c, "interpret", {"n": 2, "j": 7}, mapping)(X=x, Z=z)
+    assert got.tolist() == [14.0, 21.0]

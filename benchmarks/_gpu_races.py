@@ -1,0 +1,333 @@
+"""What castile races on a GPU: cascades at given extents, and who else computes the same.
+
+A peer is a function of the inputs that gives a call; one that is not installed, or cannot run here, says so by an
+error and is left out. Inputs that must not be random are made by ``prepare``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import castile
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples" / "cascades"
+
+Call = Callable[[], Any]
+Inputs = Mapping[str, Any]
+Peer = Callable[[Inputs], Call]
+
+WINDOW, CAP, DOCUMENTS = 1024, 20.0, 8
+
+
+@dataclass(frozen=True)
+class Race:
+    """A cascade at given extents beside its peers; ``tiny`` are the extents of a dry run."""
+
+    name: str
+    cascade: castile.Cascade
+    extents: Mapping[str, int]
+    peers: Mapping[str, Peer]
+    flops: float = 0.0
+    bytes: float = 0.0
+    tiny: Mapping[str, int] = field(default_factory=dict)
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+
+def races() -> Iterator[Race]:
+    for d in (64, 128):
+        for n in (1024, 4096, 16384):
+            for causal in (False, True):
+                yield attention(d, n, causal)
+            yield backward(d, n)
+    for n in (4096, 16384):
+        for name in VARIANTS:
+            yield variant(name, n)
+    for n in (8192, 32768, 131072):
+        yield decode(n)
+        yield grouped_decode(n)
+    for columns in (1024, 8192, 65536, 1 << 20):
+        yield softmax(columns)
+    for n in (1024, 2048, 4096, 8192):
+        yield gemm(n)
+    for m in (1, 16, 128):
+        yield int4(m)
+
+
+def _example(name: str) -> castile.Cascade:
+    return castile.load(EXAMPLES / f"{name}.cascade")
+
+
+# Attention
+
+TINY = {"b": 1, "h": 1, "q": 20, "k": 20, "d": 16, "f": 16}
+
+
+def _sdpa(backend: str, causal: bool, inputs: Inputs) -> Call:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    grouped = inputs["Q"].shape[1] != inputs["K"].shape[1]
+
+    def call() -> Any:
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(
+                inputs["Q"],
+                inputs["K"],
+                inputs["V"],
+                is_causal=causal,
+                scale=float(inputs["scale"]),
+                enable_gqa=grouped,
+            )
+
+    return call
+
+
+def _flash(causal: bool, inputs: Inputs) -> Call:
+    """The flash-attn package, whose tensors are [batch, token, head, feature]."""
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found, unused-ignore]
+
+    q, k, v = (inputs[n].transpose(1, 2).contiguous() for n in "QKV")
+    return partial(flash_attn_func, q, k, v, softmax_scale=float(inputs["scale"]), causal=causal)
+
+
+def _flex(mask: str, inputs: Inputs) -> Call:
+    """Compiled FlexAttention with the mask and score of a variant."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, k = inputs["Q"].shape[2], inputs["K"].shape[2]
+    masks: dict[str, Callable[..., Any]] = {
+        "causal": lambda b, h, i, j: i >= j,
+        "window": lambda b, h, i, j: (i >= j) & (i - j < WINDOW),
+        "document": lambda b, h, i, j: (inputs["doc_q"][b, i] == inputs["doc_k"][b, j]) & (i >= j),
+    }
+    scores: dict[str, Callable[..., Any]] = {
+        "softcap": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP),
+        "alibi": lambda s, b, h, i, j: s - inputs["slope"][h] * (i - j),
+    }
+    form = masks.get(mask, masks["causal"]) if mask else None
+    batch = inputs["Q"].shape[0] if mask == "document" else None
+    block = None if form is None else create_block_mask(form, batch, None, q, k, device=inputs["Q"].device)
+    compiled: Any = torch.compile(flex_attention)
+    options: dict[str, Any] = {"block_mask": block, "score_mod": scores.get(mask), "scale": float(inputs["scale"])}
+    options["enable_gqa"] = inputs["Q"].shape[1] != inputs["K"].shape[1]
+    if mask != "sink":
+        return partial(compiled, inputs["Q"], inputs["K"], inputs["V"], **options)
+
+    def call() -> Any:
+        # A sink is one key more, without a value: what it takes is seen in the log-sum-exp.
+        o, lse = compiled(inputs["Q"], inputs["K"], inputs["V"], return_lse=True, **options)
+        return o * torch.sigmoid(lse - inputs["sink"][None, :, None])[..., None].to(o.dtype)
+
+    return call
+
+
+def attention(d: int, n: int, causal: bool) -> Race:
+    """bf16 attention of 16k tokens and 2048 features in all, as the FlashAttention papers time it."""
+    heads, batch = 2048 // d, max(1, 16384 // n)
+    extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
+    peers: dict[str, Peer] = {
+        "torch math": partial(_sdpa, "MATH", causal),
+        "flash": partial(_sdpa, "FLASH_ATTENTION", causal),
+        "cudnn": partial(_sdpa, "CUDNN_ATTENTION", causal),
+        "efficient": partial(_sdpa, "EFFICIENT_ATTENTION", causal),
+        "flash-attn": partial(_flash, causal),
+        "flex": partial(_flex, "causal" if causal else ""),
+    }
+    if n > 4096:
+        del peers["torch math"]
+    flops = 4.0 * batch * heads * n * n * d * (0.5 if causal else 1.0)
+    name = "attention_causal" if causal else "attention"
+    return Race(f"{name} d={d} n={n}", _example(name), extents, peers, flops=flops, tiny=TINY)
+
+
+def _sdpa_backward(backend: str, inputs: Inputs) -> Call:
+    """The gradients of a forward pass that has run already."""
+    import torch
+
+    q, k, v = (inputs[n].detach().requires_grad_() for n in "QKV")
+    o = _sdpa(backend, False, {**inputs, "Q": q, "K": k, "V": v})()
+    return lambda: torch.autograd.grad(o, (q, k, v), inputs["dO"], retain_graph=True)
+
+
+def _flex_backward(inputs: Inputs) -> Call:
+    import torch
+
+    q, k, v = (inputs[n].detach().requires_grad_() for n in "QKV")
+    o = _flex("", {**inputs, "Q": q, "K": k, "V": v})()
+    return lambda: torch.autograd.grad(o, (q, k, v), inputs["dO"], retain_graph=True)
+
+
+def _forward(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A backward pass reads what the forward pass left: the output and its log-sum-exp, in f32 and a head at a time."""
+    import torch
+
+    o, lse = torch.empty_like(inputs["O"]), torch.empty_like(inputs["LSE"])
+    for b in range(o.shape[0]):
+        for h in range(o.shape[1]):
+            q, k, v = (inputs[n][b, h].float() for n in "QKV")
+            s = float(inputs["scale"]) * (q @ k.T)
+            lse[b, h] = torch.logsumexp(s, -1)
+            o[b, h] = (torch.exp(s - lse[b, h][:, None]) @ v).to(o.dtype)
+    return {**inputs, "O": o, "LSE": lse}
+
+
+def backward(d: int, n: int) -> Race:
+    """Gradients of attention from the saved output and log-sum-exp: five products against the forward pass's two."""
+    heads, batch = 2048 // d, max(1, 16384 // n)
+    extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
+    peers: dict[str, Peer] = {
+        "flash": partial(_sdpa_backward, "FLASH_ATTENTION"),
+        "cudnn": partial(_sdpa_backward, "CUDNN_ATTENTION"),
+        "efficient": partial(_sdpa_backward, "EFFICIENT_ATTENTION"),
+        "flex": _flex_backward,
+    }
+    if n <= 4096:
+        peers["torch math"] = partial(_sdpa_backward, "MATH")
+    flops = 10.0 * batch * heads * n * n * d
+    c = _example("attention_backward")
+    return Race(f"backward d={d} n={n}", c, extents, peers, flops=flops, tiny=TINY, prepare=_forward)
+
+
+def _with_window(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {**inputs, "window": WINDOW}
+
+
+def _with_cap(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {**inputs, "cap": CAP}
+
+
+def _with_documents(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Documents of equal length, one after the other."""
+    import torch
+
+    n = inputs["doc_q"].shape[1]
+    ids = (torch.arange(n, device=inputs["doc_q"].device) * DOCUMENTS // max(1, n)).to(torch.int32)
+    ids = ids.expand(inputs["doc_q"].shape).contiguous()
+    return {**inputs, "doc_q": ids, "doc_k": ids.clone()}
+
+
+# Masks and scores that FlexAttention is made for: what prepares the inputs, and the share of a square that is computed.
+VARIANTS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "window": _with_window,
+    "softcap": _with_cap,
+    "alibi": dict,
+    "document": _with_documents,
+    "sink": dict,
+}
+
+
+def variant(name: str, n: int) -> Race:
+    d = 128
+    heads, batch = 2048 // d, max(1, 16384 // n)
+    extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
+    share = {"window": min(0.5, WINDOW / n), "document": 0.5 / DOCUMENTS}.get(name, 0.5)
+    return Race(
+        f"{name} d={d} n={n}",
+        _example(f"attention_{name}"),
+        extents,
+        {"flex": partial(_flex, name)},
+        flops=4.0 * batch * heads * n * n * d * share,
+        tiny=TINY,
+        prepare=VARIANTS[name],
+    )
+
+
+def decode(n: int) -> Race:
+    """One query of each of 32 heads against a long cache: what counts is bytes."""
+    extents = {"b": 1, "h": 32, "q": 1, "k": n, "d": 128, "f": 128}
+    peers = {name: build for name, build in attention(128, 1024, False).peers.items() if name != "torch math"}
+    moved = 2.0 * 2 * 32 * n * 128
+    return Race(f"decode n={n}", _example("attention"), extents, peers, bytes=moved, tiny=TINY)
+
+
+def grouped_decode(n: int) -> Race:
+    """One query of each of 32 heads, four of which share a head of keys and values, for 8 sequences."""
+    text = str(_example("attention")).replace("K[b, h,", "K[b, h // 4,").replace("V[b, h,", "V[b, h // 4,")
+    text = text.replace("bf16[b, h, k", "bf16[b, h // 4, k").replace("def attention(", "def attention_grouped(")
+    extents = {"b": 8, "h": 32, "q": 1, "k": n, "d": 128, "f": 128}
+    peers = {name: build for name, build in attention(128, 1024, False).peers.items() if name != "torch math"}
+    moved = 8 * 2.0 * 2 * 8 * n * 128
+    tiny = {**TINY, "h": 4, "q": 1}
+    return Race(f"decode gqa n={n}", castile.parse(text), extents, peers, bytes=moved, tiny=tiny)
+
+
+# Softmax and products
+
+
+def softmax(columns: int) -> Race:
+    rows = max(1, (1 << 27) // columns)
+
+    def torch_softmax(inputs: Inputs) -> Call:
+        import torch
+
+        return partial(torch.softmax, inputs["X"], -1)
+
+    def inductor(inputs: Inputs) -> Call:
+        import torch
+
+        compiled: Any = torch.compile(partial(torch.softmax, dim=-1))
+        return partial(compiled, inputs["X"])
+
+    peers: dict[str, Peer] = {"torch softmax": torch_softmax, "inductor": inductor}
+    size = {"n": rows, "k": columns}
+    moved = 8.0 * rows * columns
+    return Race(f"softmax k={columns}", _example("softmax"), size, peers, bytes=moved, tiny={"n": 3, "k": 50})
+
+
+def gemm(n: int) -> Race:
+    def cublas(inputs: Inputs) -> Call:
+        import torch
+
+        return partial(torch.matmul, inputs["A"], inputs["B"])
+
+    def inductor(inputs: Inputs) -> Call:
+        import torch
+
+        compiled: Any = torch.compile(torch.matmul, mode="max-autotune-no-cudagraphs")
+        return partial(compiled, inputs["A"], inputs["B"])
+
+    extents = {"m": n, "n": n, "k": n}
+    peers: dict[str, Peer] = {"torch cublas": cublas, "inductor": inductor}
+    tiny = {"m": 20, "n": 20, "k": 20}
+    return Race(f"gemm n={n}", _example("gemm"), extents, peers, flops=2.0 * n**3, tiny=tiny)
+
+
+def int4(m: int) -> Race:
+    """4-bit weights in groups of 128, 8192 by 8192, beside a product of 16-bit ones and gemlite's own."""
+    n = 8192
+    c = _example("gemm_int4")
+
+    def half(inputs: Inputs) -> Call:
+        import torch
+
+        x = inputs["A"]
+        w = torch.randn(n, x.shape[1], device=x.device).to(x.dtype)
+        return partial(torch.nn.functional.linear, x, w)
+
+    def gemlite(inputs: Inputs) -> Call:
+        import torch
+        from gemlite.core import DType, GemLiteLinear  # type: ignore[import-not-found, unused-ignore]
+
+        layer = GemLiteLinear(
+            4, group_size=128, in_features=n, out_features=n, input_dtype=DType.FP16, output_dtype=DType.FP16
+        )
+        codes = torch.randint(0, 16, (n, n), dtype=torch.uint8, device="cuda")
+        scales = torch.rand(n * n // 128, 1, device="cuda").half()
+        layer.pack(codes, scales, torch.full_like(scales, 8.0), None)
+        return partial(layer, torch.randn(m, n, device="cuda").half())
+
+    extents = {"m": m, "n": n, "k": n}
+    return Race(
+        f"int4 m={m}",
+        c,
+        extents,
+        {"half": half, "gemlite": gemlite},
+        bytes=0.5 * n * n,
+        tiny={"m": 3, "n": 16, "k": 128},
+    )

@@ -1,0 +1,77 @@
+"""Random cascades under random mappings and knobs, and gradients of examples, as Triton under its interpreter."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("torch")
+
+from test_examples_cpu import NAMES, drawn
+from test_random_cpu import KNOWN, disagreement, draw
+
+import castile
+from castile.codegen.triton_interpret import InterpretProgram
+from castile.ir.bound import judge
+from castile.ir.dtypes import DTYPES, numpy_dtype
+from castile.ir.errors import CastileError, InputError
+from castile.ir.extents import resolve, shape_of
+from castile.ir.mapping import KNOBS
+from castile.passes.mapped import mapped
+
+SOME, MANY = 8, 400
+
+
+def failure(seed: int) -> str:
+    d = draw(seed)
+    if d is None or seed in KNOWN:
+        return ""
+    rng = random.Random(seed)
+    knobs = {k.name: rng.choice(k.values) for k in KNOBS.values() if k.target == "gpu" and rng.random() < 0.4}
+    knobs |= {k: rng.choice(KNOBS[k].values) for k in ("hold", "align", "group") if rng.random() < 0.5}
+    tiles = {r: min(8, d.program.mapping.tiles.get(r, 4)) for r in d.cascade.ranks}
+    mapping = replace(d.program.mapping, tiles=tiles, knobs=knobs)
+    program = mapped(d.cascade, mapping, d.extents)
+    try:
+        run = InterpretProgram.build(program.program, mapping)
+    except InputError:  # an operation over more elements than Triton takes
+        return ""
+    text = disagreement(d, run)
+    return f"seed {seed} under {mapping}: {text}" if text else ""
+
+
+@pytest.mark.parametrize("seed", range(SOME))
+def test_random_cascades(seed: int) -> None:
+    assert not failure(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(SOME, MANY, 8))
+def test_many_random_cascades(first: int) -> None:
+    assert not [text for seed in range(first, first + 8) if (text := failure(seed))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_the_examples(name: str) -> None:
+    c, inputs = drawn(name)
+    wrt = tuple(p.name for p in c.params if p.indices and DTYPES[p.dtype].is_float and DTYPES[p.dtype].bits >= 16)
+    try:
+        g = castile.grad(c, wrt=wrt)
+    except CastileError as error:
+        pytest.skip(str(error))
+    extents = resolve(c, {}, {n: np.shape(x) for n, x in inputs.items()})
+    rng = np.random.default_rng(7)
+    given: dict[str, Any] = {p.name: inputs[p.name] for p in g.params if p.name in inputs}
+    for p in g.params:
+        if p.name not in given:
+            given[p.name] = rng.standard_normal(shape_of(g, p.name, extents)).astype(numpy_dtype(p.dtype))
+    got = castile.compile(g, "interpret", resolve(g, {}, {n: np.shape(x) for n, x in given.items()}))(**given)
+    results = got if isinstance(got, tuple) else (got,)
+    for judgement in judge(g, given, dict(zip(g.outputs, results, strict=True))):
+        assert judgement.ok, str(judgement)
