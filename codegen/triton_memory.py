@@ -138,7 +138,6 @@ class Memory(Scope):
         other = str(int(op.other)) if param.dtype == "bool" else other
         text = f"tl.load({pointer})"
         if mask:
-            name = self.names("tile", op.tile.name)
             if len(pointer) + len(mask) > 90:
                 address = self.names("address", op.tile.name, "{}_at")
                 self.line(f"{address} = {pointer}")
@@ -148,7 +147,6 @@ class Memory(Scope):
                 self.line(f"{live} = {mask}")
                 mask = live
             text = f"tl.load({pointer}, mask={mask}, other={other})"
-            del name
         if param.dtype == "bool":
             text = f"({text} != 0)"
         elif row.is_float and row.bits == 8:
