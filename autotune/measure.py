@@ -53,11 +53,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a candidate fared: ``times`` in seconds, one for each sample, empty unless ``status`` is "ok"."""
+    """How a candidate fared: ``times`` in seconds, one for each sample, empty unless ``status`` is "ok"; ``told`` is
+    what else the worker said."""
 
     status: str
     detail: str = ""
     times: tuple[float, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def time_s(self) -> float | None:
@@ -226,14 +228,23 @@ class Measurer:
         return 6 * held + self.limits.memory_bytes
 
     def compile(self, mappings: Sequence[Tuned], seconds: float = math.inf) -> list[Outcome]:
-        """Build mappings side by side; "ok" where one is now in the build cache."""
+        """Build mappings side by side; "ok" where one is now in the build cache. ``told["source"]`` is the same for
+        mappings that are the same program."""
+        return self._side_by_side("build", mappings, seconds)
+
+    def resources(self, mappings: Sequence[Tuned], seconds: float = math.inf) -> list[Outcome]:
+        """Compile mappings side by side for a GPU that need not be here: ``told`` holds what each takes of it,
+        ``kernels`` one by one and the ``total``; "limit" where that is more than the device has."""
+        return self._side_by_side("resources", mappings, seconds)
+
+    def _side_by_side(self, op: str, mappings: Sequence[Tuned], seconds: float) -> list[Outcome]:
         limit = min(seconds, self.limits.compile_s)
 
         def one(mapping: Tuned) -> Outcome:
             worker = self._free.get()
             try:
-                reply = worker.ask({"op": "build", "mapping": mapping.to_dict()}, limit)
-                return Outcome(reply["status"], reply.get("detail", ""))
+                reply = worker.ask({"op": op, "mapping": mapping.to_dict()}, limit)
+                return Outcome(reply["status"], reply.get("detail", ""), told=reply)
             except WorkerDied as death:
                 return Outcome("compile_timeout" if death.status == "hang" else "compile_error", death.detail)
             finally:
@@ -243,14 +254,23 @@ class Measurer:
         self._threads = self._threads or ThreadPoolExecutor(max(1, len(self._pool)))
         return list(self._threads.map(one, mappings))
 
-    def measure(self, mapping: Tuned, enough: float = math.inf, repeats: int = 7, seconds: float = 60.0) -> Outcome:
-        """Check a mapping against the oracle and time it; fewer samples where it is slower than ``enough`` seconds."""
-        limit = min(seconds, self.limits.run_s)
-        data = mapping.to_dict()
+    def check(self, mapping: Tuned, seconds: float = 60.0) -> Outcome:
+        """Run a mapping twice and compare it with the oracle; no samples of time are taken."""
+        limit, data = min(seconds, self.limits.run_s), mapping.to_dict()
         try:
             reply = self._ask({"op": "check", "mapping": data, "trap": True}, limit)
-            if reply["status"] == "ok":
-                reply = self._ask({"op": "time", "mapping": data, "repeats": repeats, "enough": enough}, limit)
+        except WorkerDied as death:
+            return self._blame(death, data, limit)
+        return Outcome(reply["status"], reply.get("detail", ""))
+
+    def measure(self, mapping: Tuned, enough: float = math.inf, repeats: int = 7, seconds: float = 60.0) -> Outcome:
+        """Check a mapping and time it; fewer samples where it is slower than ``enough`` seconds."""
+        checked = self.check(mapping, seconds)
+        if checked.status != "ok":
+            return checked
+        limit, data = min(seconds, self.limits.run_s), mapping.to_dict()
+        try:
+            reply = self._ask({"op": "time", "mapping": data, "repeats": repeats, "enough": enough}, limit)
         except WorkerDied as death:
             return self._blame(death, data, limit)
         return Outcome(reply["status"], reply.get("detail", ""), tuple(reply.get("times", ())))

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from ..codegen import targets
 from ..costmodel.model import CostModel
+from ..costmodel.shipped import shipped_model
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError, UsageError
 from ..ir.extents import resolve
@@ -99,8 +101,12 @@ def tune(
     """
     began = monotonic()
     if target != "cpu":
+        target = targets.named(target)
         raise UsageError(
-            f"`{target}` cannot be measured here", expected="cpu", got=target, hint="tune on the machine that has it"
+            f"`{target}` cannot be measured here",
+            expected="cpu",
+            got=target,
+            hint="castile tune --offline compiles for it all the same, and ranks what fits",
         )
     if not budget_s > 0:
         raise UsageError("a budget is a time above 0", expected="seconds", got=repr(budget_s))
@@ -136,6 +142,7 @@ class _Session:
     done: list[Record] = field(default_factory=list)
     mappings: list[Tuned] = field(default_factory=list)
     outcomes: dict[int, float] = field(default_factory=dict)
+    sources: dict[str, float | None] = field(default_factory=dict)
     searcher: Search = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,11 +184,17 @@ class _Session:
                 spent = self.left <= 0.5
                 if spent and (outcome.status == "compile_timeout" or len(self.done) > 0):
                     return  # the budget ended it, not the candidate
+                source = outcome.told.get("source", "")
+                if source in self.sources:  # another spelling of what was measured
+                    self.searcher.tell(i, self.sources[source])
+                    continue
                 if outcome.status == "ok":
                     outcome = self._measured(self.mappings[i])
                     if outcome is None:
                         return
                 self._tell(i, outcome)
+                if source:
+                    self.sources[source] = outcome.quiet_s
 
     def _measured(self, mapping: Tuned) -> Any:
         best = min((t for t in self.outcomes.values()), default=math.inf)
@@ -293,16 +306,12 @@ def verdict(times: Sequence[Sequence[float]], default: int | None) -> tuple[int,
 def promising(
     c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], target: str, seconds: float
 ) -> list[int]:
-    """The mappings that the user's cost model likes best among as many as it can judge in some seconds.
+    """The mappings that the cost model likes best among as many as it can judge in some seconds.
 
     None without a model. The search goes on from measurements alone, so a model that is wrong costs these few trials.
     """
-    if not (model_path() / "model.json").is_file():
-        return []
-    try:
-        model = CostModel.load(model_path())
-    except CastileError as error:
-        warnings.warn(f"the cost model is not used: {str(error).splitlines()[0]}", stacklevel=2)
+    model = leader()
+    if model is None:
         return []
     end, device = monotonic() + seconds, describe_cpu()
     places, rows, rooflines = [], [], []
@@ -318,6 +327,17 @@ def promising(
         return []
     guess = model.predict(np.array(rows))[0] + np.log(rooflines)
     return [places[i] for i in np.argsort(guess, kind="stable")[:FAVOURED]]
+
+
+def leader() -> CostModel | None:
+    """The user's cost model, else the one that came with castile; None, and a warning, where neither can be used."""
+    try:
+        if (model_path() / "model.json").is_file():
+            return CostModel.load(model_path())
+        return shipped_model()
+    except CastileError as error:
+        warnings.warn(f"the cost model is not used: {str(error).splitlines()[0]}", stacklevel=2)
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ worker ends with its parent: when requests end, and on Linux by the kernel's sig
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import mmap
@@ -28,7 +29,7 @@ from ..codegen import targets
 from ..ir.bound import compare, reference
 from ..ir.cascade import Cascade
 from ..ir.dtypes import numpy_dtype
-from ..ir.errors import CastileError
+from ..ir.errors import CastileError, InputError
 from ..ir.extents import resolve, shape_of
 from ..ir.mapping import Mapping as Tuned
 from ..ir.parse import parse
@@ -241,8 +242,22 @@ def answer(request: Mapping[str, Any], w: Workload | None, build: Build) -> tupl
         return check(w, mapping, request["trap"]), w
     if op == "time":
         return time_kernel(w, mapping, request["repeats"], request["enough"]), w
-    w.build(w.cascade, mapping, w.extents, w.target)
-    return {"status": "ok"}, w
+    if op == "resources":
+        return taken(w, mapping), w
+    source = getattr(w.build(w.cascade, mapping, w.extents, w.target), "source", "")
+    return {"status": "ok", "source": hashlib.sha256(str(source).encode()).hexdigest() if source else ""}, w
+
+
+def taken(w: Workload, mapping: Tuned) -> dict[str, Any]:
+    """What a candidate takes of a GPU, which need not be here."""
+    from ..codegen.triton_build import resources
+
+    try:
+        found = resources(mapped(w.cascade, mapping, w.extents).program, mapping, w.target)
+    except InputError as error:
+        return {"status": "limit", "detail": error.message}
+    kernels = [{"occupancy": k.occupancy, "spill_bytes": k.spill_bytes} for k in found.kernels]
+    return {"status": "ok", "total": found.to_dict(), "kernels": kernels}
 
 
 def main(build: Build = built) -> None:
@@ -265,7 +280,7 @@ def main(build: Build = built) -> None:
         except CastileError as error:
             reply = {"status": "compile_error", "detail": str(error)[:2000]}
         except Exception as error:  # a candidate may raise what it likes, and must cost nothing else
-            status = "compile_error" if request["op"] == "build" else "crash"
+            status = "compile_error" if request["op"] in ("build", "resources") else "crash"
             reply = {"status": status, "detail": f"{type(error).__name__}: {error}"[:2000]}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

@@ -24,13 +24,19 @@ def train(
     records: From = None,
     model: Model = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    with_shipped: Annotated[
+        bool, typer.Option("--shipped/--no-shipped", help="With the rows of castile's own.")
+    ] = True,
     json: Json = False,
 ) -> None:
-    """Train a model on what was measured. `castile tune` begins with its first choices."""
+    """Train a model on what was measured here and on the rows that came with castile. `castile tune` begins with its
+    first choices."""
+    from ..autotune.dataset import joined, shipped
     from ..autotune.places import model_path
     from ..costmodel.model import CostModel
 
-    data = _data(records)
+    own = _data(records, least=0 if with_shipped else LEAST_ROWS)
+    data = joined(shipped(), own) if with_shipped else own
     made = CostModel.train(data.rows, data.ratios, data.workloads, seed)
     folder = model or model_path()
     try:
@@ -45,21 +51,28 @@ def train(
 
 @app.command("eval")
 def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", min=0)] = 0, json: Json = False) -> None:
-    """Say how well a model chooses on shapes and operators that it was not trained on, beside the roofline alone."""
-    from ..autotune.dataset import leave_one_out
+    """Say how well a model chooses on shapes and operators that it was not trained on, beside the roofline alone.
 
-    data = _data(records)
-    found = {what: leave_one_out(data, what, seed) for what in ("shape", "operator")}
+    On the rows that came with castile, or on --records.
+    """
+    from ..autotune.dataset import SPLITS, leave_one_out, shipped
+
+    data = shipped() if records is None else _data(records)
+    found = {what: leave_one_out(data, what, seed) for what in SPLITS}
+    counts = {"rows": len(data), "workloads": len(set(data.workloads)), "operators": len(set(data.operators))}
     if json:
-        emit({"rows": len(data), **{f"leave_one_{what}_out": scores for what, scores in found.items()}})
+        names = {what: f"leave_one_{what}_out" if what != "random" else "random_split" for what in SPLITS}
+        emit({**counts, **{names[what]: scores for what, scores in found.items()}})
         return
     from rich.table import Table
 
-    table = Table("left out", "top-1 regret", "top-8 regret", "roofline top-1", "roofline top-8", "error", "R²")
+    title = ", ".join(f"{n} {what}" for what, n in counts.items())
+    table = Table("left out", "", "top-1 regret", "top-8 regret", "error", "R²", title=title)
     for what, s in found.items():
-        if s:
-            names = ("top1", "top8", "roofline_top1", "roofline_top8", "error")
-            table.add_row(what, *(f"{s[n]:.1%}" for n in names), f"{s['r2']:.3f}")
+        for who, prefix in (("model", ""), ("roofline", "roofline_")):
+            regret = [f"{s[n]:.1%}" if (n := f"{prefix}top{k}") in s else "" for k in (1, 8)]
+            if s:
+                table.add_row(what, who, *regret, f"{s[prefix + 'error']:.1%}", f"{s[prefix + 'r2']:.3f}")
     out().print(table)
 
 
@@ -78,14 +91,17 @@ def info(model: Model = None, json: Json = False) -> None:
             say(f"{name}: {value}")
 
 
-def _data(path: Path | None) -> Any:
+def _data(path: Path | None, least: int = LEAST_ROWS) -> Any:
     from ..autotune.dataset import dataset
+    from ..autotune.places import records_path
     from ..autotune.probe import describe_cpu
     from ..autotune.records import Records
 
+    if not least and path is None and not records_path().is_file():
+        return dataset((), describe_cpu())
     with Records(path, read_only=True) as opened:
         data = dataset(opened.all(status="ok", kind="trial"), describe_cpu())
-    if len(data) < LEAST_ROWS:
+    if len(data) < least:
         hint = "castile tune measures more"
-        fail(f"{len(data)} trials are too few for a model; it takes {LEAST_ROWS}", hint)
+        fail(f"{len(data)} trials are too few for a model; it takes {least}", hint)
     return data

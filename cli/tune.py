@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..autotune.tuner import Progress, TuneResult
     from ..ir.cascade import Cascade
 
+# How many mappings of a shortlist are printed.
+SHORT = 8
+
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -29,6 +32,9 @@ def tune(
     more: More = None,
     shape: Shape = None,
     target: Annotated[str, typer.Option("--target", metavar="T", help="What to tune for: cpu.")] = "cpu",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Compile for a GPU that is not here, and rank what fits it.")
+    ] = False,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time to spend, such as 60s or 5m.")] = "60s",
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="At most so many mappings.", show_default=False)
@@ -58,10 +64,11 @@ def tune(
     if w and not named:
         fail("--w is for gemm", "castile tune gemm --w int4 --group 128")
     given = extents([*(shape or ()), *words])
-    if target != "cpu":
-        fail(f"castile tune measures on this machine's CPU; `{target}` cannot be tuned yet", "--target cpu")
     with of_file(what):
         shapes = complete(c, given, dict(like))
+    if offline:
+        _offline(c, shapes, target, max(1.0, seconds - (monotonic() - began)), trials, seed, json)
+        return
     with _Display(c, seconds, quiet=json) as display:
         left = max(1.0, seconds - (monotonic() - began))  # loading and deriving count
         result = run(c, shapes, target, left, trials, seed, path=records, progress=display.show)
@@ -69,6 +76,45 @@ def tune(
         emit(document(c, shapes, result))
     else:
         _print(c, shapes, result)
+
+
+def _offline(
+    c: Cascade, shapes: dict[str, int], target: str, seconds: float, trials: int | None, seed: int, json: bool
+) -> None:
+    """The shortlist for a GPU that is not here."""
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from ..autotune.offline import shortlist
+    from ..autotune.report import spelled
+
+    with Progress(console=err(), transient=True, disable=json) as bar:
+        task = bar.add_task(f"compiling {c.name} for {target}", total=None)
+
+        def show(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        found = shortlist(c, shapes, target, seconds, trials, seed, show)
+    best = found.candidates[:SHORT]
+    if json:
+        rows = [{"mapping": s.mapping.to_dict(), "estimate_s": s.estimate_s, **s.resources} for s in best]
+        told = {"target": target, "device": found.device, "compiled": found.compiled, "space": found.space}
+        emit(
+            {"cascade": c.name, "shapes": shapes, **told, "rejected": dict(found.rejected), "seconds": found.seconds}
+            | {"shortlist": rows}
+        )
+        return
+    table = Table(title=f"{c.name} for {found.device}  {'  '.join(f'{k}={v}' for k, v in shapes.items())}")
+    for head in ("estimate", "shared", "registers", "spills", "occupancy", "mapping"):
+        table.add_column(head)
+    for s in best:
+        r = s.resources
+        numbers = (f"{r['shared_bytes']} B", str(r["registers"]), f"{r['spill_bytes']} B", f"{r['occupancy']:.0%}")
+        table.add_row(spelled(s.estimate_s), *numbers, str(s.mapping))
+    out().print(table)
+    rejected = "; ".join(f"{n} rejected: {what}" for what, n in found.rejected.items())
+    out().print(f"{found.compiled} of {found.space} mappings compiled in {found.seconds:.1f} s. {rejected}".strip())
+    out().print("estimates are by the roofline and the occupancy; nothing was measured")
 
 
 def duration(text: str) -> float:

@@ -93,7 +93,7 @@ def test_what_was_tampered_with_is_not_read(
 ) -> None:
     folder = tmp_path / "m"
     trained.save(folder)
-    trees, listed = folder / "trees-0.json", folder / "model.json"
+    trees, listed = folder / "trees-0.ubj", folder / "model.json"
     good, names = trees.read_bytes(), listed.read_text()
     trees.write_bytes(good.replace(b"0", b"1", 5))
     with pytest.raises(InputError, match="saved with"):
@@ -109,7 +109,7 @@ def test_what_was_tampered_with_is_not_read(
     bad = good[: len(good) // 2]
     trees.write_bytes(bad)
     forged = json.loads(names)
-    forged["files"]["trees-0.json"] = module.hashlib.sha256(bad).hexdigest()
+    forged["files"]["trees-0.ubj"] = module.hashlib.sha256(bad).hexdigest()
     listed.write_text(json.dumps(forged))
     with pytest.raises(InputError, match="no model"):
         CostModel.load(folder)

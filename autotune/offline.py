@@ -1,0 +1,162 @@
+"""Tuning for a GPU that is not here: candidates are compiled for it, rejected by what they take of it, and ranked.
+
+Triton compiles for any architecture anywhere, so shared memory, registers and spills of a candidate are facts; only its
+time is an estimate, by the roofline under the occupancy that these leave. Candidates that look best beforehand are
+compiled first, for as long as the budget lasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from ..codegen import targets
+from ..costmodel.features import seconds
+from ..ir.cascade import Cascade
+from ..ir.device import Device, device_of
+from ..ir.errors import CastileError, UsageError
+from ..ir.extents import resolve
+from ..ir.footprint import footprint
+from ..ir.mapping import Mapping as Tuned
+from ..ir.tile import TileKernel
+from ..passes.mapped import mapped
+from .measure import Limits, Measurer
+from .space import space_of
+
+# The share of the budget that goes into ranking before anything is compiled.
+DRAFT = 0.15
+
+# Threads of a unit that must be resident, as a share, before memory is read at its full rate.
+HIDING = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlisted:
+    """A candidate that fits: ``estimate_s`` in seconds, and what its kernels take (as `Resources.to_dict`)."""
+
+    mapping: Tuned
+    estimate_s: float
+    resources: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """Candidates that fit a device, by estimated time; ``rejected`` counts the others by reason."""
+
+    target: str
+    device: str
+    candidates: tuple[Shortlisted, ...]
+    rejected: Mapping[str, int]
+    compiled: int
+    space: int
+    seconds: float
+
+
+def shortlist(
+    c: Cascade,
+    shapes: Mapping[str, int],
+    target: str,
+    budget_s: float = 60.0,
+    trials: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Shortlist:
+    """Rank the mappings of a cascade for a GPU without one, in ``budget_s`` seconds or ``trials`` compilations.
+
+    Raises `UsageError` for the CPU and where nothing fits, `InputError` for shapes that do not fit the cascade.
+    """
+    began = monotonic()
+    target = targets.named(target)
+    device = device_of(target)
+    if not device.is_gpu or target == "interpret":
+        raise UsageError(
+            f"`{target}` is not tuned offline", expected="a GPU, such as cuda:90", got=target,
+            hint="what is here is measured: leave --offline out",
+        )  # fmt: skip
+    extents = resolve(c, shapes)
+    space = space_of(c, extents, target, device)
+    mappings = [space.mapping(*one) for one in space.combinations(seed)]
+    order = _draft(c, mappings, extents, device, seed, DRAFT * budget_s)
+    if trials is not None:
+        order = order[:trials]
+    found: list[Shortlisted] = []
+    rejected: Counter[str] = Counter()
+    compiled = 0
+    with Measurer(c, extents, target, seed, Limits(), builders=2) as bench:
+        while compiled < len(order) and (monotonic() - began < budget_s or not compiled):
+            batch = [mappings[i] for i in order[compiled : compiled + bench.builders]]
+            left = max(1.0, budget_s - (monotonic() - began)) if compiled else math.inf
+            for m, outcome in zip(batch, bench.resources(batch, left), strict=True):
+                if outcome.status != "ok":
+                    rejected[outcome.status] += 1
+                    continue
+                kernels = mapped(c, m, extents).kernels
+                time_s = estimate_s(kernels, extents, device, m, outcome.told["kernels"])
+                found.append(Shortlisted(m, time_s, outcome.told["total"]))
+            compiled += len(batch)
+            progress(compiled, len(order))
+    kept = _without_spills(found, rejected)
+    if not kept:
+        reasons = ", ".join(f"{n} {what}" for what, n in rejected.items()) or "nothing was compiled"
+        raise UsageError(f"no mapping of `{c.name}` fits {target}", got=reasons, hint="give it more time")
+    ranked = tuple(sorted(kept, key=lambda s: s.estimate_s))
+    return Shortlist(target, device.name, ranked, dict(rejected), compiled, len(mappings), monotonic() - began)
+
+
+def _draft(
+    c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], device: Device, seed: int, seconds: float
+) -> list[int]:
+    """Places of the default, then of as many mappings as can be judged in some seconds, the best estimate first."""
+    end = monotonic() + seconds
+    estimates: dict[int, float] = {}
+    for i in np.random.default_rng(seed).permutation(np.arange(1, len(mappings))):
+        if monotonic() > end and estimates:
+            break
+        with suppress(CastileError):
+            kernels = mapped(c, mappings[i], extents).kernels
+            estimates[int(i)] = estimate_s(kernels, extents, device, mappings[i])
+    return [0, *sorted(estimates, key=lambda i: estimates[i])]
+
+
+def _without_spills(found: Sequence[Shortlisted], rejected: Counter[str]) -> list[Shortlisted]:
+    """What spills no more registers than the one that spills least."""
+    least = min((s.resources["spill_bytes"] for s in found), default=0)
+    kept = [s for s in found if s.resources["spill_bytes"] <= least]
+    if len(kept) < len(found):
+        rejected["spills"] += len(found) - len(kept)
+    return kept
+
+
+def estimate_s(
+    kernels: Sequence[TileKernel],
+    extents: Mapping[str, int],
+    device: Device,
+    mapping: Tuned,
+    taken: Sequence[Mapping[str, Any]] | None = None,
+) -> float:
+    """Seconds by the roofline: whole waves of programs on the units, caches read at the second level's rate, memory at
+    the rate that the resident threads can ask for. ``taken`` is what each kernel takes, once it is compiled."""
+    total = 0.0
+    for place, k in enumerate(kernels):
+        f = footprint(k, extents)
+        units = seconds(f, device)
+        occupancy = taken[place]["occupancy"] if taken else 1.0
+        spilled = taken[place]["spill_bytes"] if taken else 0
+        threads = device.warp * mapping.knob("warps")
+        resident = max(1, int(occupancy * device.threads_per_unit / threads))
+        # Programs of a unit share it, so what counts is how evenly they fill the units.
+        programs = max(1, f.programs)
+        turns = math.ceil(programs / device.units) if programs < device.units * resident else programs / device.units
+        uneven = max(1.0, turns * device.units / programs)
+        work = uneven * max(units["matrix"], units["vector"], units["special"])
+        hidden = min(1.0, max(occupancy, 1e-3) / HIDING)
+        near = (f.moved_bytes + 2.0 * spilled * threads * programs) / device.memory[1].bytes_per_s
+        total += max(1e-9, work, units["memory"] / hidden, uneven * near)
+    return total
