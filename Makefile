@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 CORE := $(VENV)/core.stamp
+DEMO := $(VENV)/demo.stamp
 DEV := $(VENV)/dev.stamp
 SITE := build/site
 # What benchmarks are made of, as opposed to benchmarks.
@@ -18,7 +19,7 @@ BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(CORE)  ## explain and run real cascades, and say what is seen
+demo: $(DEMO)  ## explain and run real cascades; tune a kernel for 20 s, compile a small Llama, time it against eager
 	@$(PY) examples/demo.py
 
 test: $(DEV)  ## run the tests
@@ -69,6 +70,11 @@ $(CORE): pyproject.toml constraints.txt | $(PY)
 	@echo "setting up $(VENV): castile"
 	@$(PIP) setuptools wheel
 	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(DEMO): $(CORE)
+	@echo "setting up $(VENV): torch and xgboost (a few minutes the first time)"
+	@$(PIP) --no-build-isolation -e '.[torch,tune]'
 	@touch $@
 
 # ray is left out: no test needs it, and it is as large as the rest of the tools together.

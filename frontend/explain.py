@@ -12,7 +12,7 @@ from .. import driver
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError
 from .backend import Compiled, Options, backend
-from .fx import op_name
+from .fx import Lowered, op_name
 from .partition import Region
 
 
@@ -21,7 +21,7 @@ class RegionReport:
     """A region of a graph: the ATen operations in it, whether it is a kernel, and why.
 
     ``passes`` gives for each rank how often it is traversed as written and as derived; ``cascade`` is None where there
-    is none.
+    is none; ``extents`` are those of its ranks in this call, as `castile.tune` takes them.
     """
 
     graph: int
@@ -32,6 +32,7 @@ class RegionReport:
     reason: str
     cascade: Cascade | None
     passes: dict[str, tuple[int, int]]
+    extents: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -44,6 +45,7 @@ class RegionReport:
             "cascade": None if self.cascade is None else str(self.cascade),
             "key": None if self.cascade is None else self.cascade.key,
             "passes": {r: list(p) for r, p in self.passes.items()},
+            "extents": dict(self.extents),
         }
 
 
@@ -128,15 +130,17 @@ def report(graphs: list[Compiled]) -> ModelExplanation:
     regions: list[RegionReport] = []
     left: Counter[tuple[int, str, str]] = Counter()
     for number, graph in enumerate(graphs):
-        cascades = {id(r): call.lowered.cascade for r, call in graph.calls}
+        lowered = {id(r): call.lowered for r, call in graph.calls}
         for region in graph.partition.regions:
-            regions.append(_region(number, region, cascades.get(id(region))))
+            regions.append(_region(number, region, lowered.get(id(region))))
         for node, why in graph.partition.left.items():
             left[number, op_name(node) or str(node.target), why or "castile has nothing to gain here"] += 1
     return ModelExplanation(len(graphs), tuple(regions), tuple((*key, n) for key, n in left.items()))
 
 
-def _region(graph: int, region: Region, cascade: Cascade | None) -> RegionReport:
+def _region(graph: int, region: Region, lowered: Lowered | None) -> RegionReport:
+    cascade = lowered.cascade if lowered is not None else None
+    extents = dict(lowered.hints) if lowered is not None else {}
     operations = tuple(op_name(n) for n in region.nodes)
     passes: dict[str, tuple[int, int]] = {}
     if cascade is not None:
@@ -145,7 +149,7 @@ def _region(graph: int, region: Region, cascade: Cascade | None) -> RegionReport
         except CastileError:
             passes = {}
     name = cascade.name if cascade is not None else operations[0]
-    return RegionReport(graph, name, region.kind, operations, region.chosen, region.reason, cascade, passes)
+    return RegionReport(graph, name, region.kind, operations, region.chosen, region.reason, cascade, passes, extents)
 
 
 def _count(n: int, what: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .. import driver
+from ..autotune.places import records_path
 from ..codegen.kernel import Kernel
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError
@@ -31,10 +32,23 @@ class RegionError(CastileError):
     stage = "check"
 
 
-@lru_cache(maxsize=2048)
 def kernel_of(cascade: Cascade, target: str | None, numerics: str | None, tune: str = "cached") -> Kernel:
     """The kernel of a cascade, one for all regions that say the same; unless ``tune`` is "off", as it is on record."""
+    return _kernel(cascade, target, numerics, tune, None if tune == "off" else _records_stamp())
+
+
+@lru_cache(maxsize=2048)
+def _kernel(cascade: Cascade, target: str | None, numerics: str | None, tune: str, _stamp: Any) -> Kernel:
     return driver.compile(cascade, target=target, numerics=numerics, tuned=tune != "off")
+
+
+def _records_stamp() -> tuple[str, int] | None:
+    """What changes when something is tuned: kernels made before know nothing of it."""
+    path = records_path()
+    try:
+        return str(path), path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from .. import driver
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError
 from .partition import Region
-from .region import RegionCall, kernel_of
+from .region import RegionCall
 
 # Seconds for all kernels of a graph, and the least that is of use to one.
 BUDGET_S: Mapping[str, float] = {"quick": 20.0, "full": 240.0}
@@ -39,7 +39,5 @@ def tune_calls(calls: Sequence[tuple[Region, RegionCall]], target: str, how: str
             driver.tune(cascade, dict(extents), target, max(LEAST_S, left / (len(todo) - done)))
         except (CastileError, ImportError, OSError) as error:
             failed.setdefault(str(error).splitlines()[0], cascade.name)
-    if todo:
-        kernel_of.cache_clear()  # kernels made before know nothing of it
     for why, name in failed.items():
         warnings.warn(f"castile: `{name}` and what fails alike are not tuned: {why}", RuntimeWarning, stacklevel=2)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 import castile  # noqa: E402
 from castile.frontend import tuning  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
-from castile.frontend.region import RegionCall, kernel_of  # noqa: E402
+from castile.frontend.region import RegionCall  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,6 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTILE_RECORDS", str(tmp_path / "records.sqlite"))
     torch._dynamo.reset()
     torch.manual_seed(0)
-    kernel_of.cache_clear()
 
 
 def graphs(f, *inputs, **options):  # type: ignore[no-untyped-def]
