@@ -217,9 +217,7 @@ def a_model(budget: float) -> None:
             say(str(error), "yellow")
         else:
             trials = sum(t.kind == "trial" for t in tuned.records)
-            say(
-                f"    {trials} of {tuned.space} mappings measured in {tuned.seconds:.0f} s; the best against the default:"
-            )
+            say(f"    {trials} of {tuned.space} mappings in {tuned.seconds:.0f} s; the best against the default:")
             say(f"    {1 / tuned.ratio:.2f} times its speed, {tuned.best.mapping}")
 
         torch._dynamo.reset()
