@@ -169,6 +169,12 @@ class CpuProgram(Arguments):
             if type(x) is not np.ndarray:
                 arrays[i] = x = self._accepted(x, self.tensors[i])
                 torch = torch or is_torch(x)
+        addresses = [address(x) for x in arrays]
+        for i, size in enumerate(self._sizes):
+            if addresses[i] % size:
+                # A copy may lie in another way, so it comes before layouts are looked at.
+                arrays[i] = x = arrays[i].clone() if is_torch(arrays[i]) else arrays[i].copy()
+                addresses[i] = address(x)
         outs = self._given_outputs(out)
         signature = (torch, *map(signature_of, arrays), *map(signature_of, outs))
         plan = self._plans.get(signature)
@@ -177,11 +183,6 @@ class CpuProgram(Arguments):
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[signature] = plan
-        addresses = [address(x) for x in arrays]
-        for i, size in enumerate(self._sizes):
-            if addresses[i] % size:
-                arrays[i] = arrays[i].copy()
-                addresses[i] = address(arrays[i])
         if outs:
             self._apart(outs, plan.out_layouts, addresses, plan.layouts)
         results = outs or [new() for new in plan.outputs]

@@ -1,0 +1,76 @@
+"""How a region is called: once, whatever its arguments look like from call to call."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import castile  # noqa: E402
+from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+def test_attention_is_not_run_a_second_time_by_eager() -> None:
+    """Its operation is tagged as random, for its dropout."""
+    seen: list[Compiled] = []
+    q = torch.randn(1, 2, 33, 16)
+    run = torch.compile(torch.nn.functional.scaled_dot_product_attention, backend=backend(Options(), seen.append))
+    torch.testing.assert_close(run(q, q, q), torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    (graph,) = seen
+    assert graph.module is not None
+    assert not [n for n in graph.module.graph.nodes if "scaled_dot_product" in str(n.target)]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_later_calls_see_other_layouts_and_values(dynamic: bool | None) -> None:
+    def f(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x * y, -1).transpose(0, 1)
+
+    run = torch.compile(f, backend=backend(Options(when="always")), dynamic=dynamic)
+    wide = torch.randn(12, 40)
+    pairs = [
+        (torch.randn(6, 10), torch.randn(6, 10)),
+        (torch.randn(6, 10), torch.randn(6, 10)),
+        (torch.randn(10, 6).t(), torch.randn(6, 10)),
+        (wide[::2, 5:15], wide[1::2, 20:30]),
+        (torch.randn(7, 11), torch.randn(7, 11)),
+        (torch.randn(6, 10), torch.randn(6, 10)),
+    ]
+    for _ in range(2):
+        for x, y in pairs:
+            mine, theirs = run(x, y), f(x, y)
+            torch.testing.assert_close(mine, theirs)
+            assert mine.stride() == theirs.stride()
+
+
+def test_a_tensor_at_an_odd_address() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x, -1)
+
+    run = torch.compile(f, backend=backend(Options(when="always")))
+    raw = torch.zeros(4 * 20 + 4, dtype=torch.uint8)
+    askew = torch.frombuffer(memoryview(raw.numpy())[1:81], dtype=torch.float32).view(4, 5)
+    askew.copy_(torch.randn(4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # no region falls back
+        for x in (torch.randn(4, 5), torch.randn(4, 5), askew, askew, torch.randn(4, 5)):
+            torch.testing.assert_close(run(x), f(x))
+
+
+def test_a_strided_array_at_an_odd_address() -> None:
+    """What is copied lies in another way than what was given."""
+    kernel = castile.compile(castile.parse("def f(X: f32[m, n]) -> Y:\n    Y[m, n] = exp(X[m, n])\n"))
+    raw = np.zeros(4 * 20 + 4, np.uint8)
+    askew = raw[1:81].view(np.float32).reshape(4, 5).T
+    askew[...] = np.arange(20).reshape(5, 4) / 20
+    np.testing.assert_allclose(kernel(X=askew), np.exp(askew), rtol=1e-6)
+    np.testing.assert_allclose(kernel(X=torch.from_numpy(askew)).numpy(), np.exp(askew), rtol=1e-6)
