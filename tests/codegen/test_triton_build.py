@@ -104,7 +104,7 @@ print(castile.compile(c, target="interpret")(X=np.zeros((2, 4), "f4")).tolist())
     assert done.stdout.split("\n")[:2] == ["True", str([[0.25] * 4] * 2)]
 
 
-@pytest.mark.parametrize("name", ["softmax", "attention_gqa", "attention_dilated", "gemm_int8", "rope_interleaved"])
+@pytest.mark.parametrize("name", ["attention_gqa", "gemm_int8", "rope_interleaved"])
 def test_a_standalone_file_compares_itself_with_the_cascade_in_float64(name: str, tmp_path: Path) -> None:
     """It needs torch and triton alone; under the interpreter it runs on the CPU."""
     program, mapping = made(name, "interpret")
@@ -134,9 +134,8 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.parametrize("target", [t for t, d in DEVICES.items() if d.is_gpu])
-@pytest.mark.parametrize("name", ["attention_causal", "gemm"])
-def test_a_sample_is_clean_on_every_architecture(bench: ModuleType, name: str, target: str) -> None:
-    assert not list(bench.faults(bench.row_of(name, target)))
+def test_causal_attention_is_clean_on_every_architecture(bench: ModuleType, target: str) -> None:
+    assert not list(bench.faults(bench.row_of("attention_causal", target)))
 
 
 @pytest.mark.slow
