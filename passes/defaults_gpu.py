@@ -187,10 +187,12 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
         masked = any(op.annihilates for op in dots)
         if narrow and masked and "tcgen05" in device.features:
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
-        if narrow and (masked or len(dots) > 2) and not tensor:
+        bodies = [[x for x in op.body if isinstance(x, Dot)] for op in operations(k.body) if isinstance(op, For)]
+        many = any(len(body) > 2 for body in bodies)
+        if narrow and (masked or many) and not tensor:
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
             if "wmma" in device.features:
-                rows = 64 if len(dots) <= 2 else 32
+                rows = 32 if many else 64
                 found |= {r: rows for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
             return found, 8
         return found, 8 if not narrow or head > 64 or masked or device.target != "cuda:90" else 4
