@@ -11,6 +11,8 @@ DEV := $(VENV)/dev.stamp
 SITE := build/site
 # What benchmarks are made of, as opposed to benchmarks.
 TOOLS := $(addprefix benchmarks/, harness.py command.py selfcheck.py _%)
+# What of the generated code runs under the sanitizers inside Python.
+SANITIZED := $(addprefix tests/codegen/test_, vectors.py random_cpu.py cpp.py examples_cpu.py)
 BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
@@ -36,10 +38,13 @@ test-pythons: $(DEV)  ## run the tests of ir and passes on every supported Pytho
 opinfo: $(DEV)  ## every operator of PyTorch's own tests, through torch.compile with castile (half an hour)
 	$(PY) tests/frontend/opinfo.py
 
-sanitize: $(DEV)  ## a sample of the generated C++ under AddressSanitizer and UBSan
-	CASTILE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+sanitize: $(DEV)  ## the generated C++ under AddressSanitizer and UBSan, for this CPU and for AVX2 (some minutes)
+	$(PY) -m pytest -q -m "slow or not slow" tests/codegen/test_sanitized.py
+	@set -e; for march in native $(if $(filter x86_64,$(shell uname -m)),haswell); do echo "== -march=$$march"; \
+	CASTILE_CXXFLAGS="-march=$$march -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(PY) -m pytest -q tests/codegen/test_vectors.py
+	$(PY) -m pytest -q -m "slow or not slow" -k "not many and not every and not avx2" $(SANITIZED); done
 
 lint: $(DEV) $(SITE)/castile  ## ruff, and mypy strict over the package
 	$(PY) -m ruff check .

@@ -389,7 +389,16 @@ CASTILE_INLINE float erf(float x) {
   return std::fabs(x) > 0.92f ? tail : x + x * near;
 }
 
-// sin and cos of x by the octant: the reduction is done in f64, exact enough below 2^30; beyond, by the C library.
+// sin and cos of x by the octant: the reduction is done in f64, exact enough below LARGEST_ANGLE; beyond, by the C
+// library. The product of n and the first part of pi / 2, which has 33 bits, is exact in a fused step or for n < 2^20.
+#if defined(__FP_FAST_FMA)
+constexpr float LARGEST_ANGLE = 1073741824.0f;
+CASTILE_INLINE double less_product(double x, double n, double part) { return __builtin_fma(-n, part, x); }
+#else
+constexpr float LARGEST_ANGLE = 1048576.0f;
+CASTILE_INLINE double less_product(double x, double n, double part) { return x - n * part; }
+#endif
+
 struct Angle {
   double r;
   int64_t quadrant;
@@ -398,7 +407,7 @@ struct Angle {
 CASTILE_INLINE Angle reduced(float x) {
   constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
   const double n = (double(x) * 0.63661977236758134 + ROUND) - ROUND;
-  return {(double(x) - n * 1.5707963267341256) - n * 6.0771005065061922e-11, int64_t(n)};
+  return {less_product(less_product(double(x), n, 1.5707963267341256), n, 6.0771005065061922e-11), int64_t(n)};
 }
 
 CASTILE_INLINE float sine_of(Angle a) {
@@ -410,12 +419,12 @@ CASTILE_INLINE float sine_of(Angle a) {
 }
 
 CASTILE_INLINE float sin(float x) {
-  if (!(std::fabs(x) < 1073741824.0f)) return float(std::sin(double(x)));
+  if (!(std::fabs(x) < LARGEST_ANGLE)) return float(std::sin(double(x)));
   return sine_of(reduced(x));
 }
 
 CASTILE_INLINE float cos(float x) {
-  if (!(std::fabs(x) < 1073741824.0f)) return float(std::cos(double(x)));
+  if (!(std::fabs(x) < LARGEST_ANGLE)) return float(std::cos(double(x)));
   Angle a = reduced(x);
   a.quadrant += 1;
   return sine_of(a);
