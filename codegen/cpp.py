@@ -46,6 +46,9 @@ from .vectors import WIDEST, Lanes, NotVectors, Text, steps
 LARGEST_ON_STACK = 1 << 15
 STACK = 1 << 17
 
+# Bytes of a thread's workspace beyond which a kernel is refused: without memory it could only abort the process.
+LARGEST_WORKSPACE = 1 << 30
+
 # Bytes from row to row that are a multiple of this are too regular for a cache.
 ALIASED = 1024
 
@@ -387,6 +390,10 @@ class Printer:
         if self.workspace_peak or self.dot_floats:
             # A dot packs its operands behind the tiles; where that is, is known only now.
             size = self.workspace_peak + 4 * self.dot_floats
+            if size > LARGEST_WORKSPACE:
+                raise VerifyError(
+                    f"the tiles of kernel `{self.k.name}` take {size >> 20} MiB a thread", hint="map smaller ones"
+                )
             self.lines.insert(start, "  " * self.depth + f"char* const local = workspace({size});")
         return [t.replace("local + DOT)", f"local + {self.workspace_peak})") for t in self.lines]
 
