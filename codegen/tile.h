@@ -1103,11 +1103,146 @@ inline void dot_packed(Matrix<float> c, Matrix<const A> a, const void* panels, i
   }
 }
 
+// With so few rows, B is read once and where it lies: packing it would cost more than the product.
+constexpr int64_t FEW_ROWS = 8;
+constexpr int FEW_BLOCK = 4;
+
+template <class Operand, class B>
+constexpr bool READS_AS_IT_IS = std::is_same_v<B, Operand> && (std::is_same_v<B, float> || std::is_same_v<B, bf16>);
+
+// Row after row of A rounded to Operand, as floats, k each.
+template <class Operand, class A>
+inline const float* floats_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t p = 0; p < k; ++p) copy[i * k + p] = to<float>(to<Operand>(a.data[i * a.row + p * a.column]));
+  }
+  return copy;
+}
+
+CASTILE_INLINE float sum_of(Vector x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float lanes[LANES];
+  store(lanes, x);
+  CASTILE_UNROLL
+  for (int half = LANES / 2; half; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+#endif
+}
+#if defined(__AVX512BF16__)
+// Adds the products of as many neighbours as a vector of bf16 holds.
+CASTILE_INLINE void add_products(Vector& sum, const bf16* x, const bf16* y) {
+  const __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(y);
+  sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// A few rows of C where the columns of B lie along k.
+template <int ROWS, class Operand, class B>
+inline void dot_along(Matrix<float> c, const float* a, const bf16* narrow, Matrix<const B> b, int64_t n, int64_t k,
+                      bool accumulate) {
+  for (int64_t j = 0; j < n; ++j) {
+    const B* const column = b.data + j * b.column;
+    Vector sum[ROWS] = {};
+    int64_t p = 0;
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<B, bf16>) {
+      for (; p + 2 * LANES <= k; p += 2 * LANES) {
+        CASTILE_UNROLL
+        for (int i = 0; i < ROWS; ++i) add_products(sum[i], narrow + i * k + p, column + p);
+      }
+    }
+#endif
+    for (; p + LANES <= k; p += LANES) {
+      const Vector x = load(column + p);
+      CASTILE_UNROLL
+      for (int i = 0; i < ROWS; ++i) sum[i] += load(a + i * k + p) * x;
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      float total = sum_of(sum[i]);
+      for (int64_t q = p; q < k; ++q) total += a[i * k + q] * to<float>(column[q]);
+      float* const at = c.data + i * c.row + j;
+      *at = accumulate ? *at + total : total;
+    }
+  }
+  (void)narrow;
+}
+
+// A few rows of C where the rows of B lie along n.
+template <int ROWS, int VECTORS, class B>
+inline void dot_across(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate) {
+  for (int64_t j = 0; j < n; j += VECTORS * LANES) {
+    Vector sum[ROWS][VECTORS] = {};
+    if (n - j >= VECTORS * LANES) {
+      for (int64_t p = 0; p < k; ++p) {
+        CASTILE_UNROLL
+        for (int v = 0; v < VECTORS; ++v) {
+          const Vector x = load(b.data + p * b.row + j + v * LANES);
+          CASTILE_UNROLL
+          for (int i = 0; i < ROWS; ++i) sum[i][v] += a[i * k + p] * x;
+        }
+      }
+    } else {
+      for (int64_t p = 0; p < k; ++p) {
+        CASTILE_UNROLL
+        for (int v = 0; v < VECTORS; ++v) {
+          const int64_t at = j + v * LANES;
+          const Vector x = at < n ? load(b.data + p * b.row + at, 1, n - at) : Vector{};
+          CASTILE_UNROLL
+          for (int i = 0; i < ROWS; ++i) sum[i][v] += a[i * k + p] * x;
+        }
+      }
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      CASTILE_UNROLL
+      for (int v = 0; v < VECTORS; ++v) {
+        const int64_t left = n - j - v * LANES;
+        if (left <= 0) break;
+        float* const at = c.data + i * c.row + j + v * LANES;
+        store(at, 1, accumulate ? load(at, 1, left) + sum[i][v] : sum[i][v], left);
+      }
+    }
+  }
+}
+
+template <int ROWS, class Operand, class B>
+inline void dot_few(Matrix<float> c, const float* a, const bf16* narrow, Matrix<const B> b, int64_t n, int64_t k,
+                    bool accumulate) {
+  if (b.row == 1) dot_along<ROWS, Operand, B>(c, a, narrow, b, n, k, accumulate);
+  else dot_across<ROWS, PANEL_VECTORS, B>(c, a, b, n, k, accumulate);
+}
+
 // As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats.
 template <class Operand, class A, class B>
 inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
                 float* local) {
   using U = Unit<Operand>;
+  if constexpr (READS_AS_IT_IS<Operand, B>) {
+    if (m <= FEW_ROWS && (b.row == 1 || b.column == 1)) {
+      const float* const floats = floats_of<Operand, A>(a, m, k, local);
+      bf16* const narrow = reinterpret_cast<bf16*>(local + m * k);
+      if constexpr (std::is_same_v<B, bf16>) {
+        for (int64_t p = 0; p < m * k; ++p) narrow[p] = to<bf16>(floats[p]);
+      }
+      for (int64_t i = 0; i < m; i += FEW_BLOCK) {
+        const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
+        const float* const ai = floats + i * k;
+        const bf16* const ni = narrow + i * k;
+        switch (at_most(FEW_BLOCK, m - i)) {
+          case 1: dot_few<1, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
+          case 2: dot_few<2, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
+          case 3: dot_few<3, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
+          default: dot_few<4, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
+        }
+      }
+      return;
+    }
+  }
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local + k * PANEL);
   for (int64_t j = 0; j < n; j += PANEL) {
     const int64_t width = at_most(PANEL, n - j);

@@ -34,7 +34,9 @@ def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> di
         held = {h.rank for h in k.held}
         found = _contraction(k, extents) if _contracts(k) else _rows(k, extents)
         wanted |= {r: n for r, n in found.items() if r in extents and r not in held}
-    return {r: max(1, min(n, _up(extents[r]))) for r, n in wanted.items()}
+    # A row alone is a product's row all the same.
+    rows = {r for k in kernels for op in operations(k.body) if isinstance(op, Dot) for r in op.tile.axes}
+    return {r: max(2 if r in rows else 1, min(n, _up(extents[r]))) for r, n in wanted.items()}
 
 
 def _contracts(k: TileKernel) -> bool:
