@@ -6,9 +6,10 @@ that keeps a strip of rows and a panel in the nearest caches. A loop over rows t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 
-from ..ir.cascade import Rank, free_ranks
+from ..ir.cascade import Call, Const, Rank, free_ranks
 from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations
 from .fuse import ON_CHIP
 
@@ -22,6 +23,9 @@ ROWS, TASKS, DEPTH = 192, 16, 1024
 # With so few rows the shared operand is read once, where it lies: wide and shallow tiles go along its memory.
 FEW, WIDE, SHALLOW = 16, 512, 64
 
+# Rows of one program that share an operand and come from several coordinates of a rank.
+FEW_SHARED = 8
+
 # Elements of a row that are looked at together where there is no contraction, and rows of a tile across memory.
 ROW, ACROSS = 1024, 16
 
@@ -34,9 +38,28 @@ def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> di
         held = {h.rank for h in k.held}
         found = _contraction(k, extents) if _contracts(k) else _rows(k, extents)
         wanted |= {r: n for r, n in found.items() if r in extents and r not in held}
-    # A row alone is a product's row all the same.
-    rows = {r for k in kernels for op in operations(k.body) if isinstance(op, Dot) for r in op.tile.axes}
-    return {r: max(2 if r in rows else 1, min(n, _up(extents[r]))) for r, n in wanted.items()}
+    # A row alone is a product's row all the same, unless others join it.
+    joined = {r: n for r, n in shared_rows(kernels, extents, FEW_SHARED).items() if r not in wanted}
+    dots = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot)]
+    rows = set() if joined else {r for op in dots for r in op.tile.axes}
+    return {r: max(2 if r in rows else 1, min(n, _up(extents[r]))) for r, n in wanted.items()} | joined
+
+
+def shared_rows(kernels: Iterable[TileKernel], extents: Mapping[str, int], most: int) -> dict[str, int]:
+    """Ranks of which several coordinates read the same, as query heads that share keys do (``h // 4``), by how many one
+    program takes: where it would have fewer than ``most`` rows without."""
+    found: dict[str, int] = {}
+    for k in kernels:
+        grid = {g.rank for g in k.grid}
+        wide = {r for op in operations(k.body) if isinstance(op, Dot) and not op.accumulate for r in op.tile.axes}
+        rows = prod(max(1, extents.get(r, 1)) for r in wide & grid)
+        for index in (i for op in operations(k.body) if isinstance(op, Load) for i in op.source.indices):
+            match index:
+                case Call(op="floordiv", args=(Rank(name=r), Const(value=int() as shared))) if r in grid - wide:
+                    fit = [n for n in range(2, shared + 1) if shared % n == 0 and n * rows <= most]
+                    if fit and extents.get(r, 1) > 1:
+                        found[r] = max(fit)
+    return found
 
 
 def _contracts(k: TileKernel) -> bool:

@@ -12,12 +12,13 @@ from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
 
-from ..ir.cascade import Call, Const, Rank
+from ..ir.cascade import Rank
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import heaviest_last, scoped_sizes, tile_shapes
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, integer_products, operations
+from .defaults import shared_rows
 from .registers import register_bytes, registers_free
 
 # The least side of a matrix product.
@@ -51,7 +52,7 @@ def gpu_mapping(
     build: Callable[[Mapping], tuple[TileKernel, ...]],
 ) -> Mapping:
     """The default mapping of kernels that a mapping with `KNOBS` gave; ``build`` makes those of another mapping."""
-    packed = _packed(kernels, extents)
+    packed = shared_rows(kernels, extents, PACKED)
     if packed:
         kernels = build(Mapping(tiles=packed, knobs=KNOBS))
     tiles: dict[str, int] = {}
@@ -82,23 +83,6 @@ def gpu_mapping(
     if any(_contracts(k) and all(op.accumulate for op in _products(k)) for k in kernels):
         knobs["swizzle"] = SWIZZLE
     return _relieved(Mapping(tiles=tiles, knobs=knobs), device, build)
-
-
-def _packed(kernels: tuple[TileKernel, ...], extents: Dict[str, int]) -> dict[str, int]:
-    """Ranks of which several coordinates read the same, as query heads that share keys do (``h // 4``), by how many one
-    program takes: where it would have few rows without."""
-    found: dict[str, int] = {}
-    for k in kernels:
-        grid = {g.rank for g in k.grid}
-        wide = {r for op in operations(k.body) if isinstance(op, Dot) and not op.accumulate for r in op.tile.axes}
-        rows = prod(_up(extents.get(r, 1)) for r in wide & grid)
-        for index in (i for op in operations(k.body) if isinstance(op, Load) for i in op.source.indices):
-            match index:
-                case Call(op="floordiv", args=(Rank(name=r), Const(value=int() as shared))) if r in grid - wide:
-                    fit = [n for n in range(2, shared + 1) if shared % n == 0 and n * rows <= PACKED]
-                    if fit and extents.get(r, 1) > 1:
-                        found[r] = max(fit)
-    return found
 
 
 def _relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[TileKernel, ...]]) -> Mapping:

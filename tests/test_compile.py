@@ -15,8 +15,11 @@ import castile
 from castile import driver
 from castile.codegen.build import find_compiler
 from castile.ir.bound import judge
+from castile.ir.dtypes import numpy_dtype
 from castile.ir.mapping import Mapping
 from castile.passes.mapped import bucket, nominal
+
+CASCADES = Path(__file__).resolve().parents[1] / "examples" / "cascades"
 
 SOFTMAX = """
 def softmax(X: f32[m, n]) -> Y:
@@ -299,3 +302,23 @@ def test_a_read_that_data_lead_outside_is_refused() -> None:
     agrees(c, inputs, k(**inputs))
     with pytest.raises(castile.CastileError, match="lies outside `X`"):
         k(X=x, L=np.array([1, 7], np.int32))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("axes", ["k, n", "n, k"])
+def test_products_of_few_rows(dtype: str, axes: str) -> None:
+    c = castile.parse(f"def f(A: {dtype}[m, k], B: {dtype}[{axes}]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[{axes}])\n")
+    k = castile.compile(c, "cpu")
+    for m, n, depth in ((1, 70, 37), (2, 150, 64), (3, 64, 33), (7, 17, 100), (8, 130, 5), (9, 65, 70)):
+        b = draw(depth, n) if axes == "k, n" else draw(n, depth)
+        inputs = {name: x.astype(numpy_dtype(dtype)) for name, x in (("A", draw(m, depth)), ("B", b))}
+        agrees(c, inputs, k(**inputs))
+
+
+def test_heads_that_share_keys_are_rows_of_one_product() -> None:
+    c = castile.load(CASCADES / "attention_gqa.cascade")
+    inputs = {"Q": draw(1, 8, 1, 16), "K": draw(1, 2, 70, 16), "V": draw(1, 2, 70, 16)}
+    inputs = {name: x.astype(numpy_dtype("bf16")) for name, x in inputs.items()} | {"scale": 0.25}
+    k = castile.compile(c, "cpu", shapes={"b": 1, "h": 8, "q": 1, "k": 70, "d": 16, "f": 16})
+    assert k.mapping.tiles["h"] == 4
+    agrees(c, inputs, k(**inputs))
