@@ -1103,7 +1103,7 @@ inline void dot_packed(Matrix<float> c, Matrix<const A> a, const void* panels, i
   }
 }
 
-// With so few rows, B is read once and where it lies: packing it would cost more than the product.
+// With so few rows (fewer where its rows lie along n), B is read where it lies: packing it would cost more than it saves.
 constexpr int64_t FEW_ROWS = 8;
 constexpr int FEW_BLOCK = 4;
 
@@ -1172,49 +1172,45 @@ inline void dot_along(Matrix<float> c, const float* a, const bf16* narrow, Matri
   (void)narrow;
 }
 
-// A few rows of C where the rows of B lie along n.
-template <int ROWS, int VECTORS, class B>
-inline void dot_across(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate) {
-  for (int64_t j = 0; j < n; j += VECTORS * LANES) {
-    Vector sum[ROWS][VECTORS] = {};
-    if (n - j >= VECTORS * LANES) {
-      for (int64_t p = 0; p < k; ++p) {
-        CASTILE_UNROLL
-        for (int v = 0; v < VECTORS; ++v) {
-          const Vector x = load(b.data + p * b.row + j + v * LANES);
-          CASTILE_UNROLL
-          for (int i = 0; i < ROWS; ++i) sum[i][v] += a[i * k + p] * x;
-        }
-      }
-    } else {
-      for (int64_t p = 0; p < k; ++p) {
-        CASTILE_UNROLL
-        for (int v = 0; v < VECTORS; ++v) {
-          const int64_t at = j + v * LANES;
-          const Vector x = at < n ? load(b.data + p * b.row + at, 1, n - at) : Vector{};
-          CASTILE_UNROLL
-          for (int i = 0; i < ROWS; ++i) sum[i][v] += a[i * k + p] * x;
-        }
-      }
+// A few rows of C where the rows of B lie along n: STEPS rows of B at a time are added to all of C, which stays near.
+template <int ROWS, int STEPS, class B>
+inline void add_rows(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k) {
+  for (int64_t j = 0; j < n; j += LANES) {
+    const bool whole = n - j >= LANES;
+    Vector x[STEPS];
+    CASTILE_UNROLL
+    for (int p = 0; p < STEPS; ++p) {
+      const B* const from = b.data + p * b.row + j;
+      x[p] = whole ? load(from) : load(from, 1, n - j);
     }
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
+      float* const at = c.data + i * c.row + j;
+      Vector sum = whole ? load(at) : load(at, 1, n - j);
       CASTILE_UNROLL
-      for (int v = 0; v < VECTORS; ++v) {
-        const int64_t left = n - j - v * LANES;
-        if (left <= 0) break;
-        float* const at = c.data + i * c.row + j + v * LANES;
-        store(at, 1, accumulate ? load(at, 1, left) + sum[i][v] : sum[i][v], left);
-      }
+      for (int p = 0; p < STEPS; ++p) sum += a[i * k + p] * x[p];
+      if (whole) store(at, sum);
+      else store(at, 1, sum, n - j);
     }
   }
+}
+
+template <int ROWS, class B>
+inline void dot_across(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate) {
+  constexpr int STEPS = 4;
+  if (!accumulate) {
+    for (int i = 0; i < ROWS; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
+  }
+  int64_t p = 0;
+  for (; p + STEPS <= k; p += STEPS) add_rows<ROWS, STEPS, B>(c, a + p, {b.data + p * b.row, b.row, 1}, n, k);
+  for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a + p, {b.data + p * b.row, b.row, 1}, n, k);
 }
 
 template <int ROWS, class Operand, class B>
 inline void dot_few(Matrix<float> c, const float* a, const bf16* narrow, Matrix<const B> b, int64_t n, int64_t k,
                     bool accumulate) {
   if (b.row == 1) dot_along<ROWS, Operand, B>(c, a, narrow, b, n, k, accumulate);
-  else dot_across<ROWS, PANEL_VECTORS, B>(c, a, b, n, k, accumulate);
+  else dot_across<ROWS, B>(c, a, b, n, k, accumulate);
 }
 
 // As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats.
@@ -1223,7 +1219,7 @@ inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m
                 float* local) {
   using U = Unit<Operand>;
   if constexpr (READS_AS_IT_IS<Operand, B>) {
-    if (m <= FEW_ROWS && (b.row == 1 || b.column == 1)) {
+    if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_BLOCK) {
       const float* const floats = floats_of<Operand, A>(a, m, k, local);
       bf16* const narrow = reinterpret_cast<bf16*>(local + m * k);
       if constexpr (std::is_same_v<B, bf16>) {
