@@ -6,13 +6,14 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..costmodel.features import features, roofline_s
+from ..costmodel.features import NAMES, features, roofline_s
 from ..costmodel.model import CostModel
-from ..costmodel.shipped import shipped_rows
+from ..costmodel.shipped import DATA, shipped_rows
 from ..ir.cascade import Cascade
 from ..ir.device import Device
 from ..ir.errors import CastileError
@@ -68,9 +69,48 @@ def dataset(records: Iterable[Record], device: Device) -> Dataset:
     return Dataset(*(np.array(x) for x in (rows, times, rooflines, workloads, operators)))
 
 
-def shipped() -> Dataset:
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A trial beside what was known of it before it ran: its work in operations, its bytes of memory, and the time that
+    the model foresaw in seconds, None without a model."""
+
+    record: Record
+    work: float
+    memory_bytes: float
+    predicted_s: float | None
+
+
+def judged(records: Iterable[Record], device: Device, model: CostModel | None) -> list[Judged]:
+    """The trials that ran on a device's target, judged."""
+    found, rows, rooflines = [], [], []
+    cascades: dict[str, Cascade] = {}
+    for r in records:
+        if r.status != "ok" or r.kind != "trial" or r.time_s is None or r.target != device.target:
+            continue
+        try:
+            c = cascades.get(r.cascade) or cascades.setdefault(r.cascade, parse(r.cascade))
+            row, roofline = row_of(c, r.mapping, r.shapes, device)
+        except CastileError:
+            continue
+        found.append(r)
+        rows.append(row)
+        rooflines.append(roofline)
+    if not found:
+        return []
+    guess = None if model is None else np.exp(model.predict(np.array(rows))[0]) * rooflines
+    column = {name: i for i, name in enumerate(NAMES)}
+    counts = np.exp2(np.array(rows)) - 1.0
+    work = sum(counts[:, column[name]] for name in ("matrix_flops", "vector_ops", "special_ops"))
+    memory = counts[:, column["memory_bytes"]]
+    return [
+        Judged(r, float(work[i]), float(memory[i]), None if guess is None else float(guess[i]))
+        for i, r in enumerate(found)
+    ]
+
+
+def shipped(folder: Path = DATA) -> Dataset:
     """The rows that came with castile. Raises `InputError` where they are damaged."""
-    rows = shipped_rows()
+    rows = shipped_rows(folder)
     workloads = np.array([f"{c} {s}" for c, s in zip(rows.cascades, rows.shapes, strict=True)])
     return Dataset(rows.features, rows.times, rows.rooflines, workloads, np.array(rows.cascades))
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from html import escape
 
+from ..ir.device import Device
+from .dataset import Judged
 from .records import Record
 
 _STYLE = """
@@ -33,13 +35,19 @@ svg { width: 100%; height: auto; max-width: 46rem; display: block; } svg text { 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 260, 70, 36
 
 
-def html(records: Sequence[Record], title: str = "castile: what was tuned") -> str:
-    """The whole page."""
+def html(
+    records: Sequence[Record],
+    title: str = "castile: what was tuned",
+    judged: Sequence[Judged] = (),
+    device: Device | None = None,
+) -> str:
+    """The whole page. ``judged`` are trials to set against the roofline of ``device`` and against the model."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in records:
         place = (r.name, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))), r.key)
         groups.setdefault(place, []).append(r)
-    parts = [_workload(group) for group in groups.values()]
+    parts = _charts(judged, device) if judged and device is not None else []
+    parts += [_workload(group) for group in groups.values()]
     count = f"{len(records)} records of {len(groups)} workloads"
     body = "\n".join(parts) or "<p>Nothing is on record yet.</p>"
     return (
@@ -124,6 +132,65 @@ def _progress(trials: Sequence[Record]) -> str:
     axis = f'<path class="axis" d="M{_LEFT} 10V{floor}H{_WIDTH - 10}" fill="none"/>'
     shapes = "\n".join([axis, *marks, f'<polyline class="best" points="{path}"/>', *labels])
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="best time so far">\n{shapes}\n</svg>'
+
+
+def _charts(judged: Sequence[Judged], device: Device) -> list[str]:
+    """All trials against the roofline, and measured against predicted times."""
+    points = [
+        (j.work / j.memory_bytes, j.work / j.record.time_s)
+        for j in judged
+        if j.work > 0 and j.memory_bytes > 0 and j.record.time_s
+    ]
+    peak, rate = device.flops_of("f32"), device.bytes_per_s
+    parts = ["<section>"]
+    if points:
+        low, high = min(x for x, _ in points), max(x for x, _ in points)
+        ends = sorted({low / 2, high * 2, min(max(peak / rate, low / 2), high * 2)})
+        roof = [(x, min(peak, x * rate)) for x in ends]
+        parts.append("<h2>Against the roofline</h2>")
+        words = "operations for each byte of memory", "operations per second"
+        parts.append(_scatter(points, roof, words, lambda y: f"{y / 1e9:.3g} G/s", lambda x: f"{x:.3g}"))
+        parts.append(f'<p class="dim">The line is what {escape(device.name)} is taken to do at most.</p>')
+    pairs = [(j.predicted_s, j.record.time_s) for j in judged if j.predicted_s and j.record.time_s]
+    if pairs:
+        every = [t for pair in pairs for t in pair]
+        same = [(min(every), min(every)), (max(every), max(every))]
+        parts.append("<h2>Measured against predicted</h2>")
+        parts.append(_scatter(pairs, same, ("predicted", "measured"), spelled, spelled))
+    return ["\n".join([*parts, "</section>"])]
+
+
+def _scatter(
+    points: Sequence[tuple[float, float]],
+    line: Sequence[tuple[float, float]],
+    words: tuple[str, str],
+    spell_y: Callable[[float], str],
+    spell_x: Callable[[float], str],
+) -> str:
+    """Points and a line on two logarithmic axes."""
+    xs, ys = ([math.log10(p[i]) for p in (*points, *line)] for i in (0, 1))
+    floor = _HEIGHT - _BOTTOM
+
+    def x(value: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - 10) * (math.log10(value) - min(xs)) / max(max(xs) - min(xs), 0.1)
+
+    def y(value: float) -> float:
+        return 10 + (floor - 10) * (1 - (math.log10(value) - min(ys)) / max(max(ys) - min(ys), 0.1))
+
+    marks = [f'<circle class="trial" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>' for a, b in points]
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+    labels = [
+        f'<text x="{_LEFT - 8}" y="18" text-anchor="end">{spell_y(10 ** max(ys))}</text>',
+        f'<text x="{_LEFT - 8}" y="{floor}" text-anchor="end">{spell_y(10 ** min(ys))}</text>',
+        f'<text x="{_LEFT}" y="{_HEIGHT - 12}">{spell_x(10 ** min(xs))}</text>',
+        f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 12}" text-anchor="end">{spell_x(10 ** max(xs))}</text>',
+        f'<text x="{(_LEFT + _WIDTH) // 2}" y="{_HEIGHT - 12}" text-anchor="middle">{words[0]}</text>',
+        f'<text x="{_LEFT + 8}" y="20">{words[1]}</text>',
+    ]
+    axis = f'<path class="axis" d="M{_LEFT} 10V{floor}H{_WIDTH - 10}" fill="none"/>'
+    shapes = "\n".join([axis, *marks, f'<polyline class="best" points="{path}"/>', *labels])
+    name = f"{words[1]} against {words[0]}"
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">\n{shapes}\n</svg>'
 
 
 def _seconds(r: Record) -> float:

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,14 +46,16 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 import castile  # noqa: E402
-from castile.autotune.dataset import row_of  # noqa: E402
+from castile.autotune.dataset import row_of, shipped  # noqa: E402
+from castile.autotune.exchange import t4  # noqa: E402
 from castile.autotune.measure import Limits, Measurer  # noqa: E402
 from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
-from castile.autotune.records import Record, t4  # noqa: E402
+from castile.autotune.records import Record  # noqa: E402
 from castile.autotune.space import Space, space_of  # noqa: E402
 from castile.codegen import build, targets  # noqa: E402
 from castile.codegen.cpp import FLAGS, INCLUDE, header, standalone  # noqa: E402
 from castile.costmodel.features import schema  # noqa: E402
+from castile.costmodel.model import CostModel  # noqa: E402
 from castile.costmodel.shipped import COLUMNS, device_to_dict  # noqa: E402
 from castile.ir.key import content_key  # noqa: E402
 from castile.ir.mapping import Mapping as Tuned  # noqa: E402
@@ -74,7 +76,57 @@ ALONE = ("gemm", "gemm_int4", "gemm_bias_gelu", "gemm_nt", "rmsnorm_gemm")
 # than the fastest by the factor.
 ROUNDS, ROUNDS_S, HOPELESS, HOPELESS_ROUNDS = 15, 25.0, 12.0, 3
 
+# A workload is not believed where a tenth of its mappings have halves of their samples further apart than this.
+STEADY = 0.25
+
+# Ensembles that ship are small ones: the files are to stay below 3 MB.
+BAGS = 3
+
 Shapes = dict[str, int]
+
+DATASHEET = """# Kernels that were measured
+
+{rows} rows: {workloads} workloads (a cascade at some extents), each under some 200 mappings, on one device.
+`benchmarks/make_table.py` makes them in slices that resume: what it plans and has not measured yet joins them
+later.
+
+| | |
+|---|---|
+| device | {device} |
+| measured | {begun} to {ended} |
+| castile | {castile} |
+| compiler | {compiler} |
+| Python, NumPy | {python}, {numpy} |
+
+## Files
+
+- `rows.csv.gz`: one row for each mapping: cascade, extents and mapping (JSON), how its check ended, the median
+  time, the distance of its quartiles and the number of samples (seconds), the roofline (seconds), and the features
+  that the cost model sees. `table.json` holds its SHA-256, the device, the versions and the text of each cascade.
+  Where pyarrow is installed, the export writes `rows.parquet` too; it is not shipped, since castile does not depend
+  on pyarrow.
+- `t4/`: the same for each workload in the T4 format, with every sample; `castile replay` reads them.
+- `model/`: the cost model trained on all rows (`castile costmodel info`), XGBoost's UBJSON with checksums.
+
+## How it was measured
+
+Mappings are drawn from the space that `castile tune` searches: the default, all that differ from it in one choice,
+and random ones, each generated source once. Each kernel ran against the float64 oracle within the derived error
+bound, on outputs between guarded pages, before it was timed. Then all mappings of a workload were timed in one
+process in turn, {rounds} rounds in an order that changes, with nothing else running on the machine; those slower
+than the fastest by {hopeless} times only {few} rounds. A sample is at least 0.2 ms. Inputs and outputs are those of
+the round before, so what fits the last cache is there. Two threads on a virtual machine of two cores.
+
+Kernels without contractions, and attention, were compiled a dozen to a translation unit; the former are the same
+instructions as compiled alone, the latter run 0.997 times as long (80% of them 0.979 to 1.019). All others were
+compiled alone.
+
+*Noise* is how far the medians of the odd and the even samples of one mapping are apart.
+
+## Workloads
+
+{table}
+"""
 
 
 def _attention(*rows: tuple[int, int, int, int]) -> tuple[Shapes, ...]:
@@ -364,6 +416,11 @@ def measure_all(state: State, seconds: float) -> int:
         if times is None:
             print(f"{w.key}: the worker died")
             continue
+        noise = float(np.quantile(apart(times.values()), 0.9))
+        if noise > STEADY:
+            print(f"{w.key}: disturbed, {noise:.0%} between halves of the samples; it is measured again")
+            left += 1
+            continue
         row = {
             "key": w.key,
             "times": {s: [float(f"{t:.5g}") for t in samples] for s, samples in times.items()},
@@ -475,6 +532,9 @@ def export(state: State, folder: Path) -> None:
         "workloads": about,
     }
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_datasheet(table, len(rows)), encoding="utf-8")
+    data = shipped(folder)
+    CostModel.train(data.rows, data.ratios, data.workloads, bags=BAGS).save(folder / "model")
     print(f"{len(rows)} rows of {len(about)} workloads in {folder}")
     _parquet(folder, text.getvalue())
 
@@ -518,7 +578,7 @@ def _row(w: Workload, c: castile.Cascade, r: Record, device: Any) -> list[Any]:
 def _about(w: Workload, records: list[Record], found: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the datasheet: how many, how fast, and how far two halves of the samples are apart."""
     good = [r for r in records if r.time_s]
-    apart = [abs(median(r.times[::2]) / median(r.times[1::2]) - 1) for r in good if len(r.times) >= 4]
+    noise = apart(r.times for r in good)
     best = min(r.time_s or math.inf for r in good)
     return {
         "cascade": w.name,
@@ -527,10 +587,45 @@ def _about(w: Workload, records: list[Record], found: Mapping[str, Any]) -> dict
         "failed": len(records) - len(good),
         "best_s": best,
         "default_over_best": (records[0].time_s or math.inf) / best,
-        "noise_median": round(float(np.median(apart)), 4),
-        "noise_90": round(float(np.quantile(apart, 0.9)), 4),
+        "noise_median": round(float(np.median(noise)), 4),
+        "noise_90": round(float(np.quantile(noise, 0.9)), 4),
         "at": found["at"],
     }
+
+
+def _datasheet(table: Mapping[str, Any], rows: int) -> str:
+    """What the files are, how they were made, and a line for each workload."""
+    versions, device, about = table["versions"], table["device"], table["workloads"]
+    lines = [
+        "| cascade | extents | mappings | failed | best | default over best | noise (median, 90%) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for a in about:
+        shapes = " ".join(f"{r}={n}" for r, n in a["shapes"].items())
+        lines.append(
+            f"| {a['cascade']} | {shapes} | {a['mappings']} | {a['failed']} | {a['best_s'] * 1e6:.0f} µs "
+            f"| {a['default_over_best']:.3f} | {a['noise_median']:.1%}, {a['noise_90']:.1%} |"
+        )
+    return DATASHEET.format(
+        rows=rows,
+        workloads=len(about),
+        device=device["name"],
+        begun=table["at"][0],
+        ended=table["at"][1],
+        compiler=versions["compiler"],
+        python=versions["python"],
+        numpy=versions["numpy"],
+        castile=f"{versions['castile']} ({versions['commit']})",
+        rounds=ROUNDS,
+        hopeless=f"{HOPELESS:g}",
+        few=HOPELESS_ROUNDS,
+        table="\n".join(lines),
+    )
+
+
+def apart(samples: Iterable[Sequence[float]]) -> list[float]:
+    """For each mapping that was timed often enough, how far the medians of odd and even samples are apart."""
+    return [abs(median(t[::2]) / median(t[1::2]) - 1) for t in samples if len(t) >= 4]
 
 
 def _write(path: Path, data: bytes) -> None:

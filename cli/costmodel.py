@@ -56,13 +56,16 @@ def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", m
     On the rows that came with castile, or on --records.
     """
     from ..autotune.dataset import SPLITS, leave_one_out, shipped
+    from ..costmodel.shipped import shipped_rows
 
     data = shipped() if records is None else _data(records)
     found = {what: leave_one_out(data, what, seed) for what in SPLITS}
+    usual = [w["default_over_best"] - 1 for w in shipped_rows().about["workloads"]] if records is None else []
     counts = {"rows": len(data), "workloads": len(set(data.workloads)), "operators": len(set(data.operators))}
     if json:
         names = {what: f"leave_one_{what}_out" if what != "random" else "random_split" for what in SPLITS}
-        emit({**counts, **{names[what]: scores for what, scores in found.items()}})
+        told = {"default_regret": sum(usual) / len(usual)} if usual else {}
+        emit({**counts, **told, **{names[what]: scores for what, scores in found.items()}})
         return
     from rich.table import Table
 
@@ -74,6 +77,8 @@ def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", m
             if s:
                 table.add_row(what, who, *regret, f"{s[prefix + 'error']:.1%}", f"{s[prefix + 'r2']:.3f}")
     out().print(table)
+    if usual:
+        say(f"the default mapping's regret: {sum(usual) / len(usual):.1%}")
 
 
 @app.command()
@@ -81,8 +86,11 @@ def info(model: Model = None, json: Json = False) -> None:
     """Say what a model was trained on."""
     from ..autotune.places import model_path
     from ..costmodel.model import CostModel
+    from ..costmodel.shipped import DATA
 
     folder = model or model_path()
+    if model is None and not (folder / "model.json").is_file():
+        folder = DATA / "model"
     found = {**CostModel.load(folder).info, "model": str(folder)}
     if json:
         emit(found)

@@ -75,7 +75,8 @@ def import_records(
     json: Json = False,
 ) -> None:
     """Append records from a file; those that are there already are left out."""
-    from ..autotune.records import Records, imported
+    from ..autotune.exchange import imported
+    from ..autotune.records import Records
 
     try:
         with file.open("rb") as opened:
@@ -117,8 +118,8 @@ def export(
     t4: Annotated[bool, typer.Option("--t4", help="One workload as T4 JSON, for other tuners.")] = False,
 ) -> None:
     """Write records as JSON lines, or one workload as T4."""
-    from ..autotune.records import export as lines
-    from ..autotune.records import t4 as as_t4
+    from ..autotune.exchange import export as lines
+    from ..autotune.exchange import t4 as as_t4
 
     found = _read(records, name=cascade, target=target, status=status)
     if t4:
@@ -130,8 +131,8 @@ def export(
 @app.command()
 def lock(output: To = None, records: From = None) -> None:
     """Write a lock file: the best mapping of everything on record, to be kept in a repository."""
+    from ..autotune.exchange import lock as locked
     from ..autotune.records import Records
-    from ..autotune.records import lock as locked
 
     with Records(records, read_only=True) as opened:
         text = locked(opened)
@@ -145,7 +146,8 @@ def replay(
     json: Json = False,
 ) -> None:
     """Take the mappings of a lock file: from now on they go before whatever was measured here."""
-    from ..autotune.records import Records, unlocked
+    from ..autotune.exchange import unlocked
+    from ..autotune.records import Records
 
     found = unlocked(file)
     with Records(records) as opened:

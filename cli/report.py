@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ..ir.errors import UsageError
 from .terminal import Json, emit, note, write_file
+
+# Trials that are set against the roofline and the model: each is derived anew.
+MOST_JUDGED = 1000
 
 
 def report(
@@ -18,13 +22,22 @@ def report(
     cascade: Annotated[str | None, typer.Option("--cascade", help="Only this cascade.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Write a page of what was tuned: winners, best so far against seconds, failures by kind. It needs nothing else."""
+    """Write a page of what was tuned: trials against the roofline and the model, winners, best so far against seconds,
+    failures by kind. It needs nothing else."""
+    from ..autotune.dataset import judged
+    from ..autotune.probe import describe_cpu
     from ..autotune.records import Records
     from ..autotune.report import html
+    from ..autotune.tuner import leader
 
     with Records(records, read_only=True) as opened:
         found = opened.all(name=cascade)
-    write_file(file, html(found))
+    device = describe_cpu()
+    try:
+        model = leader()
+    except UsageError:  # no xgboost: the page goes without predictions
+        model = None
+    write_file(file, html(found, judged=judged(found[-MOST_JUDGED:], device, model), device=device))
     if json:
         emit({"file": str(file), "records": len(found)})
     else:

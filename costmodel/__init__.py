@@ -1,7 +1,7 @@
 """What a mapping will cost, before it is run.
 
-Not filled yet. Here belong `features` (footprint, device, compile-time resources), `model` (a learned model over an
-analytic roofline) and `data/` (rows of profiled runs, per device).
+`features` are read off footprint, device and mapping; `model` learns how far above the roofline a mapping lies; `data/`
+holds rows of measured kernels and the model trained on them, which `shipped` reads.
 
 Imports `ir`.
 """

@@ -17,8 +17,9 @@ import pytest
 
 import castile
 from castile.autotune import records as module
+from castile.autotune.exchange import export, imported, lock, t4, unlocked
 from castile.autotune.places import records_path
-from castile.autotune.records import Record, Records, distance, export, imported, lock, recorded, t4, unlocked
+from castile.autotune.records import Record, Records, distance, recorded
 from castile.autotune.table import read_table
 from castile.ir.errors import CastileError, InputError, UsageError
 from castile.ir.mapping import Mapping

@@ -1,0 +1,84 @@
+"""What ships: rows that are whole and a model that loads, both refused where they are not what they were."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from castile.autotune.dataset import regrets, shipped
+from castile.autotune.table import read_table
+from castile.costmodel.shipped import DATA, device_from_dict, device_to_dict, shipped_model, shipped_rows
+from castile.ir.device import DEVICES
+from castile.ir.errors import InputError
+from castile.ir.mapping import Mapping
+from castile.ir.parse import parse
+
+
+def test_rows_are_whole() -> None:
+    rows = shipped_rows()
+    families = {"attention", "softmax", "rmsnorm", "gemm", "gemm_int4"}
+    assert families <= set(rows.cascades)
+    data = shipped()
+    assert len(set(data.workloads)) >= 12
+    assert len(rows) == len(data) >= 12 * 190
+    assert np.isfinite(rows.features).all()
+    assert (rows.times > 0).all()
+    assert (rows.rooflines > 0).all()
+    for name, text in rows.about["cascades"].items():
+        assert parse(text).name == name
+    for mapping in rows.mappings[::200]:
+        assert Mapping.from_json(mapping).to_json() == mapping
+
+
+def test_each_workload_is_a_table_to_replay() -> None:
+    (path, *_) = sorted((DATA / "t4").glob("softmax-*.json.gz"))
+    table = read_table(path)
+    assert len(table) > 150
+    assert 0 < table.best < 1e3
+
+
+def test_they_are_small() -> None:
+    assert sum(p.stat().st_size for p in DATA.rglob("*") if p.is_file()) < 3 << 20
+
+
+def test_the_model_beats_the_roofline_on_its_own_rows() -> None:
+    pytest.importorskip("xgboost")
+    model, data = shipped_model(), shipped()
+    assert model is not None
+    guess = model.predict(data.rows)[0] + np.log(data.rooflines)
+    ours, plain = (np.mean(regrets(g, data.times, data.workloads, 1)) for g in (guess, np.log(data.rooflines)))
+    assert ours < plain
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(InputError, match="no table"):
+        shipped_rows(folder)
+    for name in ("rows.csv.gz", "table.json"):
+        shutil.copy(DATA / name, folder / name)
+    assert len(shipped_rows(folder)) > 0
+    about = json.loads((folder / "table.json").read_text())
+    (folder / "table.json").write_text(json.dumps({**about, "schema": "x"}))
+    with pytest.raises(InputError, match="other features"):
+        shipped_rows(folder)
+    (folder / "table.json").write_text(json.dumps(about))
+    (folder / "rows.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    with pytest.raises(InputError, match="not the file"):
+        shipped_rows(folder)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda:90"])
+def test_devices_as_json(target: str) -> None:
+    assert device_from_dict(json.loads(json.dumps(device_to_dict(DEVICES[target])))) == DEVICES[target]
+
+
+def test_ties_fall_by_lot() -> None:
+    times = np.arange(1.0, 101.0)
+    (found,) = regrets(np.zeros(100), times, np.array(["w"] * 100), 1)
+    assert found > 0
