@@ -170,10 +170,10 @@ class _Here:
         return tuple(_kernels(self.cascade, Tuned(f, g, **parts), self.extents) for f, g in self.forms)
 
     def matters(self, part: str, name: str, value: int) -> bool:
-        """Whether a choice changes any program."""
-        if self.varied(part, name, value, self.default) != self.programs:
-            return True
-        return self.varied(part, name, value, _plain(self.default)) != self.plain
+        """Whether a choice changes any program, into one that can be made."""
+        plain = self.varied(part, name, value, _plain(self.default))
+        pairs = zip((*self.varied(part, name, value, self.default), *plain), (*self.programs, *self.plain), strict=True)
+        return any(new is not None and new != old for new, old in pairs)
 
 
 def _kernels(c: Cascade, mapping: Tuned, extents: Mapping[str, int]) -> Kernels | None:
@@ -230,9 +230,12 @@ def _tiles(here: _Here) -> Iterator[Choice]:
 
 def _splits(here: _Here) -> Iterator[Choice]:
     for rank in here.cascade.ranks:
-        if here.extents.get(rank, 1) >= 64 and here.matters("splits", rank, 2):
-            values = tuple(s for s in SPLITS if s * 32 <= here.extents[rank])
-            yield Choice("splits", rank, values, here.default.splits.get(rank, 1))
+        if here.extents.get(rank, 1) >= 64 and here.matters(
+            "splits", rank, 2 if here.default.splits.get(rank, 1) != 2 else 4
+        ):
+            usual = here.default.splits.get(rank, 1)
+            values = {s for s in SPLITS if s * 32 <= here.extents[rank]} | {usual}
+            yield Choice("splits", rank, tuple(sorted(values)), usual)
 
 
 def _knobs(here: _Here, kind: str, device: Device) -> Iterator[Choice]:

@@ -70,12 +70,14 @@ def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", m
     from rich.table import Table
 
     title = ", ".join(f"{n} {what}" for what, n in counts.items())
-    table = Table("left out", "", "top-1 regret", "top-8 regret", "error", "R²", title=title)
+    table = Table("left out", "of", "", "top-1 regret", "top-8 regret", "error", "R²", title=title)
     for what, s in found.items():
         for who, prefix in (("model", ""), ("roofline", "roofline_")):
             regret = [f"{s[n]:.1%}" if (n := f"{prefix}top{k}") in s else "" for k in (1, 8)]
             if s:
-                table.add_row(what, who, *regret, f"{s[prefix + 'error']:.1%}", f"{s[prefix + 'r2']:.3f}")
+                table.add_row(
+                    what, f"{s['workloads']:.0f}", who, *regret, f"{s[prefix + 'error']:.1%}", f"{s[prefix + 'r2']:.3f}"
+                )
     out().print(table)
     if usual:
         say(f"the default mapping's regret: {sum(usual) / len(usual):.1%}")
