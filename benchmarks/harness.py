@@ -55,12 +55,13 @@ class Candidate(Generic[Inputs]):
     """One way to compute a case. `build(inputs)` prepares (compiles, packs) and gives the call to be timed.
 
     `allocates` says whether each call returns new memory (True) or writes where the last one did (False). Outputs must
-    not alias inputs.
+    not alias inputs. `check` takes the place of the case's for one that computes something else, to be raced against.
     """
 
     name: str
     build: Callable[[Inputs], Call]
     allocates: bool
+    check: Callable[[Inputs, object], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class _Slots(Generic[Inputs]):
                 if not candidate.allocates:
                     spoil(call())
                 try:
-                    self.case.check(self.inputs[index], call())
+                    (candidate.check or self.case.check)(self.inputs[index], call())
                 except Exception as error:
                     raise WrongOutput(f"{self.case.name}: {candidate.name}: {when}: {error}") from error
             found = allocates(self.calls[candidate.name][0])

@@ -1,0 +1,118 @@
+"""Products, plain, with weights of four bits, and with what comes before and after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import castile
+from castile.benchmarks._workload import CASCADES, Tensors, Workload, text_of
+
+
+def gemm(dtype: str, m: int, n: int, k: int) -> Workload:
+    """A plain product against ``torch.mm(out=)``."""
+    import torch
+
+    def mm(x: Tensors) -> Callable[[], object]:
+        out = torch.empty((len(x["A"]), x["B"].shape[1]), dtype=x["A"].dtype)
+        return lambda: torch.mm(x["A"], x["B"], out=out)
+
+    result = f": {dtype}" if dtype != "f32" else ""
+    c = castile.parse(
+        f"def gemm(A: {dtype}[m, k], B: {dtype}[k, n]) -> C:\n    C[m, n]{result} = sum[k](A[m, k] * B[k, n])\n"
+    )
+    name = f"gemm {dtype} {m}x{n}x{k}"
+    extents = {"m": m, "n": n, "k": k}
+    return Workload(name, c, extents, {"torch": mm}, True, 2.0 * m * n * k, {"m": 17, "n": 40, "k": 33})
+
+
+def gemm_gelu(size: int) -> Workload:
+    """Product, bias and GELU against PyTorch's sequence of them."""
+    import torch
+
+    def sequence(x: Tensors) -> Callable[[], object]:
+        return lambda: torch.nn.functional.gelu(torch.addmm(x["bias"], x["A"], x["B"]))
+
+    c = castile.parse(
+        "def gemm_bias_gelu(A: f32[m, k], B: f32[k, n], bias: f32[n]) -> Y:\n"
+        "    H[m, n] = sum[k](A[m, k] * B[k, n]) + bias[n]\n"
+        "    Y[m, n] = 0.5 * H[m, n] * (1.0 + erf(H[m, n] * 0.7071067811865476))\n"
+    )
+    extents = {"m": size, "n": size, "k": size}
+    return Workload(
+        f"gemm+bias+gelu f32 {size}", c, extents, {"torch": sequence}, flops=2.0 * size**3, small={"m": 9, "n": 40}
+    )
+
+
+def gemm_int4(m: int, size: int = 4096, group: int = 128) -> Workload:
+    """Weights of four bits, row-major words, against torch's own such kernel and its bf16 product in both layouts."""
+    import torch
+
+    def prepare(x: dict[str, Any]) -> Tensors:
+        # Scales of few digits: torch takes scale * (8 - zero) as one bf16, which is to hold it.
+        x["scale"] = (torch.round(x["scale"].float().clamp(-2, 2) * 2) / 128 + 1 / 16).to(torch.bfloat16)
+        return x
+
+    def weights(x: Tensors) -> Any:
+        words = x["W"].view(torch.int32)
+        return torch.stack([words >> (4 * i) & 15 for i in range(8)], 1).flatten(0, 1)  # [k, n]
+
+    def int4(x: Tensors) -> Callable[[], object]:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weights(x).T.contiguous(), 1)
+        pairs = torch.stack([x["scale"], x["scale"] * (8.0 - x["zero"])], -1).to(torch.bfloat16).contiguous()
+        return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x["A"], packed, group, pairs)
+
+    def plain(x: Tensors) -> Any:
+        scale, zero = (x[name].float().repeat_interleave(group, 0) for name in ("scale", "zero"))
+        return (scale * (weights(x) - zero)).to(torch.bfloat16)
+
+    def bf16(x: Tensors) -> Callable[[], object]:
+        b = plain(x)
+        return lambda: torch.mm(x["A"], b)
+
+    def bf16_nk(x: Tensors) -> Callable[[], object]:
+        b = plain(x).T.contiguous()
+        return lambda: torch.mm(x["A"], b.T)
+
+    return Workload(
+        f"int4 gemm {m}x{size}x{size}",
+        castile.load(CASCADES / "gemm_int4.cascade"),
+        {"m": m, "n": size, "k": size},
+        {"torch int4": int4, "torch bf16 [k, n]": bf16, "torch bf16 [n, k]": bf16_nk},
+        flops=2.0 * m * size * size,
+        small={"m": min(m, 17), "n": 64, "k": 256},
+        prepare=prepare,
+    )
+
+
+def gemm_residual(dtype: str, size: int) -> Workload:
+    """A linear layer that adds to the residual stream, against PyTorch's two calls."""
+    import torch
+
+    def sequence(x: Tensors) -> Callable[[], object]:
+        return lambda: x["R"] + torch.nn.functional.linear(x["A"], x["W"], x["bias"])
+
+    return _fused("gemm_residual", f"gemm+residual {dtype} {size}", dtype, size, sequence)
+
+
+def norm_gemm(norm: str, dtype: str, size: int) -> Workload:
+    """A norm and the linear layer after it, against PyTorch's two calls."""
+    import torch
+
+    def sequence(x: Tensors) -> Callable[[], object]:
+        weight = x["gamma"].to(x["X"].dtype)
+        if norm == "rmsnorm":
+            return lambda: torch.nn.functional.rms_norm(x["X"], weight.shape, weight, 1e-5) @ x["W"]
+        bias = x["beta"].to(x["X"].dtype)
+        return lambda: torch.nn.functional.layer_norm(x["X"], weight.shape, weight, bias, 1e-5) @ x["W"]
+
+    return _fused(f"{norm}_gemm", f"{norm}+gemm {dtype} {size}", dtype, size, sequence)
+
+
+def _fused(
+    example: str, name: str, dtype: str, size: int, sequence: Callable[[Tensors], Callable[[], object]]
+) -> Workload:
+    c = castile.parse(text_of(example, bf16=dtype))
+    extents = {"m": size, "n": size, "k": size}
+    small = {"m": 17, "n": 40, "k": 48}
+    return Workload(name, c, extents, {"torch": sequence}, flops=2.0 * size**3, small=small, scalars={"eps": 1e-5})
