@@ -268,6 +268,7 @@ class _Builder:
         self.origin = dict(origin)
         self.held: dict[str, HeldRank] = {}
         self.bound: list[str] = []
+        self.looped: set[str] = set()
         self.results: dict[str, Expr] = {}
         self.count = 0
 
@@ -511,6 +512,7 @@ class _Builder:
             # A tile of one element would leave nothing to reduce.
             wanted = self.tiling.ranks.get(self.origin.get(r, r), size)
             self.sizes[r] = max(2, wanted) if size > 1 else 1
+            self.looped.add(r)
             self.frames.append(_Frame({r}))
 
     def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
@@ -561,7 +563,7 @@ class _Builder:
             return None
         names: dict[str, str] = {}
         for r, n in zip(e.ranks, sizes, strict=True):
-            taken = {x for f in self.frames for x in f.ranks} - set(self.held)
+            taken = self.looped | {x for f in self.frames for x in f.ranks} - set(self.held)
             name, i = r, 0
             while name in taken or name in self.bound:
                 i += 1
