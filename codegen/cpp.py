@@ -279,6 +279,7 @@ class Printer:
         self.dot_floats = 0
         self.panels: dict[tuple[str, str, str, str], str] = {}
         self.finite: dict[str, str] = {}
+        self.looked = 0
         # Names in a fixed order, so that the text does not hang on what is printed first.
         for p in k.tensors:
             self.names("tensor", p.name)
@@ -445,6 +446,9 @@ class Printer:
         self._sequence(plain, self._row(plain))
 
     def _op(self, op: Op) -> None:
+        for t in writes(op) & set(self.places):
+            # What was found of a tile holds until it is written again.
+            self.finite.pop(self.places[t].name, None)
         self.line(comment(_text(self.k, op)))
         name = op.tile.name if isinstance(op, Load | Map | Fold | Dot) else None
         if name is not None and name in self.k.comments:
@@ -662,7 +666,7 @@ class Printer:
         if start == base:
             self.line(f"const int64_t {base} = {whole.base} + {at};")
         self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
-        places, stack = dict(self.places), self.stack
+        places, stack, finite = dict(self.places), self.stack, dict(self.finite)
         used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
         for name in sorted(used & set(self.places)):
             place = self.places[name]
@@ -674,7 +678,7 @@ class Printer:
         self.axes[rank] = Axis(ROWS, start, count, whole.index)
         self._sequence(strip.ops, rank)
         self.axes[rank] = whole
-        self.places, self.stack = places, stack
+        self.places, self.stack, self.finite = places, stack, finite
         self.close()
 
     def _for(self, op: For) -> None:
@@ -1056,7 +1060,9 @@ class Printer:
         place = self.places[op.right]
         if place.name in self.finite:
             return self.finite[place.name]
-        name = self.names("finite", op.right, "{}_finite")
+        self.looked += 1
+        name = self.names("finite", f"{op.right} {self.looked}", f"{place.name}_finite")
+        self.finite[place.name] = name
         long = [r for r in place.tile.axes if self.axes[r].size != 1]
         row, column = (plan.k, plan.n) if place is plan.right else (plan.m, plan.k)
         kind = ctype(place.tile.dtype)
@@ -1072,8 +1078,7 @@ class Printer:
     def _prepare(self, op: Dot, plan: DotPlan) -> None:
         """Before a strip: pack the operand that all its rows share, and look whether it is finite if that matters."""
         if op.annihilates and self.places[op.right] is plan.right and not plan.batch and not plan.over:
-            name = self._all_finite(op, plan)
-            self.finite[self.places[op.right].name] = name
+            self._all_finite(op, plan)
         long = {r for r in plan.right.tile.axes if self.axes[r].size != 1}
         if plan.right.tile.name not in self.places:
             return

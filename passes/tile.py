@@ -282,9 +282,12 @@ class _Builder:
             self.sizes[r] = size
         for r in ranks:
             self.sizes[r] = 1 if r in self.counts else self.tiling.ranks.get(r, self.sizes.get(r, 1))
-        for r in self._whole(ranks):
-            given = self.tiling.ranks.get(r, 0)
-            self.sizes[r] = given if self.tiling.hold and given >= max(1, self.extents[r]) else ON_CHIP
+        room = ON_CHIP * ON_CHIP
+        for r in reversed(self._whole(ranks)):
+            given, extent = self.tiling.ranks.get(r, 0), max(1, self.extents[r])
+            size = given if self.tiling.hold and given >= extent else min(ON_CHIP, -(-extent // VECTOR) * VECTOR)
+            if size <= room:
+                self.sizes[r], room = size, room // size
         for r in ranks:
             if any(r not in o.ranks for o in (*e.outputs, *(m.output for m in after))):
                 # Its only tile runs where the rank is empty too, and then has no coordinate.
