@@ -6,11 +6,14 @@ that keeps a strip of rows and a panel in the nearest caches. A loop over rows t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import prod
 
 from ..ir.cascade import Call, Const, Rank, free_ranks
-from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations
+from ..ir.footprint import scoped_sizes, tile_bytes
+from ..ir.mapping import Mapping as TileMapping
+from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations, tiles_of
 from .fuse import ON_CHIP
 
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
@@ -22,6 +25,9 @@ ROWS, TASKS, DEPTH = 192, 16, 1024
 
 # With so few rows the shared operand is read once, where it lies: wide and shallow tiles go along its memory.
 FEW, WIDE, SHALLOW = 16, 512, 64
+
+# Bytes of the largest tile.
+LARGEST = 1 << 22
 
 # Rows of one program that share an operand and come from several coordinates of a rank.
 FEW_SHARED = 8
@@ -60,6 +66,21 @@ def shared_rows(kernels: Iterable[TileKernel], extents: Mapping[str, int], most:
                     if fit and extents.get(r, 1) > 1:
                         found[r] = max(fit)
     return found
+
+
+def shrunk(mapping: TileMapping, build: Callable[[TileMapping], tuple[TileKernel, ...]]) -> TileMapping:
+    """The mapping with tiles halved until the largest of any kernel is no larger than a thread should hold."""
+    while True:
+        large: list[tuple[int, dict[str, int]]] = []
+        for k in build(mapping):
+            sizes = scoped_sizes(k) | {op.rank: op.size for op in operations(k.body) if isinstance(op, For)}
+            free = {r: n for r, n in sizes.items() if n > 2 and mapping.tiles.get(r, 0) > 2}
+            large += [(tile_bytes(t, sizes), {r: free[r] for r in t.axes if r in free}) for t in tiles_of(k).values()]
+        most, ranks = max(large, key=lambda x: x[0], default=(0, {}))
+        if most <= LARGEST or not ranks:
+            return mapping
+        widest = max(ranks, key=lambda r: ranks[r])
+        mapping = replace(mapping, tiles={**mapping.tiles, widest: min(ranks[widest], mapping.tiles[widest]) // 2})
 
 
 def _contracts(k: TileKernel) -> bool:

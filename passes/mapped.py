@@ -16,7 +16,7 @@ from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from ..ir.types import tensor_types
-from .defaults import cpu_tiles, longest_row
+from .defaults import cpu_tiles, longest_row, shrunk
 from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
@@ -186,7 +186,8 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     rows = longest_row(plain.kernels, plain.sizes)
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
-    return _in_pieces(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents, TASKS)
+    found = shrunk(replace(CPU, tiles=tiles, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
+    return _in_pieces(c, plain.kernels, found, extents, TASKS)
 
 
 def _in_pieces(
