@@ -25,6 +25,7 @@ from ..ir.cascade import (
     transform,
     walk,
 )
+from ..ir.dtypes import DTYPES as DTYPE_ROWS
 from ..ir.errors import InputError, VerifyError
 from ..ir.extents import resolve
 from ..ir.ops import RESERVED
@@ -157,6 +158,7 @@ class Lowering:
         shaping = name.split(".")[0] in SHAPING
         args = [self._argument(a, shaping) for a in node.args]
         kwargs = {k: self._argument(v, shaping) for k, v in node.kwargs.items() if k not in _IGNORED}
+        _one_precision(name, (*site.dtypes, *(v.dtype for v in (*args, *kwargs.values()) if isinstance(v, Value))))
         return self._fit(handler(site, *args, **kwargs), made, name)
 
     def _argument(self, given: Any, shaping: bool) -> Any:
@@ -376,6 +378,13 @@ def base_name(node: Node) -> str:
 
 def _is_read(node: Node, at: int) -> bool:
     return any(u.target is operator.getitem and u.args[1] == at and u.users for u in node.users)
+
+
+def _one_precision(name: str, dtypes: Iterable[str]) -> None:
+    """Raises `Unsupported` for f64 beside another float: rewrites compute an expression in one of the two."""
+    floats = {d for d in dtypes if DTYPE_ROWS[d].is_float}
+    if "f64" in floats and len(floats) > 1:
+        raise Unsupported(f"`{name}` of f64 beside {min(floats - {'f64'})}")
 
 
 def _looked_up(table: Value, indices: Sequence[Value]) -> Value:

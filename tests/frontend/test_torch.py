@@ -273,6 +273,16 @@ def test_other_types_are_as_eager(dtype: Any) -> None:
     agree(lambda x: x * x + x.sum(-1, keepdim=True), x)
 
 
+def test_f64_beside_f32_is_as_eager() -> None:
+    """A product of both is f64: neither the type of a result nor the last bits of a comparison may be f32's."""
+
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        bound = torch.maximum(torch.full((1,), 0.1, dtype=torch.float64) * x[:1], torch.zeros(1, dtype=torch.float64))
+        return bound, (x > bound).sum() + x.abs().max()
+
+    agree(f, torch.tensor([1.0, 0.1, 0.2, 0.3]))
+
+
 # What is decided, and what is said
 
 
