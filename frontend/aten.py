@@ -228,12 +228,31 @@ def _divide(site: Site, a: Value, b: Any, rounding_mode: str | None = None) -> V
     if rounding_mode is None:
         return combine(site, "a / b", a=a, b=b)
     if not _is_float(a) and not _is_float(b):
-        # An integer divided by zero is an error in eager and has no value here.
-        raise Unsupported("an integer division")
+        if rounding_mode != "floor":
+            raise Unsupported("an integer division that truncates")
+        return _floored(site, a, b, "floordiv")
     text = "floor(a / b)" if rounding_mode == "floor" else "where(a / b < 0, -floor(-(a / b)), floor(a / b))"
     if rounding_mode == "floor":
         raise Unsupported("a floor division of floats, which eager corrects by its remainder")
     return combine(site, text, a=a, b=b)
+
+
+@handles("floor_divide.default")
+def _floor_divide(site: Site, a: Value, b: Any) -> Value:
+    return _floored(site, a, b, "floordiv")
+
+
+@handles("remainder.Scalar")
+def _remainder(site: Site, a: Value, b: Any) -> Value:
+    return _floored(site, a, b, "mod")
+
+
+def _floored(site: Site, a: Value, b: Any, op: str) -> Value:
+    """A quotient rounded down or its remainder, of integers by a literal: one that is 0 is an error in eager."""
+    divisor = b.expr.value if isinstance(b, Value) and isinstance(b.expr, Const) else b
+    if a.dtype not in ("i32", "i64") or type(divisor) is not int or not 0 < divisor < 1 << 31:
+        raise Unsupported("a division of integers by what is no positive literal")
+    return Value(a.dims, call(op, a.expr, Const(divisor)), a.dtype)
 
 
 @handles("pow.Tensor_Scalar")
@@ -822,13 +841,24 @@ def _mse_loss(site: Site, a: Value, b: Value, reduction: int = 1) -> Value:
 
 def contract(site: Site, a: Value, b: Value, base: str = "product") -> Value:
     """[…, m, k] times […, k, n], over whatever ranks those are."""
+    product = multiplied(site, a, b)
+    return site.ws.reduce("sum", product, [len(product.dims) - 1], False, base, accumulator(product))
+
+
+def accumulator(product: Value) -> str:
+    """What products are added up in."""
+    return "f64" if product.dtype == "f64" else "f32"
+
+
+def multiplied(site: Site, a: Value, b: Value) -> Value:
+    """The products […, m, n, k] of […, m, k] and […, k, n] before they are added up over k."""
     a, b = site.ws.short(a, "left"), site.ws.short(b, "right")
     dims_a = (*a.dims[:-1], (), a.dims[-1])
     dims_b = (*b.dims[:-2], (), b.dims[-1], b.dims[-2])
     left, right = Value(dims_a, a.expr, a.dtype), Value(dims_b, b.expr, b.dtype)
     dims, (x, y) = site.ws.broadcast([left, right])
-    product = Value(dims, call("mul", x, y), site.ws.infer(call("mul", x, y)))
-    return site.ws.reduce("sum", product, [len(dims) - 1], False, base, "f64" if product.dtype == "f64" else "f32")
+    product = call("mul", x, y)
+    return Value(dims, product, site.ws.infer(product))
 
 
 @handles("mm.default", "bmm.default")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from ..ir.cascade import (
@@ -32,7 +33,7 @@ from ..ir.ops import RESERVED
 from ..ir.verify import verify
 from . import sdpa
 from .aten import HANDLERS, Site
-from .values import Size, Unsupported, Value, Workspace, same
+from .values import Size, Unsupported, Value, Workspace, number, same
 
 DTYPES = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -230,6 +231,8 @@ class Lowering:
                 return local[result]  # type: ignore[no-any-return]
             elif node.op == "call_function":
                 local[node] = self._inlined(node, local)
+            elif node.op == "get_attr":
+                local[node] = _literal(getattr(module, str(node.target)))
             else:
                 raise Unsupported(f"a mod with a `{node.op}`")
         raise Unsupported("a mod without a result")
@@ -385,6 +388,14 @@ def _one_precision(name: str, dtypes: Iterable[str]) -> None:
     floats = {d for d in dtypes if DTYPE_ROWS[d].is_float}
     if "f64" in floats and len(floats) > 1:
         raise Unsupported(f"`{name}` of f64 beside {min(floats - {'f64'})}")
+
+
+def _literal(constant: Any) -> Value:
+    """A number that tracing keeps as a tensor."""
+    if not isinstance(constant, torch.Tensor) or constant.ndim or constant.dtype not in DTYPES:
+        raise Unsupported("a mod with a tensor of its own")
+    with unset_fake_temporarily():
+        return Value((), number(constant.item()), DTYPES[constant.dtype])
 
 
 def _looked_up(table: Value, indices: Sequence[Value]) -> Value:

@@ -449,12 +449,16 @@ def jumps(node: Node) -> bool:
     return of_floats and to_whole and name in ("_to_copy.default", "convert_element_type.default")
 
 
-_OTHER_MAPS = ("_to_copy.default", "convert_element_type.default", "tril.default", "triu.default")
+_OTHER_MAPS = (
+    "_to_copy.default", "convert_element_type.default", "tril.default", "triu.default", "floor_divide.default",
+    "remainder.Scalar",
+)  # fmt: skip
 
 
 # What costs next to nothing to compute again.
 ARITHMETIC = frozenset(
-    "add sub mul neg abs rsub minimum maximum where masked_fill _to_copy convert_element_type".split()
+    "add sub mul neg abs rsub minimum maximum where masked_fill _to_copy convert_element_type floor_divide"
+    " remainder".split()
 )
 
 

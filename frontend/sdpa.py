@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Rank, walk
-from .aten import Site, combine, contract, handles, masked_at_infinity, softmax_parts, total
+from .aten import Site, accumulator, combine, contract, handles, masked_at_infinity, multiplied, softmax_parts, total
 from .values import Unsupported, Value, call, number, same
 
 MINUS_INF: Expr = Call("neg", (Const(math.inf),))
@@ -166,11 +166,10 @@ def _flash_backward(
     """FlashAttention-2's gradients: the probabilities are recomputed from the saved log-sum-exp."""
     if dropout_p:
         raise Unsupported("dropout: eager's random numbers are eager's own")
-    if not same(_size(site, k, -3), _size(site, q, -3)):
-        raise Unsupported("gradients of shared heads")
-    width = _size(site, q, -1)
+    width, heads = _size(site, q, -1), _size(site, k, -3)
     if not q.dims[-2] or not k.dims[-2]:
         raise Unsupported("gradients of a single query or key")
+    k, v = _shared(site, q, k, v)
     s = site.ws.named(_bracketed(site, scores(site, q, k, scale, width), is_causal, attn_mask), "s")
     column = Value((*lse.dims, ()), lse.expr, lse.dtype)
     # A row that sees nothing has a log-sum-exp of -inf and probabilities of 0.
@@ -180,9 +179,27 @@ def _flash_backward(
     ds = combine(site, "a * (b - c)", a=p, b=dp, c=d)
     ds = site.ws.named(Value(ds.dims, call("mul", ds.expr, _scale(q, width, scale)), ds.dtype), "ds")
     dq = contract(site, ds, k, "dq")
-    dk = contract(site, _turned(ds), q, "dk")
-    dv = contract(site, _turned(p), grad, "dv")
+    dk = _gathered(site, _turned(ds), q, heads, "dk")
+    dv = _gathered(site, _turned(p), grad, heads, "dv")
     return dq, dk, dv
+
+
+def _gathered(site: Site, a: Value, b: Value, heads: Any, base: str) -> Value:
+    """[…, h, m, k] times […, h, k, n], added up over the query heads h that share one of so many key heads."""
+    product = multiplied(site, a, b)
+    *batch, every, m, n, k = product.dims
+    own: list[str] = []
+    size: Any = 1
+    while not same(size, heads):
+        if len(own) == len(every):
+            raise Unsupported("gradients of heads that are shared in no whole groups")
+        own.append(every[len(own)])
+        size = size * site.ws.sizes[own[-1]]
+    dims = (*batch, tuple(own), every[len(own) :], m, n, k)
+    last = len(dims) - 1
+    return site.ws.reduce(
+        "sum", Value(dims, product.expr, product.dtype), [last - 3, last], False, base, accumulator(product)
+    )
 
 
 def _turned(v: Value) -> Value:

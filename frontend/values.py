@@ -367,15 +367,15 @@ def is_small(e: Expr) -> bool:
 
 
 def is_coordinate(e: Expr) -> bool:
-    """Whether an expression is a sum or difference of coordinates and literals."""
+    """Whether an expression is made of coordinates and literals by sums, bounds and divisions by a literal."""
     match e:
         case Rank() | Extent():
             return True
         case Const(value=value):
             return isinstance(value, int) and abs(value) < 1 << 20
-        case Call(op="add" | "sub", args=(a, b)):
+        case Call(op="add" | "sub" | "minimum" | "maximum", args=(a, b)):
             return is_coordinate(a) and is_coordinate(b)
-        case Call(op="neg", args=(a,)):
+        case Call(op="neg", args=(a,)) | Call(op="floordiv" | "mod", args=(a, Const())):
             return is_coordinate(a)
         case _:
             return False

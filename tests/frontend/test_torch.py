@@ -159,6 +159,46 @@ def test_flex_attention_with_mods() -> None:
     assert "i32(" not in text.split("where")[-1].split("9")[0]
 
 
+DOCUMENTS = torch.tensor([[0] * 7 + [1] * 20 + [2] * 13, [0] * 31 + [1] * 9])
+PREFIX = torch.tensor([5, 17])
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+TABLE = torch.randn(4, 40)
+MODS: dict[str, tuple[Any, Any]] = {
+    "alibi": (lambda s, b, h, i, j: s + SLOPES[h] * (j - i), None),
+    "slopes by formula": (lambda s, b, h, i, j: s + torch.exp2(-2.0 * (h + 1)) * (j - i), None),
+    "causal score": (lambda s, b, h, i, j: torch.where(i >= j, s, -float("inf")), None),
+    "softcap": (lambda s, b, h, i, j: 20 * torch.tanh(s / 20), None),
+    "distance table": (lambda s, b, h, i, j: s + TABLE[0, (i - j).clamp(0, 9)], None),
+    "causal": (None, lambda b, h, i, j: i >= j),
+    "window": (None, lambda b, h, i, j: (i >= j) & (i - j < 9)),
+    "documents": (None, lambda b, h, i, j: (DOCUMENTS[b, i] == DOCUMENTS[b, j]) & (i >= j)),
+    "prefix": (None, lambda b, h, i, j: (j < PREFIX[b]) | (i >= j)),
+    "sink": (None, lambda b, h, i, j: (i >= j) & ((j < 4) | (i - j < 9))),
+    "dilated": (None, lambda b, h, i, j: (i >= j) & ((i - j) % 3 == 0)),
+    "blocks": (None, lambda b, h, i, j: i // 8 >= j // 8),
+    "alibi of documents with a sink": (
+        lambda s, b, h, i, j: 20 * torch.tanh(s / 20) + SLOPES[h] * (j - i),
+        lambda b, h, i, j: ((DOCUMENTS[b, i] == DOCUMENTS[b, j]) | (j < 2)) & (i >= j),
+    ),
+}
+QUICK_MODS = ("documents", "sink", "distance table", "dilated", "alibi of documents with a sink")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK_MODS else pytest.param(n, marks=pytest.mark.slow) for n in MODS])
+def test_a_mod_of_flex_attention_is_part_of_one_kernel(name: str) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    score, mask = MODS[name]
+    q, k, v = qkv(shared=2, queries=40, keys=40)
+    block = create_block_mask(mask, 2, None, 40, 40, device="cpu") if mask else None
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex_attention(q, k, v, score_mod=score, block_mask=block, enable_gqa=True)
+
+    torch.testing.assert_close(compiled(f)(q, k, v), f(q, k, v), rtol=1e-5, atol=1e-5)
+    assert kernels("attention") == 1
+
+
 # Everything else
 
 X = (2, 17, 48)
@@ -177,6 +217,7 @@ CHAINS: dict[str, Callable[..., Any]] = {
     "outer": lambda x, w, b: w[:, None] * b[None, :] + w[None, :],
     "coordinates": lambda x, w, b: torch.where(torch.arange(48) > 10, x, w * torch.arange(48)),
     "truth": lambda x, w, b: ((x > w) & (x < 1)).any(-1),
+    "integer quotients": lambda x, w, b: x * (torch.arange(-24, 24) % 5 - torch.arange(-24, 24) // 7),
     "numbers": lambda x, w, b: torch.where(x > 0, x, 0.0).sum() / x.numel(),
     "transposed result": lambda x, w, b: torch.exp(x.transpose(1, 2)),
 }
@@ -223,6 +264,45 @@ def test_gradients_of_attention_are_cascades(causal: bool) -> None:
     for a, b in zip(torch.autograd.grad(mine, xs, d), torch.autograd.grad(theirs, xs, d), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert kernels("attention") == 2
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_shared_heads_are_one_cascade(shared: int, causal: bool) -> None:
+    xs = [x.requires_grad_() for x in qkv(shared=shared, queries=20, keys=20)]
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(4 // shared, 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    mine, theirs = compiled(f)(*xs), repeated(*xs)
+    d = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(mine, xs, d), torch.autograd.grad(theirs, xs, d), strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert kernels("attention") == 2
+
+
+def test_of_dropout_only_the_drawing_stays_with_eager() -> None:
+    xs = [x.requires_grad_() for x in qkv(queries=20, keys=20)]
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.dropout(F.gelu(q * k), 0.3) + v
+
+    run = compiled(f)
+    torch.manual_seed(7)
+    mine = run(*xs)
+    torch.manual_seed(7)
+    theirs = f(*xs)
+    torch.testing.assert_close(mine, theirs)
+    d = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(mine, xs, d), torch.autograd.grad(theirs, xs, d), strict=True):
+        torch.testing.assert_close(a, b)
+    assert [str(n) for g in SEEN for n in g.partition.left] == ["native_dropout"]
+    assert kernels() == 3
 
 
 def test_one_compilation_for_all_shapes() -> None:
