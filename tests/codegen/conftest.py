@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 # Files that every run of the tests takes: they compile little.
-SAMPLE = ("test_vectors.py", "test_neon.py", "test_sanitized.py")
+SAMPLE = ("test_gradients_cpu.py", "test_vectors.py", "test_neon.py", "test_sanitized.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
