@@ -33,7 +33,7 @@ from ..ir.cascade import (
     walk,
 )
 from ..ir.dtypes import DTYPES
-from ..ir.extents import LARGEST_EXTENT
+from ..ir.extents import LARGEST_EXTENT, bindings
 from ..ir.interval import interval
 from ..ir.ops import OPS, REDUCTIONS
 from ..ir.tile import (
@@ -116,6 +116,7 @@ def tile_program(
     ``user`` names the monoids that are the author's own. Raises `InputError` for a split that cannot be made.
     """
     tiling, steps, whole = tiling or Tiling(), dict(steps or {}), c
+    bounded = frozenset((u.tensor, u.axis, u.index) for b in bindings(c) if b.param is None for u in b.within)
     c, pieces = split(c, tiling.splits, user)
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
@@ -160,9 +161,9 @@ def tile_program(
             known = absorbed | {m.name for m in after}
             kept = {n for m in (e, *after) for n in stored(c, m, known)}
         absorbed |= {m.name for m in after}
-        kernel = _Builder(c, e, types, tiling, step, extents, inline.origin, pieces.get(e.name), counts).build(
-            after, kept
-        )
+        piece = pieces.get(e.name)
+        builder = _Builder(c, e, types, tiling, step, extents, inline.origin, piece, counts, bounded)
+        kernel = builder.build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
         for o in (o for x in (e, *after) for o in x.outputs):
@@ -251,6 +252,7 @@ class _Builder:
         origin: Mapping[str, str],
         piece: Piece | None,
         counts: Mapping[str, int],
+        bounded: frozenset[tuple[str, int, Expr]],
     ) -> None:
         self.c = c
         self.step = step
@@ -258,6 +260,7 @@ class _Builder:
         self.e = e
         self.piece = piece
         self.counts = counts
+        self.bounded = bounded
         self.types = dict(types)
         self.tiling = tiling
         self.frames: list[_Frame] = [_Frame(set())]
@@ -481,7 +484,7 @@ class _Builder:
         indices = tuple(self.value(i, guard) for i in e.indices)
         source = Access(e.tensor, indices)
         # What the tensor's own ranks index, or what is limited by its form, lies inside it whatever guards the read.
-        plain = all(map(_inside, e.indices, self.c.indices_of(e.tensor)))
+        plain = self._inside(e)
         held = None if plain else guard
         depends = self._depends(source) | (self._depends(held) if held is not None else frozenset())
         level = self._frame_of(depends, source, *([held] if held is not None else []))
@@ -499,6 +502,14 @@ class _Builder:
         frame.ops.append(Load(tile, source, held))
         frame.made[key] = Access(tile.name)
         return frame.made[key]
+
+    def _inside(self, e: Access) -> bool:
+        """Whether every index stays inside its axis whatever a condition says, so that none is needed around the read.
+
+        It is the axis's own, or one that its rank's extent keeps in bounds, or limited by its form.
+        """
+        axes = enumerate(zip(e.indices, self.c.indices_of(e.tensor), strict=True)) if e.indices else ()
+        return all(i == j or (e.tensor, axis, i) in self.bounded or _within(i, j) for axis, (i, j) in axes)
 
     def _map(self, base: str, e: Expr, dtype: str | None = None, depends: frozenset[str] | None = None) -> Expr:
         """A tile that holds an expression over tiles."""
@@ -599,7 +610,7 @@ class _Builder:
         return scan_step(self.e) is not None
 
     def _reduce(self, e: Reduce, guard: Expr | None) -> Expr:
-        if guard is not None and _in_bounds(self.c, e):
+        if guard is not None and all(self._inside(n) for n in walk(e) if isinstance(n, Access)):
             guard = None
         key = (e, guard)
         for frame in self.frames:
@@ -947,17 +958,8 @@ def _product(e: Expr) -> list[Expr]:
     return [e]
 
 
-def _in_bounds(c: Cascade, e: Expr) -> bool:
-    """Whether every index stays inside its axis whatever a condition says, so that none is needed around the reads."""
-    reads = [n for n in walk(e) if isinstance(n, Access)]
-    pairs = (zip(n.indices, c.indices_of(n.tensor), strict=True) for n in reads if n.indices)
-    return all(_inside(i, j) for p in pairs for i, j in p)
-
-
-def _inside(index: Expr, declared: Expr) -> bool:
-    """Whether an index is the axis's own, or limited by its form to the axis's literal size."""
-    if index == declared:
-        return True
+def _within(index: Expr, declared: Expr) -> bool:
+    """Whether an index is limited by its form to the axis's literal size."""
     span = interval(index, dict.fromkeys(free_ranks(index), (0, LARGEST_EXTENT - 1)))
     size = literal_value(declared)
     return span is not None and isinstance(size, int) and span[0] >= 0 and span[1] < size
