@@ -191,7 +191,7 @@ def backward(dtype: str, d: int, causal: bool, q: int = 2048, heads: int = 8) ->
 
     def sdpa(x: Tensors) -> Callable[[], object]:
         leaves = [x[name].detach().clone().requires_grad_() for name in "QKV"]
-        output = attend(*leaves, is_causal=causal, scale=0.125)
+        output = attend(leaves[0], leaves[1], leaves[2], is_causal=causal, scale=0.125)
         return lambda: torch.autograd.grad(output, leaves, x["dO"], retain_graph=True)
 
     return Workload(
