@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from castile.codegen.build import find_compiler
 from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import bucket, nominal
+from castile.passes.mapped import bucket, derived, nominal
 
 CASCADES = Path(__file__).resolve().parents[1] / "examples" / "cascades"
 
@@ -322,3 +323,10 @@ def test_heads_that_share_keys_are_rows_of_one_product() -> None:
     k = castile.compile(c, "cpu", shapes={"b": 1, "h": 8, "q": 1, "k": 70, "d": 16, "f": 16})
     assert k.mapping.tiles["h"] == 4
     agrees(c, inputs, k(**inputs))
+
+
+def test_a_docstring_is_the_cascades_own() -> None:
+    c = castile.load(CASCADES / "gemm.cascade")
+    bare = dataclasses.replace(c, doc="")
+    assert derived(bare, "full", "maximum").cascade.doc == ""
+    assert derived(c, "full", "maximum").cascade.doc == c.doc != ""
