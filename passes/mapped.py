@@ -202,6 +202,8 @@ def _in_pieces(
     """The mapping with long loops in pieces where there are few programs, if they can be cut."""
     splits = default_splits(kernels, mapping.tiles, extents, units) if c.numerics != "strict" else {}
     splits = {r: n for r, n in splits.items() if r in c.ranks}
+    if not splits:
+        return mapping
     try:
         mapped(c, replace(mapping, splits=splits), extents)
     except InputError:
