@@ -33,6 +33,17 @@ def check_reads(c: Cascade, extents: Mapping[str, int]) -> None:
                 _check(c, access, index, size, conditions, extents)
 
 
+def always_read(c: Cascade) -> dict[Access, frozenset[str]]:
+    """The reads under no condition, each with the ranks around it: where none of those is empty, it stays inside."""
+    found: dict[Access, frozenset[str]] = {}
+    for e in c.einsums:
+        for access, conditions in _reads(e.expr, ()):
+            if not conditions:
+                around = frozenset(_ranks_around(e, access))
+                found[access] = min(found.get(access, around), around, key=len)
+    return found
+
+
 def _ranks_around(e: Einsum, access: Access) -> set[str]:
     """The ranks of the space in which an access stands, as far as its emptiness may keep it from being read."""
     return {*e.ranks, *free_ranks(access)}

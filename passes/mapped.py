@@ -20,6 +20,7 @@ from .defaults import cpu_tiles, longest_row, shrunk
 from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
+from .inbounds import always_read
 from .pipeline import Pass, run_pipeline
 from .split import default_splits
 from .tile import TileProgram, Tiling, tile_program
@@ -73,7 +74,8 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         splits=mapping.splits,
     )
     user = {m.name for m in c.monoids}
-    program = tile_program(form, tiling, steps=steps, extents=sizes, user=user)
+    always = always_read(c)
+    program = tile_program(form, tiling, steps=steps, extents=sizes, user=user, always=always)
     return Mapped(mapping, extents, derivation, program, sizes)
 
 

@@ -108,12 +108,14 @@ def tile_program(
     steps: Mapping[str, Step] | None = None,
     extents: Mapping[str, int] | None = None,
     user: Collection[str] = (),
+    always: Mapping[Access, frozenset[str]] | None = None,
 ) -> TileProgram:
     """Map a cascade (derived or as written) to tile kernels.
 
     ``steps`` holds the step of each stream by its first output's name; without one, a monoid takes in its elements one
     by one. With ``extents``, inner reductions are fused into the loops that read them, where nothing is repeated.
-    ``user`` names the monoids that are the author's own. Raises `InputError` for a split that cannot be made.
+    ``user`` names the monoids that are the author's own, ``always`` the reads that are known to stay in their tensors
+    where none of some ranks is empty. Raises `InputError` for a split that cannot be made.
     """
     tiling, steps, whole = tiling or Tiling(), dict(steps or {}), c
     bounded = frozenset((u.tensor, u.axis, u.index) for b in bindings(c) if b.param is None for u in b.within)
@@ -162,7 +164,8 @@ def tile_program(
             kept = {n for m in (e, *after) for n in stored(c, m, known)}
         absorbed |= {m.name for m in after}
         piece = pieces.get(e.name)
-        builder = _Builder(c, e, types, tiling, step, extents, inline.origin, piece, counts, bounded)
+        inside = frozenset(a for a, ranks in (always or {}).items() if ranks <= {*e.output.ranks, *free_ranks(a)})
+        builder = _Builder(c, e, types, tiling, step, extents, inline.origin, piece, counts, bounded, inside)
         kernel = builder.build(after, kept)
         verify_kernel(kernel)
         kernels.append(kernel)
@@ -253,6 +256,7 @@ class _Builder:
         piece: Piece | None,
         counts: Mapping[str, int],
         bounded: frozenset[tuple[str, int, Expr]],
+        inside: frozenset[Access],
     ) -> None:
         self.c = c
         self.step = step
@@ -261,6 +265,7 @@ class _Builder:
         self.piece = piece
         self.counts = counts
         self.bounded = bounded
+        self.inside = inside
         self.types = dict(types)
         self.tiling = tiling
         self.frames: list[_Frame] = [_Frame(set())]
@@ -506,8 +511,11 @@ class _Builder:
     def _inside(self, e: Access) -> bool:
         """Whether every index stays inside its axis whatever a condition says, so that none is needed around the read.
 
-        It is the axis's own, or one that its rank's extent keeps in bounds, or limited by its form.
+        It is the axis's own, or one that its rank's extent keeps in bounds, or limited by its form; or the cascade
+        reads there under no condition.
         """
+        if e in self.inside:
+            return True
         axes = enumerate(zip(e.indices, self.c.indices_of(e.tensor), strict=True)) if e.indices else ()
         return all(i == j or (e.tensor, axis, i) in self.bounded or _within(i, j) for axis, (i, j) in axes)
 

@@ -10,8 +10,12 @@ import pytest
 from castile.ir.errors import CastileError, EvaluationError
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import bindings, resolve, shape_of
+from castile.ir.mapping import Mapping
 from castile.ir.parse import load, parse
-from castile.passes.inbounds import check_reads
+from castile.ir.print import print_expr
+from castile.ir.tile import Load, operations
+from castile.passes.inbounds import always_read, check_reads
+from castile.passes.mapped import mapped, nominal
 
 CASCADES = sorted((Path(__file__).resolve().parents[2] / "examples" / "cascades").glob("*.cascade"))
 
@@ -62,3 +66,21 @@ def test_the_error_names_the_place() -> None:
         check_reads(c, {"k": 7})
     assert "where(k + 1 < 7, X[k + 1], 0.0)" in str(caught.value)
     assert caught.value.line == 2
+
+
+def test_a_read_under_no_condition_needs_none_elsewhere() -> None:
+    c = parse(
+        "def f(X: f32[n], C: f32[k]) -> Y:\n"
+        "    R[n] = X[n] * C[n]\n"
+        "    Y[n] = sum[k](where(n >= k, R[n] * C[k], 0.0)) + where(n > 3, C[n - 1], 0.0)\n"
+    )
+    assert {print_expr(a): set(ranks) for a, ranks in always_read(c).items()} == {"X[n]": {"n"}, "C[n]": {"n"}}
+
+
+def test_a_rotation_in_a_masked_score_is_read_once_and_without_guards() -> None:
+    c = load(next(p for p in CASCADES if p.stem == "attention_rope"))
+    extents = nominal(c)
+    (k,) = mapped(c, Mapping(), extents).kernels
+    loads = [op for op in operations(k.body) if isinstance(op, Load)]
+    assert loads
+    assert all(op.guard is None for op in loads)
