@@ -26,6 +26,8 @@ class Finisher:
         self.reductions = Reductions(level, c.numerics, {r: i for i, r in enumerate(c.ranks)})
         self.reader = Reader(c, self.reductions)
         self.plan = Plan(self.reductions, gauge, self.reader.opaque)
+        outputs = [o for e in c.einsums for o in e.outputs]
+        self.orders = [o.ranks for o in sorted(outputs, key=lambda o: o.name not in c.outputs)]
         self.taken: set[str] = {p.name for p in c.params} | set(c.ranks) | {m.name for m in c.monoids}
         self.einsums: list[Einsum] = []
         self.monoids: list[Monoid] = list(c.monoids)
@@ -59,7 +61,11 @@ class Finisher:
         return name
 
     def _ranks(self, v: Value) -> tuple[str, ...]:
-        """Free ranks in the order of the cascade; instances after their base."""
+        """Free ranks in the order of a tensor of the cascade that has just these, an output's first; else in the order
+        of the cascade, instances after their base."""
+        for ranks in self.orders:
+            if v.free == set(ranks):
+                return ranks
         order = {r: i for i, r in enumerate(self.c.ranks)}
         base = self.reader.instances
 

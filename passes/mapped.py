@@ -71,6 +71,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         group=bool(mapping.knob("group")),
         through=bool(mapping.knob("through")),
         resident=mapping.knob("resident"),
+        join=bool(mapping.knob("join")),
         splits=mapping.splits,
     )
     user = {m.name for m in c.monoids}
@@ -176,7 +177,7 @@ RESIDENT = 16384
 TASKS = 8
 
 # What every mapping for the CPU begins with.
-CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1})
+CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1, "join": 1})
 
 
 def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:

@@ -56,6 +56,7 @@ from ..ir.verify import scan_step
 from .count import needed
 from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
 from .inline import Inliner, renamed
+from .join import join
 from .neutral import neutral_body
 from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .split import Piece, split
@@ -77,7 +78,8 @@ class Tiling:
     reduction over ranks that fit on chip takes them as one tile, so that what it reads is loaded outside the loop;
     loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
     joins its kernel; with ``through``, outputs are stored past the caches;
-    rows of at most ``resident`` elements are kept whole. ``splits`` says in how many pieces a reduced rank runs.
+    rows of at most ``resident`` elements are kept whole. With ``join``, sums that need the same inner reductions are
+    one kernel. ``splits`` says in how many pieces a reduced rank runs.
     """
 
     inner: int = 64
@@ -89,6 +91,7 @@ class Tiling:
     group: bool = False
     through: bool = False
     resident: int = 0
+    join: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -119,6 +122,9 @@ def tile_program(
     """
     tiling, steps, whole = tiling or Tiling(), dict(steps or {}), c
     bounded = frozenset((u.tensor, u.axis, u.index) for b in bindings(c) if b.param is None for u in b.within)
+    if tiling.join and extents is not None:
+        c, joined = join(c, fusible(c, extents), extents)
+        steps |= joined
     c, pieces = split(c, tiling.splits, user)
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
@@ -519,6 +525,10 @@ class _Builder:
         axes = enumerate(zip(e.indices, self.c.indices_of(e.tensor), strict=True)) if e.indices else ()
         return all(i == j or (e.tensor, axis, i) in self.bounded or _within(i, j) for axis, (i, j) in axes)
 
+    def _reads_inside(self, e: Expr) -> bool:
+        """Whether all that an expression reads lies inside its tensor whatever guards it."""
+        return all(self._inside(n) for n in walk(e) if isinstance(n, Access))
+
     def _map(self, base: str, e: Expr, dtype: str | None = None, depends: frozenset[str] | None = None) -> Expr:
         """A tile that holds an expression over tiles."""
         depends = self._depends(e) if depends is None else depends
@@ -618,7 +628,7 @@ class _Builder:
         return scan_step(self.e) is not None
 
     def _reduce(self, e: Reduce, guard: Expr | None) -> Expr:
-        if guard is not None and all(self._inside(n) for n in walk(e) if isinstance(n, Access)):
+        if guard is not None and self._reads_inside(e):
             guard = None
         key = (e, guard)
         for frame in self.frames:
@@ -662,8 +672,10 @@ class _Builder:
             joined = Call(REDUCTIONS[e.op].combine, (Access(total.name), self.value(e.arg, guard)))
             self.frames[-1].ops.append(Map(total, joined))
             return
-        if e.op == "sum" and (pair := self._factors(e, guard)) is not None:
-            self.frames[-1].ops.append(Dot(total, pair.left, pair.right, over, accumulate, pair.operand))
+        mask, inside = _masked(e.arg) if e.op == "sum" and self._reads_inside(e.arg) else (None, e.arg)
+        if e.op == "sum" and (pair := self._factors(replace(e, args=(inside,)), guard, mask=mask)) is not None:
+            masked = mask is not None
+            self.frames[-1].ops.append(Dot(total, pair.left, pair.right, over, accumulate, pair.operand, masked))
             return
         value = self.value(e.arg, guard)
         if e.op not in ("any", "all") and settle(self.checker.infer(value)) == "bool":
