@@ -20,7 +20,20 @@ import numpy as np
 
 from . import rounding
 from .blocks import squares, tiles
-from .cascade import Access, Cascade, Einsum, Expr, Extent, Rank, Reduce, children, literal_value, tensors_read, walk
+from .cascade import (
+    Access,
+    Cascade,
+    Einsum,
+    Expr,
+    Extent,
+    Rank,
+    Reduce,
+    children,
+    literal_value,
+    substitute,
+    tensors_read,
+    walk,
+)
 from .dtypes import DTYPES, rounds
 from .errors import EvaluationError, attach
 from .extents import resolve, shape_of
@@ -151,6 +164,14 @@ class Oracle(Reductions):
             _, old = self.boxes.popitem(last=False)
             self.kept_bytes -= old.array.nbytes
         return computed
+
+    def opened(self, e: Access) -> Expr | None:
+        source = self.c.einsum_of.get(e.tensor)
+        if source is None or len(source.outputs) > 1 or source.reductions or e.tensor in tensors_read(source.expr):
+            return None
+        if source.output.dtype not in (None, "f32", "f64"):
+            return None
+        return substitute(source.expr, dict(zip(source.output.ranks, e.indices, strict=True)))
 
     # Einsums
 

@@ -185,6 +185,8 @@ class _Run:
         match e:
             case Const(value=value, kind=kind):
                 dtype: Any = {"int": np.int64, "float": np.float32, "bool": bool}[kind]
+                if kind == "int" and value > 2**63 - 1:
+                    value -= 2**64  # the least i64 is the negative of this, in two's complement
                 return np.full(ones, value, dtype)
             case Rank(name=name):
                 if name not in axes:

@@ -14,11 +14,12 @@ import numpy as np
 
 from . import rounding
 from .blocks import factors, ordered, squares, tiles
-from .cascade import Const, Expr, Monoid, Reduce, free_ranks, tensors_read
+from .cascade import Access, Expr, Monoid, Reduce, free_ranks, tensors_read
+from .contract import Contraction, Contractions
 from .dtypes import DTYPES
 from .errors import EvaluationError
 from .ops import OPS, REDUCTIONS
-from .scalar import Array, Box, Scalars, Scope, Value, array_type, flagged, masked_call, needed
+from .scalar import Array, Box, Scalars, Scope, Value, array_type, flagged, masked_call, narrowed, needed
 from .types import TypeChecker, body_types
 from .verify import component_dependence
 
@@ -30,6 +31,16 @@ class Reductions(Scalars):
 
     monoids: Mapping[str, Monoid]
     extents: Mapping[str, int]
+
+    def __init__(self, checker: TypeChecker, values: Mapping[str, Value], track: bool = False) -> None:
+        super().__init__(checker, values, track)
+        self.contractions = Contractions(self.dtype, self.opened)
+        # By identity, as hashing a tree costs; the sum is kept, so its identity stays its own.
+        self.held: dict[int, tuple[Reduce, list[Contraction]]] = {}
+
+    def opened(self, e: Access) -> Expr | None:
+        """What a map computes at an access to it; None for any other tensor."""
+        return None
 
     def reduce(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
         """The value of a reduction over a scope."""
@@ -89,15 +100,17 @@ class Reductions(Scalars):
             result, masked = _masked_reduction(e.op, array, value.masked, result, axes)
         if not self.track:
             return Value(result, masked)
-        error = self._error(e, array, np.broadcast_to(value.slack(), array.shape), result, axes)
+        rounded = self._rounded(e, scope, guard) if e.op == "sum" else np.zeros(())
+        error = self._error(e, array, np.broadcast_to(value.slack(), array.shape), result, axes, rounded)
         return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
 
-    def _error(self, e: Reduce, x: Array, error: Array, y: Array, axes: tuple[int, ...]) -> Array:
+    def _error(self, e: Reduce, x: Array, error: Array, y: Array, axes: tuple[int, ...], rounded: Array) -> Array:
         dtype, terms = self.dtype(e), self._terms(e)
         match e.op:
             case "sum":
-                narrow = self._narrow(e)
-                return rounding.sum_error(np.sum(np.abs(x), axes), np.sum(error, axes), terms, 0, dtype, narrow)
+                magnitude = np.sum(np.abs(x), axes)
+                rounded = rounded + self._tf32(e) * magnitude
+                return rounding.sum_error(magnitude, np.sum(error, axes), terms, 0, dtype, rounded)
             case "prod":
                 return rounding.prod_error(x, error, y, axes, dtype)
             case "argmax":
@@ -155,21 +168,39 @@ class Reductions(Scalars):
             # Beyond this the bound is infinite anyway, and infinity times a 0 would be NaN.
             wide = [m + np.minimum(v.slack(), 1e300) for m, v in zip(magnitudes, values, strict=True)]
             inherited = np.maximum(_contract_arrays(wide, kept) - magnitude, 0.0)
-        products, narrow = len(parts) - 1, self._narrow(e)
-        error = rounding.sum_error(magnitude, inherited, self._terms(e), products, self.dtype(e), narrow)
+        rounded = self._rounded(e, scope, guard) + self._tf32(e) * magnitude
+        error = rounding.sum_error(magnitude, inherited, self._terms(e), len(parts) - 1, self.dtype(e), rounded)
         return Value(result, masked, rounding.settle(result, error, self.dtype(e), masked))
 
-    def _narrow(self, e: Reduce) -> float:
-        """The rounding that the numerics mode allows on an operand of a contraction (design, section 2)."""
+    def _rounded(self, e: Reduce, scope: Scope, guard: Array | None) -> Array:
+        """The error of operands that the numerics mode lets a kernel round to 16 bits (design, section 2)."""
+        total = np.zeros(())
+        if self.numerics != "strict":
+            known = self.held.get(id(e))
+            if known is None:
+                known = self.held[id(e)] = (e, self.contractions.of(e.arg))
+            for c in known[1]:
+                total = total + c.rounding * self._size(c, len(e.ranks), scope, guard)
+        return total
+
+    def _size(self, c: Contraction, count: int, scope: Scope, guard: Array | None) -> Array:
+        """The sum of the absolute values of a contraction's products over the last ranks of a scope."""
+        arrays: list[Array] = []
+        for p in c.conditions:
+            arrays.append(self.at(p, scope, guard).array)
+            guard = narrowed(guard, arrays[-1])
+        # Where a factor is not finite, neither is the sum, or a mask has left the product out.
+        arrays += [np.nan_to_num(np.abs(self.at(f, scope, guard).array), posinf=0.0) for f in c.parts]
+        outer = scope.ndim - count
+        alike = [n for i, n in enumerate(scope.shape) if i >= outer and all(a.shape[i] == 1 for a in arrays)]
+        return math.prod(alike) * _contract_arrays([a.astype(float) for a in arrays], list(range(outer)))
+
+    def _tf32(self, e: Reduce) -> float:
+        """The rounding of f32 operands in fast numerics."""
         parts = factors(e.arg)
         types = [self.dtype(f) for f in parts]
-        if self.numerics == "strict" or len(parts) < 2 or not all(DTYPES[t].is_float for t in types):
-            return 0.0
-        halves = [DTYPES[t].unit_roundoff for t in types if DTYPES[t].bits <= 16]
-        wide = [t for t, f in zip(types, parts, strict=True) if DTYPES[t].bits > 16 and not isinstance(f, Const)]
-        if halves and wide:
-            return 2 * max(2.0**-11 if h < 2.0**-11 else min(h, 2.0**-8) for h in halves)
-        return 2.0**-10 if self.numerics == "fast" and "f64" not in types else 0.0
+        wide = "f64" not in types and all(DTYPES[t].is_float and DTYPES[t].bits > 16 for t in types)
+        return 2.0**-10 if self.numerics == "fast" and len(parts) > 1 and wide else 0.0
 
     # Monoids
 

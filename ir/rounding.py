@@ -180,16 +180,18 @@ def cast_error(x: Array, error: Array, y: Array, dtype: str, wide: bool, free: b
     return np.asarray(carried + np.where(moved & np.isfinite(y), own, 0.0))
 
 
-def sum_error(magnitude: Array, inherited: Array, terms: int, products: int, dtype: str, narrow: float) -> Array:
+def sum_error(
+    magnitude: Array, inherited: Array, terms: int, products: int, dtype: str, rounded: Array | float = 0.0
+) -> Array:
     """A sum: what its terms carry, plus the roundings of adding them.
 
     ``magnitude`` is the sum of their absolute values. ``products`` counts the multiplications in a term that its error
-    does not; ``narrow`` is the rounding of an operand that the numerics allow (design, section 2).
+    does not; ``rounded`` is what the roundings of operands amount to that the numerics allow (design, section 2).
     """
     u = unit(dtype)
     if not u:
         return inherited
-    own = (u * (growth(terms) + products) + narrow) * magnitude + (terms > 1) * terms * TINY
+    own = u * (growth(terms) + products) * magnitude + rounded + (terms > 1) * terms * TINY
     own = np.where(np.isfinite(magnitude), own, 0.0)
     # A partial sum may overflow where the whole does not.
     return np.asarray(inherited + np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own))

@@ -44,10 +44,20 @@ def derive(c: Cascade, level: str = "full", gauge: str = "maximum") -> Derivatio
     """Derive one form of a cascade.
 
     ``level`` is "none" (passes as written, masks made explicit), "defer" (factors leave sums) or "full"; ``gauge`` is
-    "maximum" or "exponent". A form never has more passes over a rank than the original: where it would, the original
-    is kept.
+    "maximum" or "exponent". A form never has more passes over a rank than the original: where it would, the next lower
+    level is taken, in the end the original as it is.
     """
-    return with_room(lambda: _Deriver(c, level, gauge).run(), len(c.einsums))
+    return with_room(lambda: _derived(c, level, gauge), len(c.einsums))
+
+
+def _derived(c: Cascade, level: str, gauge: str) -> Derivation:
+    refused: tuple[Block, ...] | None = None
+    for lower in reversed(LEVELS[: LEVELS.index(level) + 1]):
+        found = _Deriver(c, lower, gauge).run()
+        if isinstance(found, Derivation):
+            return found if refused is None else replace(found, barriers=(*refused, *found.barriers))
+        refused = found if refused is None else refused
+    return Derivation("as written", c, count_passes(c), (), refused or (), ())
 
 
 def alternatives(c: Cascade) -> tuple[Derivation, ...]:
@@ -72,7 +82,8 @@ def form_name(level: str, gauge: str, streams: Sequence[Stream], centred: bool) 
 class _Deriver(Teller):
     """One derivation."""
 
-    def run(self) -> Derivation:
+    def run(self) -> Derivation | tuple[Block, ...]:
+        """The derivation, or why the level has none."""
         c = self.c
         before = count_passes(c)
         self.reader.read()
@@ -101,15 +112,14 @@ class _Deriver(Teller):
             self._output(name)
         derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
         if not keeps_extents(c, derived, self.reader.instances):
-            return Derivation("as written", c, before, (), (self._unknown_extent(),), ())
+            return (self._unknown_extent(),)
         if not fits(derived):
-            reason = f"written out, an expression would nest deeper than {MAX_DEPTH} levels"
-            return Derivation("as written", c, before, (), (Block((), "", "", reason),), ())
+            return (Block((), "", "", f"written out, an expression would nest deeper than {MAX_DEPTH} levels"),)
         verify(derived)
         after = count_passes(derived)
         passes = {r: after.get(r, 0) for r in before}
         if any(passes[r] > n for r, n in before.items()):
-            return Derivation("as written", c, before, (), (), ())
+            return ()
         form = form_name(
             self.level, self.kind, self.streams, bool(self.reductions.centred.keys() & self.component.keys())
         )

@@ -193,6 +193,9 @@ class Reductions(Orders):
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})
                 in_e = Form({t: q for t, q in in_e.terms.items() if t not in out_e.terms})
+        if out_b and is_share(Monomial(inner, in_e, m.brackets)) and not is_share(Monomial(inner, in_e, in_b)):
+            # Only under them is the exponential a term of the sum that it is divided by.
+            out_b, in_b = [], list(m.brackets)
         # What leaves had kept the exponential small: a maximum, or the very sum that it is divided by.
         bared = bool(in_e.terms) and (bool(out_e.terms) or any(self._holds_bare(a) for a, _ in outer))
         return Monomial(outer, out_e, out_b), Monomial(inner, in_e, in_b), bared

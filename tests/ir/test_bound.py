@@ -132,6 +132,33 @@ def test_strict_numerics_allow_no_rounding() -> None:
     assert verdict(ATTENTION, inputs, attention(*inputs.values()), "strict")
 
 
+@pytest.mark.parametrize(
+    ("statements", "rounded"),
+    [
+        # The operand of 16 bits stands in a map, in a sum, under a condition, or in all of them.
+        (("N[k, f] = V[k, f] * r[k]", "Y[f] = sum[k](a[k] * N[k, f])"), True),
+        (("Y[f] = sum[k](0.5 * (a[k] * V[k, f] - r[k] * W[k, f]))",), True),
+        (("Y[f] = sum[k](where(k % 2 == 0, a[k] * r[k] * V[k, f] / s, 0.0))",), True),
+        (("N[k, f] = V[k, f] + r[k] * W[k, f]", "Y[f] = sum[k](where(k % 2 == 0, N[k, f] * a[k], 0.0))"), True),
+        # No operand of 16 bits, or none of f32: products of two such are exact.
+        (("N[k, f] = V[k, f] * V[k, f]", "Y[f] = sum[k](0.5 * N[k, f])"), False),
+        (("Y[f] = sum[k](W[k, f] * V[k, f] - V[k, f])",), False),
+        (("Y[f] = sum[k]((V[k, f] - s) * r[k])",), False),  # what is centred is no operand of 16 bits
+        (("N[k, f] = exp(V[k, f])", "Y[f] = sum[k](a[k] * N[k, f])"), False),
+        (("N[f] = sum[k](V[k, f] * W[k, f])", "Y[f] = sum[k](a[k] * N[f])"), False),
+    ],
+    ids=str,
+)
+def test_a_rounded_operand_counts_wherever_a_kernel_may_find_it(statements: tuple[str, ...], rounded: bool) -> None:
+    head = "def f(V: bf16[k, f], W: bf16[k, f], a: f32[k], r: f32[k], s: f32) -> Y:\n    "
+    c = parse(head + "\n    ".join(statements) + "\n")
+    inputs = {p.name: RNG.uniform(1, 2, (16, 3)[: len(p.indices)]) for p in c.params}
+    loose, tight = (error_bound(c, inputs, numerics=mode)["Y"] for mode in ("standard", "strict"))
+    wanted = evaluate(parse(str(c).replace("- ", "+ ")), inputs)["Y"]
+    # Twice the rounding of one operand, of the size of the products.
+    assert np.allclose(loose - tight, 2.0**-7 * wanted if rounded else 0.0, rtol=1e-12)
+
+
 GEMM = "def gemm(A: {0}[m, k], B: {0}[k, n]) -> C:\n    C[m, n]: {1} = sum[k](A[m, k] * B[k, n])"
 
 
