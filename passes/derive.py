@@ -15,6 +15,7 @@ from .count import count_passes
 from .extent import keeps_extents
 from .forms import ONE_FRACTION, Atom, Form, Value, parts_of, values_inside
 from .ledger import Barrier
+from .lower import levels
 from .places import ranking_behind
 from .room import fits, with_room
 from .stream import Stream
@@ -111,7 +112,7 @@ class _Deriver(Teller):
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
         derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
-        if not keeps_extents(c, derived, self.reader.instances):
+        if not keeps_extents(c, derived, self.reader.instances, self.reader.again):
             return (self._unknown_extent(),)
         if not fits(derived):
             return (Block((), "", "", f"written out, an expression would nest deeper than {MAX_DEPTH} levels"),)
@@ -136,8 +137,10 @@ class _Deriver(Teller):
         def certain(v: Value) -> Iterable[Value]:
             if isinstance(v, Atom):
                 return () if v.kind == "pred" and v.name == "where" else v.args
-            # What brackets ask is computed; what they guard may not be.
-            return [x for m in v.terms for x in (m.brackets or parts_of(Form({m: ONE_FRACTION})))]
+            # What the first brackets ask is computed; what they guard may not be.
+            return [
+                x for m in v.terms for x in (levels(m.brackets)[0] if m.brackets else parts_of(Form({m: ONE_FRACTION})))
+            ]
 
         return {v.digest for v in values_inside(*roots, parts=certain)}
 

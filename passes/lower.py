@@ -12,7 +12,7 @@ from math import inf
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
-from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, scale
+from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, parts_of, scale
 from .normal import atom_nonnegative
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
@@ -217,13 +217,9 @@ class Lowering:
         return sums[0] if alone else None
 
     def _where(self, parts: Iterable[Atom], e: Expr, otherwise: Expr) -> Expr:
-        """A select under several conditions; those on coordinates stand outside, as others may read only under them."""
-        every = [c for p in parts for c in (p.args if p.name == "and" else (p,)) if isinstance(c, Atom)]
-        reading = [p for p in every if _reads_data(p)]
-        plain = [p for p in every if p not in reading]
-        for group in (reading, plain):
-            if group:
-                e = call("where", self._all(group), e, otherwise)
+        """A select under several conditions, those outside under which alone others may read."""
+        for group in reversed(levels(parts)):
+            e = call("where", self._all(group), e, otherwise)
         return e
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
@@ -402,11 +398,32 @@ def _times_exp(a: Atom, m: Monomial, power: int) -> Form:
     return Form({Monomial(t.factors, add(t.exponent or Form({}), by), t.brackets): q for t, q in terms})
 
 
-def _reads_data(v: Value) -> bool:
-    """Whether a predicate depends on more than coordinates and extents."""
-    if isinstance(v, Atom):
-        return v.kind in ("access", "red") or v.name.startswith(("access:", "red:")) or any(map(_reads_data, v.args))
-    return any(_reads_data(a) for m in v.terms for a, _ in m.factors)
+def levels(parts: Iterable[Atom]) -> list[list[Atom]]:
+    """Conditions in groups, outermost first: what one asks may be there to be read only where those before it hold.
+
+    Those on coordinates alone come first, then those that read tensors in place, at other places, at places that are
+    read themselves, and so on.
+    """
+    every = [c for p in parts for c in (p.args if p.kind == "pred" and p.name == "and" else (p,))]
+    found: dict[int, list[Atom]] = {}
+    memo: dict[bytes, int] = {}
+    for p in dict.fromkeys(every):
+        assert isinstance(p, Atom)
+        found.setdefault(_reads(p, memo), []).append(p)
+    return [found[n] for n in sorted(found)]
+
+
+def _reads(v: Value, memo: dict[bytes, int]) -> int:
+    """How a value reads data: 0 not at all, 1 at ranks, 2 at computed places, 3 and more at places that it reads."""
+    if v.digest not in memo:
+        deepest = max((_reads(x, memo) for x in parts_of(v)), default=0)
+        if isinstance(v, Atom) and (v.kind == "access" or v.name.startswith("access:")):
+            bare = all(isinstance(i, Form) and i.atom is not None and i.atom.kind == "rank" for i in v.args)
+            deepest = 2 + deepest if deepest else 1 if bare else 2
+        elif isinstance(v, Atom) and (v.kind == "red" or v.name.startswith("red:")):
+            deepest = max(deepest, 1)
+        memo[v.digest] = deepest
+    return memo[v.digest]
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

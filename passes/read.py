@@ -33,6 +33,8 @@ class Reader:
     forms: dict[str, Value] = field(default_factory=dict)
     opaque: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     instances: dict[str, str] = field(default_factory=dict)
+    # Whether a reduction is read at other places than its own, so that each of them reduces anew.
+    again: bool = False
 
     def __post_init__(self) -> None:
         self.types = tensor_types(self.c)
@@ -206,6 +208,7 @@ class Reader:
                 return changed[a.name]
             if a.kind != "red":
                 return None
+            self.again |= any(f.atom is None or f.atom.kind != "rank" for r, f in changed.items() if r in a.free)
             body = a.args[0]
             assert isinstance(body, Form)
             ranks_now = a.ranks

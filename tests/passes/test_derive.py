@@ -225,3 +225,14 @@ def test_what_is_f64_stays_f64(body: str) -> None:
     for level, gauge in FORMS:
         form = derive(c, level, gauge).cascade
         assert tensor_types(form)["Y"] == tensor_types(c)["Y"]
+
+
+def test_where_a_level_is_refused_the_next_lower_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original as it is has masks that only the oracle's flags can tell from -inf in the data."""
+    c = example("attention_causal")
+    answers = iter([False, True])
+    monkeypatch.setattr("castile.passes.derive.fits", lambda _: next(answers))
+    d = derive(c)
+    monkeypatch.undo()
+    assert d.cascade == derive(c, "defer").cascade
+    assert "nest deeper" in d.barriers[0].reason

@@ -162,3 +162,19 @@ def test_centred_sums_survive_offsets(gauge: str, offset: float, scale: float) -
         for output, value in got.items():
             size = np.maximum(np.abs(want[output]), 1.0 if output in ("G", "r") else 1e-30)
             assert np.all(np.abs(value - want[output]) <= (lost * 4 + 1e-4) * size), output
+
+
+GUARDED = """
+def f(X: f32[k], place: i32[k], T: f32[n]) -> (Y, Z):
+    Y[k] = where((place[k] >= 0) & (place[k] < extent(n)), where(T[place[k]] > 0.0, X[k], 0.0), 0.0)
+    Z = sum[k](where((place[k] >= 0) & (place[k] < extent(n)), where(T[place[k]] > 0.0, X[k], 0.0), 0.0))
+"""
+
+
+@pytest.mark.parametrize("level", ["none", "defer", "full"])
+def test_a_condition_reads_only_where_those_around_it_let_it(level: str) -> None:
+    c = castile.parse(GUARDED)
+    given = {"X": np.ones(4), "place": np.array([0, 5, -7, 1]), "T": np.array([1.0, -1.0])}
+    want, got = evaluate(c, given), evaluate(derive(c, level).cascade, given)
+    assert want["Y"].tolist() == got["Y"].tolist() == [1, 0, 0, 0]
+    assert want["Z"] == got["Z"] == 1

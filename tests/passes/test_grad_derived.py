@@ -11,6 +11,7 @@ from corpus import GAUGES, NAMES, example, float_tensors, inputs
 from test_trees import rng_of, worst
 from trees import tree_evaluate
 
+import castile
 from castile.ir.cascade import Cascade
 from castile.ir.dtypes import DTYPES
 from castile.ir.evaluate import evaluate
@@ -94,4 +95,20 @@ def test_unsaved_gradients_of_attention_take_two_passes(name: str) -> None:
     g, _ = gradient(name, ())
     passes = derive(g).passes
     assert count_passes(g)["k"] == 4
+    assert (passes["k"], passes["q"]) == (2, 1)
+
+
+DECODE = """
+def f(Q: f32[h, q, d], K: f32[h, k, d], V: f32[h, k, f], length: i32[h]) -> O:
+    S[h, q, k] = sum[d](Q[h, q, d] * K[h, k, d])
+    X[h, q, k] = where(k < length[h], S[h, q, k], -inf)
+    P[h, q, k] = exp(X[h, q, k] - max[k](X[h, q, k]))
+    O[h, q, f] = sum[k](P[h, q, k] / sum[k](P[h, q, k]) * V[h, k, f])
+"""
+
+
+def test_keys_that_are_masked_for_every_query_cost_no_pass() -> None:
+    """Under the mask of its keys a probability is at most 1, so the sums of dK and dV need no maximum over queries."""
+    g = grad(castile.parse(DECODE))
+    passes = derive(g).passes
     assert (passes["k"], passes["q"]) == (2, 1)
