@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 import sqlite3
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError, InputError, UsageError
@@ -54,6 +57,10 @@ REACH = 4.0
 MOST_TIMES, LONGEST_TEXT = 1000, 1 << 20
 
 _WAIT_S = 30.0
+
+# What a row is read as.
+_COLUMNS = ("cascade", "target", "device", "shapes", "mapping", "status", "detail", "time_s", "times", "kind",
+            "session", "seed", "versions", "at", "uid")  # fmt: skip
 
 _SCHEMA = (
     "CREATE TABLE cascade (id INTEGER PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL, ranks TEXT NOT NULL,"
@@ -119,10 +126,7 @@ def record_of(data: Any) -> Record:
     for name, allowed in (("status", STATUSES), ("kind", KINDS)):
         if given[name] not in allowed:
             raise InputError(f"a record's {name} is unknown", expected=", ".join(allowed), got=repr(given[name][:60]))
-    try:
-        c = parse(given["cascade"])
-    except CastileError as error:
-        raise InputError(f"a record's cascade does not parse: {error.message}") from None
+    c = _parsed(given["cascade"])
     record = Record(
         cascade=given["cascade"],
         target=given["target"],
@@ -145,9 +149,23 @@ def record_of(data: Any) -> Record:
     return _described(record, c)
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Cascade:
+    """The cascade of a record; many records share one."""
+    try:
+        return parse(text)
+    except CastileError as error:
+        raise InputError(f"a record's cascade does not parse: {error.message}") from None
+
+
+@lru_cache(maxsize=256)
+def _key(c: Cascade) -> str:
+    return content_key(c)
+
+
 def _described(record: Record, c: Cascade) -> Record:
     """With what follows from the cascade; what a file claims of that is not believed."""
-    return replace(record, key=content_key(c), name=c.name, ranks=tuple(c.ranks))
+    return replace(record, key=_key(c), name=c.name, ranks=tuple(c.ranks))
 
 
 def _mapping(given: Any, c: Cascade) -> Tuned:
@@ -198,13 +216,7 @@ class Records:
         self.path = Path(path) if path is not None else records_path()
         self.read_only = read_only
         with self._guard():
-            self._db = self._open()
-        try:
-            with self._guard():
-                self._check()
-        except BaseException:
-            self._db.close()
-            raise
+            self._db = _patiently(self._opened)
 
     def __enter__(self) -> Records:
         return self
@@ -217,6 +229,15 @@ class Records:
 
     # Opening
 
+    def _opened(self) -> sqlite3.Connection:
+        db = self._open()
+        try:
+            self._check(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
     def _open(self) -> sqlite3.Connection:
         if self.read_only:
             if not self.path.is_file():
@@ -226,6 +247,8 @@ class Records:
                 db = sqlite3.connect(f"{location}?mode=ro", uri=True, timeout=_WAIT_S)
                 db.execute("PRAGMA schema_version").fetchone()
             except sqlite3.OperationalError:
+                if os.access(self.path.parent, os.W_OK):
+                    raise
                 # A folder that cannot be written to: the file is read as it lies, without its log.
                 db = sqlite3.connect(f"{location}?immutable=1", uri=True)
             return db
@@ -242,11 +265,10 @@ class Records:
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"{self.path} holds no records of castile", hint=_elsewhere())
 
-    def _check(self) -> None:
-        db = self._db
+    def _check(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA trusted_schema=OFF")
         if not self.read_only:
-            self._create()
+            self._create(db)
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION:
@@ -262,19 +284,19 @@ class Records:
         if found != set(_SCHEMA):
             raise UsageError(f"{self.path} does not have the tables of castile's records", hint=_elsewhere())
         if not self.read_only:
-            db.execute("PRAGMA journal_mode=WAL")
+            if db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
 
-    def _create(self) -> None:
+    def _create(self, db: sqlite3.Connection) -> None:
         """Make the tables of a new file, or bring an older one up to date; one process does it, others wait."""
-        db = self._db
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if (application == APPLICATION and version >= VERSION) or (application == 0 and not self._empty()):
+        if (application == APPLICATION and version >= VERSION) or (application == 0 and not _empty(db)):
             return
         if application not in (0, APPLICATION):
             return
-        with self._transaction():
+        with _transaction(db):
             (version,) = db.execute("PRAGMA user_version").fetchone()
             for step in _MIGRATIONS[version:]:
                 for statement in step:
@@ -282,45 +304,32 @@ class Records:
             db.execute(f"PRAGMA application_id={APPLICATION}")
             db.execute(f"PRAGMA user_version={max(version, VERSION)}")
 
-    def _empty(self) -> bool:
-        return self._db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-
     @contextmanager
     def _guard(self) -> Iterator[None]:
         """SQLite's troubles and the file system's, as one line."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             damaged = not isinstance(error, sqlite3.OperationalError)
             what = "is damaged" if damaged else "cannot be used"
             raise UsageError(f"the records in {self.path}: the file {what}: {error}", hint=_elsewhere()) from None
         except OSError as error:
             raise UsageError(f"the records in {self.path}: {error.strerror or error}", hint=_elsewhere()) from None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
-
     # Writing
 
     def add(self, records: Iterable[Record]) -> int:
         """Append records, all or none; those that are there already (by ``uid``) are left out. The number added."""
-        added = 0
-        with self._guard(), self._transaction():
-            for r in records:
-                added += self._insert(r)
-        return added
+        given = [r if r.key else _described(r, _parsed(r.cascade)) for r in records]
+
+        def write() -> int:
+            with _transaction(self._db):
+                return sum(map(self._insert, given))
+
+        with self._guard():
+            return _patiently(write)
 
     def _insert(self, r: Record) -> int:
-        if not r.key:
-            r = _described(r, parse(r.cascade))
         db = self._db
         db.execute(
             "INSERT INTO cascade (key, name, ranks, text) VALUES (?, ?, ?, ?) ON CONFLICT (text) DO NOTHING",
@@ -371,40 +380,24 @@ class Records:
         }
         given = {columns[name]: value for name, value in where.items() if value is not None}
         condition = " AND ".join(f"{name} = ?" for name in given) or "1"
+        # In the order of `_COLUMNS`.
         query = (
             "SELECT c.text, t.target, t.device, t.shapes, t.mapping, t.status, t.detail, t.time_s, t.times, t.kind,"
-            " t.session, t.seed, t.versions, t.at, t.uid, c.key, c.name, c.ranks FROM trial t JOIN cascade c"
+            " t.session, t.seed, t.versions, t.at, t.uid FROM trial t JOIN cascade c"
             f" ON c.id = t.cascade WHERE {condition} ORDER BY t.id"
         )
         with self._guard():
-            rows = self._db.execute(query, tuple(given.values())).fetchall()
+            rows = _patiently(lambda: self._db.execute(query, tuple(given.values())).fetchall())
         return [self._record(row) for row in rows]
 
     def _record(self, row: tuple[Any, ...]) -> Record:
+        data = dict(zip(_COLUMNS, row, strict=True))
         try:
-            shapes, mapping, times, versions, ranks = (json.loads(row[i]) for i in (3, 4, 8, 12, 17))
-            return Record(
-                row[0],
-                row[1],
-                row[2],
-                shapes,
-                Tuned.from_json(mapping),
-                row[5],
-                row[6],
-                row[7],
-                tuple(times),
-                row[9],
-                row[10],
-                row[11],
-                versions,
-                row[13],
-                row[14],
-                row[15],
-                row[16],
-                tuple(ranks),
-            )
+            data |= {name: json.loads(data[name]) for name in ("shapes", "mapping", "times", "versions")}
+            return record_of(data)
         except (ValueError, TypeError, RecursionError, InputError) as error:
-            raise UsageError(f"the records in {self.path}: a row is damaged: {error}", hint=_elsewhere()) from None
+            what = error.message if isinstance(error, InputError) else str(error)
+            raise UsageError(f"the records in {self.path}: a row is damaged: {what[:200]}", hint=_elsewhere()) from None
 
     def best(self, c: Cascade, shapes: Mapping[str, int], device: str, target: str) -> Record | None:
         """The record that serves these extents best, its mapping and shapes under the cascade's own rank names.
@@ -426,6 +419,38 @@ class Records:
             if found is None or rank <= found[0]:
                 found = (rank, r)
         return found[1] if found else None
+
+
+T = TypeVar("T")
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """What an action gives, tried again while another process is in the way: SQLite waits by itself nearly everywhere,
+    but not where the first process makes a file or the last one closes it."""
+    end = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if not any(word in str(error) for word in ("locked", "busy", "protocol")) or time.monotonic() > end:
+                raise
+        time.sleep(random.uniform(0.005, 0.03))
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+def _empty(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def standing(r: Record) -> tuple[float, float]:

@@ -106,7 +106,7 @@ later.
   Where pyarrow is installed, the export writes `rows.parquet` too; it is not shipped, since castile does not depend
   on pyarrow.
 - `t4/`: the same for each workload in the T4 format, with every sample; `castile replay` reads them.
-- `model/`: the cost model trained on all rows (`castile costmodel info`), XGBoost's UBJSON with checksums.
+- `model/`: the cost model trained on all rows (`castile costmodel info`), its trees as arrays with a checksum.
 
 ## How it was measured
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..ir.errors import UsageError
 from .terminal import Json, emit, note, write_file
 
 # Trials that are set against the roofline and the model: each is derived anew.
@@ -33,11 +32,7 @@ def report(
     with Records(records, read_only=True) as opened:
         found = opened.all(name=cascade)
     device = describe_cpu()
-    try:
-        model = leader()
-    except UsageError:  # no xgboost: the page goes without predictions
-        model = None
-    write_file(file, html(found, judged=judged(found[-MOST_JUDGED:], device, model), device=device))
+    write_file(file, html(found, judged=judged(found[-MOST_JUDGED:], device, leader()), device=device))
     if json:
         emit({"file": str(file), "records": len(found)})
     else:

@@ -215,8 +215,20 @@ def pairs(words: Iterable[str], option: str, example: str) -> list[tuple[str, st
 
 
 def write_file(path: Path, data: str | bytes) -> None:
-    """Write a result whole; a user's mistake where that cannot be."""
+    """Write a result, whole or not at all; a user's mistake where that cannot be."""
+    raw = data.encode() if isinstance(data, str) else data
+    made = path.with_name(f".{path.name[:100]}.{os.getpid()}")
     try:
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(raw)  # a pipe or a device takes bytes, and has no other in its place
+            return
+        try:
+            made.write_bytes(raw)
+            if path.exists():
+                made.chmod(path.stat().st_mode & 0o777)
+            os.replace(made, path)
+        finally:
+            with suppress(OSError):
+                made.unlink()
     except (OSError, ValueError) as error:
         fail(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")

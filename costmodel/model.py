@@ -1,17 +1,18 @@
 """The cost model: boosted trees that say how far above the roofline a candidate will lie, and how sure that is.
 
-Several models, each trained on rows drawn with replacement, predict the logarithm of time over roofline. Files are
-XGBoost's JSON with a list of checksums. XGBoost's loader may crash on a file that was tampered with, so a model is
-read in a child process first; only one that the child survives is read here.
+Several ensembles, each trained by XGBoost on rows drawn with replacement, predict the logarithm of time over roofline.
+A model's folder holds ``model.json``, which says what it was trained on, and ``trees.bin``, arrays with a checksum:
+nothing of it is executed, and what is damaged or foreign ends in one `InputError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..ir.errors import InputError, UsageError
 from .features import NAMES, schema
+from .trees import Trees, trees_from, trees_of
 
 Array = Any
 
@@ -27,14 +29,15 @@ BAGS, ROUNDS = 5, 200
 PARAMETERS = {"max_depth": 6, "eta": 0.08, "subsample": 0.8, "min_child_weight": 2.0, "verbosity": 0, "nthread": 1}
 
 LARGEST_BYTES = 64 << 20
-_LIST = "model.json"
+FORMAT = 1
+_LIST, _TREES = "model.json", "trees.bin"
 
 
 def _xgboost() -> Any:
     try:
         import xgboost
     except ImportError as error:
-        raise UsageError("the cost model needs xgboost", hint="pip install 'castile[tune]'") from error
+        raise UsageError("training a cost model needs xgboost", hint="pip install 'castile[tune]'") from error
     return xgboost
 
 
@@ -42,7 +45,7 @@ def _xgboost() -> Any:
 class CostModel:
     """A trained ensemble. ``info`` says what it was trained on."""
 
-    boosters: tuple[Any, ...]
+    trees: Trees
     info: Mapping[str, Any]
 
     @classmethod
@@ -58,49 +61,54 @@ class CostModel:
             drawn = rng.integers(0, len(rows), len(rows)) if bags > 1 else np.arange(len(rows))
             data = xgboost.DMatrix(rows[drawn], label=ratios[drawn], weight=weights[drawn], nthread=1)
             boosters.append(xgboost.train({**PARAMETERS, "seed": seed + bag}, data, ROUNDS))
-        return cls(tuple(boosters), {"schema": schema(), "rows": len(rows), "workloads": len(counts), "seed": seed})
+        some = np.asarray(rows[:64], dtype=float)
+        asked = xgboost.DMatrix(some, nthread=1)
+        trees = trees_from(boosters, some, [b.predict(asked) for b in boosters])
+        return cls(trees, {"schema": schema(), "rows": len(rows), "workloads": len(counts), "seed": seed})
 
     def predict(self, rows: Array) -> tuple[Array, Array]:
         """Mean and deviation of the logarithm of time over roofline, ``[N]`` each."""
-        data = _xgboost().DMatrix(np.asarray(rows, dtype=float), nthread=1)
-        found = np.array([b.predict(data) for b in self.boosters])
+        found = self.trees.predict(rows)
         return found.mean(axis=0), found.std(axis=0)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model into a folder."""
+        """Write the model into a folder, in place of one that is there: whole, or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        sums = {}
-        for i, b in enumerate(self.boosters):
-            raw = bytes(b.save_raw("ubj"))
-            (folder / f"trees-{i}.ubj").write_bytes(raw)
-            sums[f"trees-{i}.ubj"] = hashlib.sha256(raw).hexdigest()
-        (folder / _LIST).write_text(json.dumps({**self.info, "files": sums}, indent=1) + "\n")
+        raw = self.trees.to_bytes()
+        about = {
+            **self.info,
+            "format": FORMAT,
+            "trees": [len(r) for r in self.trees.roots],
+            "bases": list(self.trees.bases),
+            "sha256": hashlib.sha256(raw).hexdigest(),
+        }
+        files = {_TREES: raw, _LIST: (json.dumps(about, indent=1) + "\n").encode()}
+        made = {name: folder / f".{name}.{os.getpid()}" for name in files}
+        try:
+            for name, data in files.items():
+                made[name].write_bytes(data)
+            for name in files:
+                os.replace(made[name], folder / name)
+        finally:
+            for path in made.values():
+                with suppress(OSError):
+                    path.unlink()
 
     @classmethod
-    def load(cls, folder: str | Path, trusted: bool = False) -> CostModel:
-        """Read a model that `save` wrote; one that is ``trusted``, since it came with castile, without trying it in a
-        child process first. Raises `InputError` for files that are damaged, foreign or of features that this castile
-        does not compute."""
+    def load(cls, folder: str | Path) -> CostModel:
+        """Read a model that `save` wrote. Raises `InputError` for files that are damaged, foreign or of features that
+        this castile does not compute."""
         folder = Path(folder)
         info = _list_of(folder)
-        files = []
-        for name, wanted in sorted(info["files"].items()):
-            raw = _read(folder / name)
-            if hashlib.sha256(raw).hexdigest() != wanted:
-                raise InputError(
-                    f"{folder / name} is not the file that the model was saved with", hint="train it again"
-                )
-            files.append(raw)
-        if not trusted:
-            _try_in_child(folder, files)
-        xgboost = _xgboost()
-        boosters = []
-        for raw in files:
-            b = xgboost.Booster({"nthread": 1})
-            b.load_model(bytearray(raw))
-            boosters.append(b)
-        return cls(tuple(boosters), {k: v for k, v in info.items() if k != "files"})
+        raw = _read(folder / _TREES)
+        if hashlib.sha256(raw).hexdigest() != info["sha256"]:
+            raise InputError(f"{folder / _TREES} is not the file that the model was saved with", hint="train it again")
+        try:
+            trees = trees_of(raw, info["trees"], info["bases"], len(NAMES))
+        except InputError as error:
+            raise InputError(f"{folder / _TREES} holds no model: {error.message}", hint="train it again") from None
+        return cls(trees, {k: v for k, v in info.items() if k not in ("trees", "bases", "sha256", "format")})
 
 
 def _read(path: Path) -> bytes:
@@ -115,46 +123,30 @@ def _read(path: Path) -> bytes:
 
 
 def _list_of(folder: Path) -> dict[str, Any]:
+    """What a model's list says, checked."""
     raw = _read(folder / _LIST)
     try:
         info = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / _LIST} is no JSON: {str(error)[:80]}", hint="train the model again") from None
-    files = info.get("files") if isinstance(info, dict) else None
-    good = isinstance(files, dict) and 0 < len(files) <= 64
-    if not good or not all(n == f"trees-{i}.ubj" for i, n in enumerate(sorted(files or ()))):
+    if not isinstance(info, dict) or not isinstance(info.get("schema"), str):
         raise InputError(f"{folder / _LIST} lists no model", hint="train the model again")
-    if info.get("schema") != schema():
+    if info["schema"] != schema():
         raise InputError(
-            f"{folder} was trained on other features", expected=schema(), got=str(info.get("schema"))[:40],
+            f"{folder} was trained on other features", expected=schema(), got=info["schema"][:40],
             hint="train it again: castile costmodel train",
         )  # fmt: skip
+    counts, bases = info.get("trees"), info.get("bases")
+    good = (
+        info.get("format") == FORMAT
+        and isinstance(info.get("sha256"), str)
+        and isinstance(counts, list)
+        and isinstance(bases, list)
+        and 0 < len(counts) == len(bases) <= 64
+        and all(type(n) is int and 0 < n <= 10_000 for n in counts)
+        and all(type(b) in (int, float) and abs(b) < 1e9 and math.isfinite(b) for b in bases)
+        and all(type(info.get(n, 0)) is int for n in ("rows", "workloads", "seed"))
+    )
+    if not good:
+        raise InputError(f"{folder / _LIST} lists no model that this castile reads", hint="train the model again")
     return dict(info)
-
-
-_CHILD = """
-import sys
-sys.path[:] = [p for p in sys.path if p]
-import json, resource
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-import numpy, xgboost
-raw = bytearray(sys.stdin.buffer.read())
-b = xgboost.Booster({'nthread': 1})
-b.load_model(raw)
-width = int(sys.argv[1])
-out = b.predict(xgboost.DMatrix(numpy.zeros((2, width)), nthread=1))
-assert b.num_features() == width and out.shape == (2,) and numpy.isfinite(out).all()
-"""
-
-
-def _try_in_child(folder: Path, files: list[bytes]) -> None:
-    """Load the trees in a process that may crash."""
-    for i, raw in enumerate(files):
-        command = [sys.executable, "-c", _CHILD, str(len(NAMES))]
-        try:
-            done = subprocess.run(command, input=raw, capture_output=True, timeout=60, check=False)
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-        if code:
-            raise InputError(f"{folder / f'trees-{i}.ubj'} is no model that can be loaded", hint="train it again")

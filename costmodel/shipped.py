@@ -89,7 +89,7 @@ def shipped_rows(folder: Path = DATA) -> Shipped:
 @cache
 def shipped_model(folder: Path = DATA / "model") -> CostModel | None:
     """The model that ships with castile; None where there is none. Raises `InputError` where it is damaged."""
-    return CostModel.load(folder, trusted=True) if (folder / "model.json").is_file() else None
+    return CostModel.load(folder) if (folder / "model.json").is_file() else None
 
 
 def device_to_dict(device: Device) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -205,6 +207,31 @@ def test_spoilt_files_are_refused_and_left(tmp_path: Path, what: str, monkeypatc
         assert recorded(castile.parse(TEXT), {"n": 64, "k": 512}, "cpu", "a CPU") is None
 
 
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    """Whatever bytes a file holds: records that are records, or one `UsageError` and the file as it was."""
+    raw = spoilt(tmp_path)["newer"].with_name("good").read_bytes()
+    rng, refused = random.Random(0), 0
+    path = tmp_path / "mutated"
+    for _ in range(250):
+        bad = bytearray(raw)
+        for _ in range(rng.choice((1, 4, 64))):
+            bad[rng.randrange(len(bad))] = rng.randrange(256)
+        bad = bad[: rng.choice((len(bad), len(bad), rng.randrange(len(bad))))]
+        path.write_bytes(bad)
+        for read_only in (True, False):
+            try:
+                with Records(path, read_only=read_only) as r:
+                    assert all(x.status in module.STATUSES for x in r.all())
+                    r.best(castile.parse(TEXT), {"n": 64, "k": 512}, "a CPU", "cpu")
+            except UsageError as error:
+                refused += 1
+                assert str(path) in str(error)
+                assert path.read_bytes() == bytes(bad)
+        for beside in tmp_path.glob("mutated-*"):
+            beside.unlink()
+    assert refused > 50
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "shared"
     with Records(folder / "r") as r:
@@ -239,16 +266,50 @@ def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
         assert len(r.all()) == 1
 
 
+LIMITED = """
+import resource, sys
+from castile.autotune.records import Record, Records
+from castile.ir.errors import UsageError
+from castile.ir.mapping import Mapping
+text = sys.stdin.read()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))  # a disk that ends here
+done = 0
+try:
+    with Records(sys.argv[1]) as r:
+        for done in range(100_000):
+            r.add([Record(text, "cpu", "d", {"n": 1, "k": 1}, Mapping(), time_s=1.0, seed=done, detail="x" * 900)])
+except UsageError as error:
+    print(done, error.message)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")
+@pytest.mark.parametrize("size", [0, 3000, 40_000, 300_000])
+def test_a_disk_that_ends(tmp_path: Path, size: int) -> None:
+    """The error is one line, what was added before it is there, and the file goes on to be used."""
+    path = tmp_path / "r"
+    command = [sys.executable, "-c", LIMITED, str(path), str(size)]
+    told = subprocess.run(command, input=TEXT, capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+    (line,) = told.stdout.splitlines()
+    assert re.search("full|disk I/O error", line)
+    done = int(line.split()[0])
+    with Records(path) as r:
+        assert [x.seed for x in r.all()] == list(range(done))
+        r.add([record()])
+    assert (done > 10) == (size > 100_000)
+
+
 WRITER = """
 import sys
 from castile.autotune.records import Record, Records
 from castile.ir.mapping import Mapping
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 text = sys.stdin.read()
-with Records(path) as r:
-    for i in range(count):
+for i in range(count):
+    with Records(path) as r:
         r.add([Record(text, "cpu", name, {"n": 1, "k": 1}, Mapping(), time_s=1.0, seed=i)])
-        print(i, flush=True)
+    print(i, flush=True)
 """
 
 
@@ -262,6 +323,7 @@ def writer(path: Path, name: str, count: int) -> subprocess.Popen[str]:
 
 
 def test_four_writers_on_one_new_file(tmp_path: Path) -> None:
+    """They open it for each record: SQLite does not wait where one makes a file or is the last to close it."""
     path = tmp_path / "r"
     processes = [writer(path, f"w{i}", 25) for i in range(4)]
     for p in processes:

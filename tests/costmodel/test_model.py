@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from castile.autotune.records import Record
 from castile.costmodel import model as module
 from castile.costmodel.features import NAMES, roofline_s
 from castile.costmodel.model import CostModel
+from castile.costmodel.trees import NODE, trees_of
 from castile.ir.device import DEVICES
 from castile.ir.errors import InputError
 from castile.ir.mapping import Mapping
@@ -88,31 +92,109 @@ def test_save_and_load(trained: CostModel, tmp_path: Path) -> None:
     assert found.info["workloads"] == 6
 
 
-def test_what_was_tampered_with_is_not_read(
-    trained: CostModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_tampered_with_is_not_read(trained: CostModel, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     trained.save(folder)
-    trees, listed = folder / "trees-0.ubj", folder / "model.json"
+    trees, listed = folder / "trees.bin", folder / "model.json"
     good, names = trees.read_bytes(), listed.read_text()
-    trees.write_bytes(good.replace(b"0", b"1", 5))
+    trees.write_bytes(good.replace(b"\0", b"\1", 5))
     with pytest.raises(InputError, match="saved with"):
         CostModel.load(folder)
+    trees.unlink()
+    with pytest.raises(InputError, match="cannot read"):
+        CostModel.load(folder)
     trees.write_bytes(good)
-    for text in ("", "{}", "[" * 5000, names.replace("trees-1", "../x"), names.replace('"schema": "', '"schema": "x')):
+    about = json.loads(names)
+    changes = [{"schema": "x"}, {"format": 2}, {"trees": []}, {"trees": [-1]}, {"trees": ["1"]}, {"bases": [1e400] * 2}]
+    changes += [{"trees": [10**9]}, {"sha256": 3}, {"rows": "many"}, {"bases": None}, {"trees": {"a": 1}}]
+    for text in ("", "{}", "[" * 5000, "3", *(json.dumps({**about, **change}) for change in changes)):
         listed.write_text(text)
         with pytest.raises(InputError):
             CostModel.load(folder)
-    # A forged list does not help: what crashes the loader crashes a child.
-    listed.write_text(names)
-    monkeypatch.setattr(module, "LARGEST_BYTES", 1 << 26)
-    bad = good[: len(good) // 2]
-    trees.write_bytes(bad)
-    forged = json.loads(names)
-    forged["files"]["trees-0.ubj"] = module.hashlib.sha256(bad).hexdigest()
-    listed.write_text(json.dumps(forged))
-    with pytest.raises(InputError, match="no model"):
-        CostModel.load(folder)
+
+
+def mutated(good: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes flipped, cut out, doubled or cut off."""
+    bad, at = bytearray(good), int(rng.integers(len(good)))
+    match int(rng.integers(5)):
+        case 0:
+            for place in rng.integers(0, len(bad), int(rng.integers(1, 9))):
+                bad[place] ^= 1 << int(rng.integers(8))
+        case 1:
+            bad[at : at + 4] = rng.bytes(4)
+        case 2:
+            del bad[at : at + int(rng.integers(1, 64))]
+        case 3:
+            bad[at:at] = bad[at : at + int(rng.integers(1, 64))]
+        case _:
+            del bad[at:]
+    return bytes(bad)
+
+
+def test_mutated_files_end_in_one_error(trained: CostModel, tmp_path: Path) -> None:
+    """Each mutation is refused by its checksum; with a checksum forged to fit it is refused, or a model all the same
+    that says finite numbers of any row."""
+    folder, rng = tmp_path / "m", np.random.default_rng(0)
+    trained.save(folder)
+    trees, listed = folder / "trees.bin", folder / "model.json"
+    good, names = trees.read_bytes(), listed.read_bytes()
+    about, refused = json.loads(names), 0
+    rows = np.random.default_rng(1).normal(size=(40, len(NAMES)))
+    for _ in range(300):
+        bad = mutated(good, rng)
+        if bad != good:
+            trees.write_bytes(bad)
+            listed.write_bytes(names)
+            with pytest.raises(InputError):
+                CostModel.load(folder)
+        listed.write_text(json.dumps({**about, "sha256": hashlib.sha256(bad).hexdigest()}))
+        try:
+            assert np.isfinite(CostModel.load(folder).predict(rows)[0]).all()
+        except InputError:
+            refused += 1
+        assert trees.read_bytes() == bad
+    assert refused > 100
+    trees.write_bytes(good)
+    for _ in range(300):
+        listed.write_bytes(mutated(names, rng))
+        with contextlib.suppress(InputError):
+            assert np.isfinite(CostModel.load(folder).predict(rows)[0]).all()
+
+
+def test_saving_where_nothing_fits_leaves_the_old_model(
+    trained: CostModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        trained.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_trees_that_run_in_circles_or_deep_are_refused() -> None:
+    leaf = (0, 1, 1, 2.0)
+    assert trees_of(raw([(3, 1, 1, 0.5), leaf]), [1], [0.0], 4).predict(np.zeros((1, 4))) == [[2.0]]
+    for nodes in (
+        [(3, 0, 1, 0.5), leaf],
+        [(3, 1, 2, 0.5), leaf],
+        [(4, 1, 1, 0.5), leaf],
+        [(-1, 1, 1, 0.5), leaf],
+        [(3, 1, 1, float("nan")), leaf],
+        [(0, i + 1, i + 1, 0.0) for i in range(100)] + [(0, 100, 100, 1.0)],
+    ):
+        with pytest.raises(InputError):
+            trees_of(raw(nodes), [1], [0.0], 4)
+
+
+def raw(nodes: list[tuple[int, int, int, float]]) -> bytes:
+    return np.zeros(1, "<i4").tobytes() + np.array(nodes, NODE).tobytes()
 
 
 def test_rows_from_records() -> None:

@@ -47,7 +47,6 @@ def test_they_are_small() -> None:
 
 
 def test_the_model_beats_the_roofline_on_its_own_rows() -> None:
-    pytest.importorskip("xgboost")
     model, data = shipped_model(), shipped()
     assert model is not None
     guess = model.predict(data.rows)[0] + np.log(data.rooflines)
