@@ -12,6 +12,7 @@ import json
 import math
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from time import monotonic
@@ -27,11 +29,19 @@ from typing import Any
 
 from ..ir.cascade import Cascade
 from ..ir.dtypes import DTYPES
+from ..ir.errors import UsageError
 from ..ir.extents import shape_of
 from ..ir.mapping import Mapping as Tuned
 from ..ir.types import tensor_types
+from .worker import LIFELINE
 
 GIB = 1 << 30
+
+# How a tuner's temporary folder is called, before its process.
+_SCRATCH = "castile-tune-"
+
+# Where a candidate ended so, its worker may no longer be what it was.
+_SPOILING = ("overrun", "wrong", "wavering")
 
 # How a worker is started. The folder that the user is in is no place to import from.
 WORKER = (
@@ -84,10 +94,14 @@ class WorkerDied(Exception):
 class Worker:
     """A worker process, started when first asked and again after it died."""
 
-    def __init__(self, load: Mapping[str, Any], limits: Limits, command: Sequence[str], threads: int | None) -> None:
+    def __init__(
+        self, load: Mapping[str, Any], limits: Limits, command: Sequence[str], threads: int | None, folder: Path
+    ) -> None:
         self._load, self._limits, self._command, self._threads = load, limits, tuple(command), threads
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: Any = None
+        self._lifeline = -1
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The reply to a request. Raises `WorkerDied`."""
@@ -103,18 +117,23 @@ class Worker:
 
     def _start(self) -> None:
         # One thread each for the libraries below NumPy: they would be counted as the candidate's memory and time.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": str(self._folder)}
         if self._threads is not None:
             environment["OMP_NUM_THREADS"] = str(self._threads)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment,
-            start_new_session=True,
-        )
+        theirs, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={**environment, LIFELINE: str(theirs)},
+                start_new_session=True,
+                pass_fds=(theirs,),
+            )
+        finally:
+            os.close(theirs)
 
     def _exchange(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         process = self._process
@@ -159,18 +178,46 @@ class Worker:
                 return WorkerDied("memory" if name == "SIGKILL" else "crash", f"{name} {said}".strip())
         return WorkerDied("memory" if "bad_alloc" in said else "crash", said or f"the worker ended with {code}")
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """End the worker and all that it started."""
+        process = self._process
+        if process is not None:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the worker, and forget it."""
+        self.kill()
         process, self._process = self._process, None
         if process is None:
             return
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
         for stream in (process.stdin, process.stdout, self._errors):
             with suppress(OSError):
                 if stream is not None:
                     stream.close()
+        os.close(self._lifeline)
         process.wait()
+
+
+def scratch() -> Path:
+    """A new temporary folder for what workers write, named for this process; those of processes that were killed go."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_SCRATCH}*-*"):
+        owner = left.name.removeprefix(_SCRATCH).split("-")[0]
+        with suppress(OSError):
+            if owner.isdecimal() and left.stat().st_uid == os.getuid() and not _alive(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @dataclass(slots=True)
@@ -185,6 +232,7 @@ class Measurer:
     threads: int | None = None
     builders: int = 1
     command: Sequence[str] = WORKER
+    _folder: Path = field(default_factory=scratch)
     _bench: Worker | None = None
     _pool: list[Worker] = field(default_factory=list)
     _free: SimpleQueue[Worker] = field(default_factory=SimpleQueue)
@@ -198,8 +246,8 @@ class Measurer:
             "target": self.target,
             "seed": self.seed,
         }
-        self._bench = Worker(load, self.limits, self.command, self.threads)
-        self._pool = [Worker(load, self.limits, self.command, 1) for _ in range(self.builders)]
+        self._bench = Worker(load, self.limits, self.command, self.threads, self._folder)
+        self._pool = [Worker(load, self.limits, self.command, 1, self._folder) for _ in range(self.builders)]
         for worker in self._pool:
             self._free.put(worker)
 
@@ -210,12 +258,16 @@ class Measurer:
         self.close()
 
     def close(self) -> None:
-        for worker in (self._bench, *self._pool):
-            if worker is not None:
-                worker.close()
+        workers = [w for w in (self._bench, *self._pool) if w is not None]
         if self._threads is not None:
-            self._threads.shutdown()
+            # A thread that waits for an answer hears of the end from its worker; only then may its pipe be closed.
+            for worker in workers:
+                worker.kill()
+            self._threads.shutdown(cancel_futures=True)
             self._threads = None
+        for worker in workers:
+            worker.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def memory(self) -> int:
@@ -239,11 +291,13 @@ class Measurer:
 
     def _side_by_side(self, op: str, mappings: Sequence[Tuned], seconds: float) -> list[Outcome]:
         limit = min(seconds, self.limits.compile_s)
+        # A system compiler inherits the limit; what compiles within the worker maps more than it needs.
+        more = {"memory": self.limits.memory_bytes} if op == "build" else {}
 
         def one(mapping: Tuned) -> Outcome:
             worker = self._free.get()
             try:
-                reply = worker.ask({"op": op, "mapping": mapping.to_dict()}, limit)
+                reply = worker.ask({"op": op, "mapping": mapping.to_dict(), **more}, limit)
                 return Outcome(reply["status"], reply.get("detail", ""), told=reply)
             except WorkerDied as death:
                 return Outcome("compile_timeout" if death.status == "hang" else "compile_error", death.detail)
@@ -252,10 +306,25 @@ class Measurer:
 
         # A worker dies with the thread that started it, so these threads live as long as the measurer.
         self._threads = self._threads or ThreadPoolExecutor(max(1, len(self._pool)))
-        return list(self._threads.map(one, mappings))
+        done = list(self._threads.map(one, mappings))
+        full = next((o for o in done if o.status == "no_room"), None)
+        if full is not None:  # no fault of the candidate
+            raise UsageError(
+                "there is no room for compiled kernels",
+                got=full.detail.split("\n")[0],
+                hint="free some space in the temporary folder and in the build cache (castile cache clear)",
+            )
+        return done
 
     def check(self, mapping: Tuned, seconds: float = 60.0) -> Outcome:
-        """Run a mapping twice and compare it with the oracle; no samples of time are taken."""
+        """Run a mapping twice and compare it with the oracle; no samples of time are taken. A worker that a candidate
+        may have damaged is replaced."""
+        outcome = self._checked(mapping, seconds)
+        if outcome.status in _SPOILING and self._bench is not None:
+            self._bench.close()
+        return outcome
+
+    def _checked(self, mapping: Tuned, seconds: float) -> Outcome:
         limit, data = min(seconds, self.limits.run_s), mapping.to_dict()
         try:
             reply = self._ask({"op": "check", "mapping": data, "trap": True}, limit)

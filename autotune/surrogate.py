@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+
+from ..ir.errors import UsageError
 
 Array = Any  # a float64 ndarray
 
@@ -69,6 +72,8 @@ class GaussianProcess:
     """Regression with one weight for each parameter's order and one for its equality, fitted by maximum posterior."""
 
     def __init__(self, points: Points) -> None:
+        if find_spec("scipy") is None:
+            raise UsageError("the search needs scipy", hint="pip install 'castile[tune]'")
         a = points.ordered.shape[1]
         # A parameter of two values has no order: whether they differ is all there is.
         levels = points.codes.max(axis=0) + 1 if len(points) else []

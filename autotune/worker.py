@@ -15,16 +15,19 @@ import mmap
 import os
 import queue
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
 import numpy as np
 
+from ..codegen import build as builds
 from ..codegen import targets
 from ..ir.bound import compare, reference
 from ..ir.cascade import Cascade
@@ -48,6 +51,11 @@ _PATTERN = 0xA5
 
 # A sample of time is at least this long; shorter kernels run several times for one.
 _SAMPLE_NS = 200_000
+
+
+# The variable that names the pipe which the tuner holds open as long as it lives, and the bytes that a build needs.
+LIFELINE = "CASTILE_LIFELINE"
+_ROOM = 1 << 20
 
 
 def built(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -> Callable[..., Any]:
@@ -78,9 +86,14 @@ class Guarded:
         if trap:
             start = self._bytes.__array_interface__["data"][0]
             for at in (start, start + page + inner):
-                if _libc().mprotect(ctypes.c_void_p(at), ctypes.c_size_t(page), 0):
-                    raise OSError(ctypes.get_errno(), "mprotect")
+                _protect(at, page, 0)
         self._checked = (page, page + inner) if trap else (0, len(self._bytes))
+
+    def lock(self) -> None:
+        """From now on the array may only be read."""
+        self.array.flags.writeable = False
+        start, pages = self._bytes.__array_interface__["data"][0], len(self._bytes) - 2 * mmap.PAGESIZE
+        _protect(start + mmap.PAGESIZE, pages, mmap.PROT_READ)
 
     def fill(self, byte: int) -> None:
         """Fill the array with a byte."""
@@ -93,8 +106,9 @@ class Guarded:
         return any(bool((part != _PATTERN).any()) for part in around)
 
 
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
+def _protect(start: int, size: int, how: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start), ctypes.c_size_t(size), how):
+        raise OSError(ctypes.get_errno(), "mprotect")
 
 
 # What is measured
@@ -110,6 +124,7 @@ class Workload:
     build: Build
     seed: int
     _inputs: dict[str, Any] | None = None
+    _guarded: dict[str, Guarded] = field(default_factory=dict)
     _wanted: Any = None
     _at: Any = None
 
@@ -122,13 +137,23 @@ class Workload:
             self._inputs = {p.name: found[p.name] if p.indices else found[p.name][()] for p in c.params}
         return self._inputs
 
+    def guarded(self) -> dict[str, Any]:
+        """The inputs again, before a page that may not be touched and in pages that may not be written to: a candidate
+        that writes into them would make the next ones wrong."""
+        for name, value in self.inputs.items():
+            if name not in self._guarded and isinstance(value, np.ndarray):
+                self._guarded[name] = held = Guarded(value.shape, value.dtype, trap=True)
+                held.array[...] = value
+                held.lock()
+        return {name: self._guarded[name].array if name in self._guarded else v for name, v in self.inputs.items()}
+
     def outputs(self, trap: bool) -> dict[str, Guarded]:
         c, types = self.cascade, tensor_types(self.cascade)
         return {n: Guarded(tuple(shape_of(c, n, self.extents)), numpy_dtype(types[n]), trap) for n in c.outputs}
 
-    def run(self, kernel: Callable[..., Any], outputs: Mapping[str, Guarded]) -> None:
+    def run(self, kernel: Callable[..., Any], outputs: Mapping[str, Guarded], guarded: bool = False) -> None:
         arrays = tuple(o.array for o in outputs.values())
-        kernel(**self.inputs, out=arrays if len(arrays) > 1 else arrays[0])
+        kernel(**(self.guarded() if guarded else self.inputs), out=arrays if len(arrays) > 1 else arrays[0])
 
     def verdict(self, outputs: Mapping[str, Guarded]) -> str:
         """What is wrong with the results; nothing if they lie within the derived bound of the oracle."""
@@ -164,14 +189,15 @@ class Workload:
 
 
 def check(w: Workload, mapping: Tuned, trap: bool) -> dict[str, Any]:
-    """Run a candidate twice and compare: with the oracle, with itself, and what lies around its outputs."""
+    """Run a candidate twice and compare: with the oracle, with itself, and what lies around its outputs. Inputs are
+    guarded in any case, outputs where they are to ``trap``."""
     kernel = w.build(w.cascade, mapping, w.extents, w.target)
     first, second = w.outputs(trap), w.outputs(trap)
     began = perf_counter()
     for outputs, byte in ((first, 0xFF), (second, 0x3C)):
         for o in outputs.values():
             o.fill(byte)
-        w.run(kernel, outputs)
+        w.run(kernel, outputs, guarded=True)
     seconds = (perf_counter() - began) / 2
     for name in first:
         if first[name].damaged or second[name].damaged:
@@ -265,6 +291,7 @@ def main(build: Build = built) -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a kernel or a compiler prints is no reply
     _die_with_parent()
+    _watch()
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     w: Workload | None = None
@@ -278,7 +305,7 @@ def main(build: Build = built) -> None:
         except MemoryError:
             reply = {"status": "memory", "detail": "out of memory"}
         except CastileError as error:
-            reply = {"status": "compile_error", "detail": str(error)[:2000]}
+            reply = {"status": "compile_error" if _room() else "no_room", "detail": str(error)[:2000]}
         except Exception as error:  # a candidate may raise what it likes, and must cost nothing else
             status = "compile_error" if request["op"] in ("build", "resources") else "crash"
             reply = {"status": status, "detail": f"{type(error).__name__}: {error}"[:2000]}
@@ -300,6 +327,26 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def _watch() -> None:
+    """Let another process end this one's group when the tuner is gone. The kernel's signal reaches only this process,
+    not a compiler that it started, and this process may be stuck in a candidate."""
+    lifeline = os.environ.pop(LIFELINE, "")
+    if lifeline.isdecimal():
+        subprocess.Popen(["/bin/sh", "-c", "read -r _; kill -9 0"], stdin=int(lifeline))
+        os.close(int(lifeline))
+
+
+def _room() -> bool:
+    """Whether the folders that a build writes to take a file."""
+    for folder in (None, builds.cache_folder()):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_ROOM))
+        except OSError:
+            return False
+    return True
 
 
 def _limit(limit: int) -> None:

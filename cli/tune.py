@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import Json, More, Shape, emit, err, extents, fail, of_file, out, read_cascade, sorted_out
+from .terminal import Json, More, Shape, emit, err, extents, fail, note, of_file, out, read_cascade, sorted_out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +71,11 @@ def tune(
         return
     with _Display(c, seconds, quiet=json) as display:
         left = max(1.0, seconds - (monotonic() - began))  # loading and deriving count
-        result = run(c, shapes, target, left, trials, seed, path=records, progress=display.show)
+        try:
+            result = run(c, shapes, target, left, trials, seed, path=records, progress=display.show)
+        except KeyboardInterrupt:
+            display.stopped()
+            raise
     if json:
         emit(document(c, shapes, result))
     else:
@@ -174,6 +178,7 @@ class _Display:
         self._name, self._budget = c.name, budget
         console = err()
         self._live = None if quiet or not console.is_terminal else Live(console=console, transient=True)
+        self._last: Progress | None = None
 
     def __enter__(self) -> _Display:
         if self._live is not None:
@@ -184,7 +189,21 @@ class _Display:
         if self._live is not None:
             self._live.stop()
 
+    def stopped(self) -> None:
+        """What is left of a search that the user ended."""
+        from ..autotune.report import spelled
+
+        p = self._last
+        if self._live is not None:
+            self._live.stop()
+        if p is None or not p.trials:
+            note("interrupted before anything was measured")
+            return
+        best = f"; the best so far takes {spelled(p.best_s)}, the default {spelled(p.default_s)}" if p.best_s else ""
+        note(f"interrupted: {p.trials} trials are on record{best}. The same command goes on from there")
+
     def show(self, p: Progress) -> None:
+        self._last = p
         if self._live is not None:
             self._live.update(self._panel(p), refresh=True)
 

@@ -54,7 +54,8 @@ class Trees:
 
     def to_bytes(self) -> bytes:
         """The roots of all ensembles, then the nodes; `trees_of` reads them."""
-        return np.concatenate(self.roots).astype("<i4").tobytes() + self.nodes.tobytes()
+        places: bytes = np.concatenate(self.roots).astype("<i4").tobytes()
+        return places + bytes(self.nodes.tobytes())
 
 
 def trees_of(raw: bytes, counts: Sequence[int], bases: Sequence[float], features: int) -> Trees:

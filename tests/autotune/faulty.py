@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,10 @@ FAULTS = {
     111: "unwritten",
     112: "not a number",
     113: "aborts",
+    114: "eats slowly",
+    115: "changes its input",
+    116: "reads past its input",
+    117: "compiler eats memory",
 }
 
 
@@ -38,8 +43,11 @@ def build(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -
     if fault == "compile_error":
         raise RuntimeError("the compiler does not like it")
     if fault == "compile_timeout":
-        time.sleep(60)
+        subprocess.run(["sleep", "60"], check=True)
+    if fault == "compiler eats memory":
+        np.ones(1 << 36, np.uint8)
     runs = itertools.count()
+    kept: list[Any] = []
     pause = 2e-3 if not mapping.tiles.get("n") else 2e-2 / mapping.tiles["n"]
 
     def kernel(X: Any, out: Any) -> None:
@@ -54,6 +62,13 @@ def build(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -
                 time.sleep(60)
             case "memory":
                 np.ones(1 << 45, np.uint8)
+            case "eats slowly":
+                while True:
+                    kept.append(np.empty(1 << 24, np.uint8))
+            case "changes its input":
+                ctypes.memset(X.__array_interface__["data"][0], 0, 1)
+            case "reads past its input":
+                ctypes.string_at(X.__array_interface__["data"][0] + X.nbytes, 1)
             case "overrun":
                 ctypes.memset(address + out.nbytes, 0, 1)
             case "far overrun":

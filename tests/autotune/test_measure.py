@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import castile
-from castile.autotune.measure import Limits, Measurer, Outcome
+from castile.autotune import space
+from castile.autotune.measure import WORKER, Limits, Measurer, Outcome
 from castile.autotune.records import Records
 from castile.autotune.tuner import tune, verdict
 from castile.autotune.worker import Guarded
@@ -29,6 +31,10 @@ SOFTMAX = castile.parse(
     "    Y[n, k] = P[n, k] / sum[k](P[n, k])\n"
 )
 SHAPES = {"n": 24, "k": 40}
+
+# Tiles of `n` to choose from; those from 101 on are faults of `faulty.py`.
+TILES = (1, 2, 3, 4, 6, 8, 12, 24, 101, 103, 104, 105, 106, 107, 110)
+
 LIMITS = Limits(compile_s=2.0, run_s=2.0, memory_bytes=1 << 30)
 
 
@@ -60,6 +66,9 @@ def bench() -> Iterator[Measurer]:
         (111, {"wrong"}),
         (112, {"wrong"}),
         (113, {"crash"}),
+        (114, {"memory"}),
+        (115, {"crash"}),
+        (116, {"crash"}),
     ],
 )
 def test_a_fault_is_known_and_the_next_candidate_runs(bench: Measurer, n: int, kinds: set[str]) -> None:
@@ -70,8 +79,19 @@ def test_a_fault_is_known_and_the_next_candidate_runs(bench: Measurer, n: int, k
 
 
 def test_faults_of_compiling(bench: Measurer) -> None:
-    kinds = [o.status for o in bench.compile([tile(107), tile(4), tile(108), tile(4)])]
-    assert kinds == ["compile_error", "ok", "compile_timeout", "ok"]
+    kinds = [o.status for o in bench.compile([tile(107), tile(4), tile(108), tile(4), tile(117), tile(4)])]
+    assert kinds == ["compile_error", "ok", "compile_timeout", "ok", "memory", "ok"]
+
+
+def test_no_room_is_no_fault_of_the_candidate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "cache"))
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1)); "
+    command = (WORKER[0], WORKER[1], limited + WORKER[2])
+    with (
+        Measurer(SOFTMAX, SHAPES, limits=LIMITS, command=command) as full,
+        pytest.raises(UsageError, match="no room"),
+    ):
+        full.compile([tile(4)])
 
 
 def test_slow_candidates_are_not_timed_for_long(bench: Measurer) -> None:
@@ -88,35 +108,39 @@ def test_guarded_memory() -> None:
     assert Guarded((0, 4), np.float32, trap=True).array.size == 0
 
 
-def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["compiling", "running"])
+def test_a_worker_dies_with_its_parent(what: str) -> None:
+    """And with it what it started, such as a compiler; its temporary folder goes with the next tuner."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from test_measure import faulty, tile\n"
         "m = faulty(); print(m.compile([tile(4)])[0].status, m.measure(tile(4), repeats=1).status, flush=True)\n"
-        "print(m._bench._process.pid, m._pool[0]._process.pid, flush=True)\n"
-        "m.measure(tile(102), seconds=50)\n"
+        "print(m._bench._process.pid, m._pool[0]._process.pid, m._folder, flush=True)\n"
+        "m.compile([tile(108)]) if sys.argv[2] == 'compiling' else m.measure(tile(102), seconds=50)\n"
     )
-    command = [sys.executable, "-c", code, str(FAULTY.parent)]
+    command = [sys.executable, "-c", code, str(FAULTY.parent), what]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ok ok\n"
-    workers = [int(word) for word in parent.stdout.readline().split()]
+    *words, folder = parent.stdout.readline().split()
+    workers = [int(word) for word in words]
+    time.sleep(0.3)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     for _ in range(100):
-        if not any(alive(w) for w in workers):
-            return
+        if not any(group_alive(w) for w in workers):
+            break
         time.sleep(0.1)
-    pytest.fail("a worker outlived its parent")
+    else:
+        pytest.fail("a worker, or what it started, outlived its parent")
+    with faulty():
+        assert not Path(folder).exists()
 
 
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{process}/stat")
-    return not (state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+def group_alive(group: int) -> bool:
+    """Whether any process of a group runs."""
+    states = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return any(int(g) == group and s[0] != "Z" for g, s in (line.split() for line in states.splitlines()))
 
 
 # The whole
@@ -131,18 +155,22 @@ def test_verdict() -> None:
     assert verdict([slow, fast], None)[0] == 1
 
 
+def with_faults(setattr: Callable[..., None]) -> None:
+    """Let the space offer candidates that go wrong, and compare the best only shortly."""
+    tiles, compete = space._tiles, Measurer.compete
+
+    def more(*args: Any) -> Iterator[space.Choice]:
+        for choice in tiles(*args):
+            ours = choice.name == "n"
+            yield space.Choice(choice.part, choice.name, TILES, 1) if ours else choice
+
+    setattr(space, "_tiles", more)
+    setattr(Measurer, "compete", lambda self, mappings, seconds: compete(self, mappings, seconds, 20))
+
+
 def test_tuning_with_faults_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles 101 to 113 are faults; the search meets some, none wins, and another session takes up where it ended."""
-    from castile.autotune import space
-
-    tiles = space._tiles
-
-    def more(*args: object) -> Iterator[space.Choice]:
-        for choice in tiles(*args):  # type: ignore[arg-type]
-            values = (1, 2, 4, 8, 101, 103, 104, 105, 106, 107, 110) if choice.name == "n" else choice.values
-            yield space.Choice(choice.part, choice.name, values, 1 if choice.name == "n" else choice.default)
-
-    monkeypatch.setattr(space, "_tiles", more)
+    """The search meets some faults, none wins, and another session takes up where it ended."""
+    with_faults(monkeypatch.setattr)
     path = tmp_path / "r"
     result = tune(SOFTMAX, SHAPES, budget_s=60, trials=9, path=path, measurer=faulty(2))
     assert result.best.status == "ok"

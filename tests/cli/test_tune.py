@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,37 @@ def test_tune_records_and_replays(castile: Any, tmp_path: Path) -> None:
     (row,) = castile("records", "list", "--json").json
     assert (row["cascade"], row["trials"], row["failed"]) == ("softmax", 2, 0)
     assert "softmax" in castile("records", "show").out
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C leaves what was measured, says so in a line, and the same command goes on from there."""
+    records = tmp_path / "r"
+    command = [sys.executable, "-m", "castile", "tune", "softmax", "--shape", "n=16", "k=32", "--records", str(records)]
+
+    def heard() -> None:  # what a shell starts in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    pipe = subprocess.PIPE
+    tuner = subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, preexec_fn=heard)
+    for _ in range(600):
+        with contextlib.suppress(UsageError), Records(records, read_only=True) as r:
+            if len(r.all()) > 1:
+                break
+        time.sleep(0.1)
+    tuner.send_signal(signal.SIGINT)
+    out, err = tuner.communicate(timeout=30)
+    assert tuner.returncode == 130
+    assert out == ""
+    assert re.fullmatch(r"interrupted: \d+ trials are on record; the best so far takes .*\n", err)
+    with Records(records) as r:
+        assert len(r.all()) >= int(err.split()[1])
+
+
+def test_without_scipy(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    done = castile("tune", "softmax", "--shape", "n=16", "k=32", "--trials", 2)
+    assert done.code == 2
+    assert "needs scipy" in done.err
 
 
 def test_list_show_export_import_merge(castile: Any, filled: Path, tmp_path: Path) -> None:
