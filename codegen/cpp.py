@@ -1231,7 +1231,7 @@ class Printer:
                 text = _from_memory(param.dtype, f"*{name}") if tensor in self.k.outputs else name
                 return Value(text, UNARY if tensor in self.k.outputs else ATOM, param.dtype)
             case Cast(dtype=dtype, arg=arg):
-                found = self.value(arg, axes, None)
+                found = self.value(arg, axes, "f64" if dtype == "f64" and literal_value(arg) is not None else None)
                 return found if found.dtype == dtype else Value(_converted(found, dtype), ATOM, dtype)
             case Call():
                 return self._call(e, axes, wanted)

@@ -124,9 +124,7 @@ class Contractions:
     def _contraction(self, p: Product) -> Contraction | None:
         narrow = tuple(f for f in p.factors if self.is_narrow(f))
         wide = tuple(f for f in p.factors if f not in narrow)
-        if not all(DTYPES[self.dtype(f)].is_float for f in p.factors):
-            return None
-        scaled = not all(map(_is_power_of_two, wide)) or bool(p.under)
+        scaled = not all(map(self._is_exact, wide)) or bool(p.under)
         if not narrow or not (scaled or len(narrow) > 2):
             return None
         units = [DTYPES[self.dtype(f)].unit_roundoff for f in narrow]
@@ -136,15 +134,17 @@ class Contractions:
             value = Call("div", (value, _product(p.under)))
         return Contraction(narrow, value, p.conditions, rounding)
 
+    def _is_exact(self, e: Expr) -> bool:
+        """Whether a factor is exact in 16 bits: an integer of 8, or a power of two."""
+        value = literal_value(e)
+        if value is not None:
+            return isinstance(value, bool) or math.frexp(abs(value))[0] == 0.5
+        row = DTYPES[self.dtype(e)]
+        return not row.is_float and row.bits <= 8
+
 
 def _product(factors: Iterable[Expr]) -> Expr:
     first, *rest = tuple(factors) or (Const(1.0),)
     for f in rest:
         first = Call("mul", (first, f))
     return first
-
-
-def _is_power_of_two(e: Expr) -> bool:
-    """Whether a factor is a literal that changes an exponent and no more."""
-    value = literal_value(e)
-    return value is not None and not isinstance(value, bool) and math.frexp(abs(value))[0] == 0.5

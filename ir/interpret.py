@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from .cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
+from .cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce, literal_value
 from .dtypes import DTYPES, round_to, rounds, wrap
 from .errors import EvaluationError
 from .ops import OPS, REDUCTIONS
 from .scalar import Array, array_type, common, convert
 from .tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, lacking_ranks
-from .types import TypeChecker, settle
+from .types import TypeChecker, computed_in, settle
 
 
 def held(dtype: str) -> Any:
@@ -199,15 +199,24 @@ class _Run:
             case Access(tensor=name):
                 return self._named(name, axes)
             case Cast(dtype=dtype, arg=arg):
-                cast: Array = convert(self.expr(arg, axes), dtype).astype(held(dtype))
+                cast: Array = convert(self._operand(arg, axes, dtype), dtype).astype(held(dtype))
                 return cast
             case Call(op="where", args=(condition, a, b)):
-                left, right = common(self.expr(a, axes), self.expr(b, axes))
+                within = settle(self.checker.infer(e))
+                left, right = common(self._operand(a, axes, within), self._operand(b, axes, within))
                 return np.where(self.expr(condition, axes), left, right)
-            case Call():
-                return self._call(e, [self.expr(a, axes) for a in e.args])
+            case Call(args=args):
+                within = computed_in(e, settle(self.checker.infer(e)), [self.checker.infer(a) for a in args])
+                return self._call(e, [self._operand(a, axes, within) for a in args])
             case Reduce():
                 raise EvaluationError("a tile program's expressions hold no reductions", loc=e.loc)
+
+    def _operand(self, e: Expr, axes: tuple[str, ...], within: str) -> Array:
+        """The value of an operand; a literal is one of the type in which the operation is done."""
+        value = literal_value(e)
+        if within == "f64" and isinstance(value, float):
+            return np.full((1,) * len(axes), value)
+        return self.expr(e, axes)
 
     def _named(self, name: str, axes: tuple[str, ...]) -> Array:
         if name not in self.tiles:

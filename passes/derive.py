@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.cascade import MAX_DEPTH, Cascade
+from ..ir.cascade import MAX_DEPTH, Cascade, Output
 from ..ir.extents import bindings
+from ..ir.types import tensor_types
 from ..ir.verify import verify
 from .count import count_passes
 from .extent import keeps_extents
@@ -111,8 +112,8 @@ class _Deriver(Teller):
         order = {name: i for i, name in enumerate(o.name for e in c.einsums for o in e.outputs)}
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
-        derived = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
-        if not keeps_extents(c, derived, self.reader.instances, self.reader.again):
+        derived = self._with_types(replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids()))
+        if not keeps_extents(c, derived, self.reader.instances):
             return (self._unknown_extent(),)
         if not fits(derived):
             return (Block((), "", "", f"written out, an expression would nest deeper than {MAX_DEPTH} levels"),)
@@ -125,6 +126,20 @@ class _Deriver(Teller):
             self.level, self.kind, self.streams, bool(self.reductions.centred.keys() & self.component.keys())
         )
         return Derivation(form, derived, passes, self._steps(), self._blocks(), tuple(self.streams))
+
+    def _with_types(self, derived: Cascade) -> Cascade:
+        """The outputs with the types that they have in the original, declared where their expressions give others."""
+        types = tensor_types(derived)
+        alone = {e.name for e in derived.einsums if len(e.outputs) == 1}
+        wrong = {o for o in derived.outputs if o in alone and types[o] != self.reader.types[o]}
+        if not wrong:
+            return derived
+
+        def declared(o: Output) -> Output:
+            return replace(o, dtype=self.reader.types[o.name]) if o.name in wrong else o
+
+        einsums = (replace(e, outputs=tuple(map(declared, e.outputs))) for e in derived.einsums)
+        return replace(derived, einsums=tuple(einsums))
 
     def _unknown_extent(self) -> Block:
         loose = ", ".join(b.rank for b in bindings(self.c) if b.param is None)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ..ir.cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, walk
 from ..ir.errors import CastileError
-from ..ir.extents import Binding, Use, bindings, extent_of, resolve, uses
+from ..ir.extents import Binding, bindings, extent_of, resolve
 from ..ir.ops import OPS
 from ..ir.print import print_expr
 from .transpose import Names
@@ -84,50 +84,27 @@ def _size(rank: str, before: dict[str, int], names: Names) -> int | None:
     return int(index.value) if isinstance(index, Const) else extent_of(index, before)
 
 
-def keeps_extents(c: Cascade, derived: Cascade, instances: Mapping[str, str], again: bool = False) -> bool:
-    """Whether ranks that only indices bound get their extents from the same indices as before.
-
-    Another instance of a rank that a parameter has reads along the whole of that axis, and else where the rank does;
-    it is refused with ``again``, which says that it would reduce anew at each place that reads a reduction.
-    """
+def keeps_extents(c: Cascade, derived: Cascade, instances: Mapping[str, str]) -> bool:
+    """Whether ranks that only indices bound get their extents from the same indices as before."""
     before = {b.rank: b for b in bindings(c)}
     try:
         after = bindings(derived)
     except CastileError:
         return False
-    read = {_place(c, u, instances) for u in uses(c) if not u.guarded}
-    for b in after:
-        own = before.get(instances.get(b.rank, b.rank))
-        if b.param is not None:
-            continue
-        if own is None:
-            return False
-        places = _places(derived, b, instances)
-        if own.param is None:
-            if places != _places(c, own, instances):
-                return False
-        else:
-            whole = (own.rank, tuple(_probe(Rank(own.rank), salt, instances) for salt in SALTS))
-            if again or whole not in places or not places - {whole} <= read:
-                return False
-    return True
+    found = {b.rank: _places(c, b, instances) for b in before.values()}
+    return all(
+        b.param is not None or _places(derived, b, instances) == found.get(instances.get(b.rank, b.rank)) for b in after
+    )
 
 
-# What tells indices apart, whatever their spelling: their values where ranks have values that depend on these.
-SALTS = (3, 7)
-
-Place = tuple[str, tuple[int, ...]]
-
-
-def _places(c: Cascade, b: Binding, instances: Mapping[str, str]) -> set[Place]:
-    """The indices that bound a rank and the axes that they read."""
-    return {_place(c, u, instances) for u in b.within}
-
-
-def _place(c: Cascade, u: Use, instances: Mapping[str, str]) -> Place:
-    axis = c.indices_of(u.tensor)[u.axis]
-    size = instances.get(axis.name, axis.name) if isinstance(axis, Rank) else print_expr(axis)
-    return size, tuple(_probe(u.index, salt, instances) for salt in SALTS)
+def _places(c: Cascade, b: Binding, instances: Mapping[str, str]) -> set[tuple[str, tuple[int, ...]]]:
+    """The indices that bound a rank and the axes that they read, by values at two probes, whatever the spelling."""
+    found = set()
+    for u in b.within:
+        axis = c.indices_of(u.tensor)[u.axis]
+        size = instances.get(axis.name, axis.name) if isinstance(axis, Rank) else print_expr(axis)
+        found.add((size, tuple(_probe(u.index, salt, instances) for salt in (3, 7))))
+    return found
 
 
 def _probe(e: Expr, salt: int, instances: Mapping[str, str]) -> int:

@@ -43,7 +43,7 @@ def conjuncts(p: Expr) -> Iterator[Expr]:
 def bracket(op: str, element: Expr) -> frozenset[Expr]:
     """Conditions without which an element leaves a reduction as it is: those of brackets around it or its factors."""
     match element:
-        case Call(op="where", args=(p, value, other)) if literal_value(other) == _NOTHING.get(op):
+        case Call(op="where", args=(p, value, other)) if op in _NOTHING and literal_value(other) == _NOTHING[op]:
             return frozenset(conjuncts(p)) | bracket(op, value)
         case Call(op="mul", args=args) if op == "sum":
             return frozenset().union(*(bracket(op, a) for a in args))

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
-from ..ir.dtypes import DTYPES, rounds
+from ..ir.dtypes import DTYPES, rounds, wrap
 from ..ir.extents import bindings
-from ..ir.types import TypeChecker, is_float, settle, tensor_types
+from ..ir.ops import OPS
+from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle, tensor_types
 from ..ir.verify import scan_step
 from .brackets import bracket, compare, conjunction, disjunction, negate, pred
 from .casts import cast
 from .forms import Atom, Form, Value, add, lift, neg, sub, values_inside
 from .functions import function
+from .lower import is_integral
 from .normal import const, div, mul, nonnegative, select
 from .normal import power as raise_to
 from .rewriting import rewrite
@@ -33,8 +37,6 @@ class Reader:
     forms: dict[str, Value] = field(default_factory=dict)
     opaque: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     instances: dict[str, str] = field(default_factory=dict)
-    # Whether a reduction is read at other places than its own, so that each of them reduces anew.
-    again: bool = False
 
     def __post_init__(self) -> None:
         self.types = tensor_types(self.c)
@@ -116,6 +118,10 @@ class Reader:
     def _dtype(self, e: Expr) -> str:
         return settle(self.checker.infer(e))
 
+    def is_typed(self, e: Expr, dtype: str) -> bool:
+        """Whether an expression is of a type that its number, written alone, would not have."""
+        return self.checker.infer(e) == dtype != "f32"
+
     def form(self, e: Expr) -> Form:
         """The numeric value of an expression; a bool counts as 0 or 1."""
         v = self.value(e)
@@ -163,6 +169,8 @@ class Reader:
             return negate(compare("eq", v, const(0), integer=not DTYPES[source].is_float))
         if DTYPES[target].is_float:
             v = as_float(v, source, target)
+            if target == "f64" and v.constant is None and is_integral(v):
+                v = lift(Atom("int", "cast:f64", (v,), dtype=target, nonnegative=nonnegative(v)))
             other = DTYPES[source].is_float and (source == "f64") != (target == "f64") and v.constant is None
             return cast(target, v) if rounds(target) or other else v
         if source == target and not DTYPES[source].is_float:
@@ -208,7 +216,6 @@ class Reader:
                 return changed[a.name]
             if a.kind != "red":
                 return None
-            self.again |= any(f.atom is None or f.atom.kind != "rank" for r, f in changed.items() if r in a.free)
             body = a.args[0]
             assert isinstance(body, Form)
             ranks_now = a.ranks
@@ -250,23 +257,54 @@ class Reader:
             return lift(Atom("red", e.op, args, ranks, self._dtype(e)))
         body = self.form(e.arg)
         dtype = self._dtype(e)
+        if dtype == "f64" and body.constant is not None:
+            body = widened(body, "f64")
         if not is_float(dtype) and e.op != "argmax":
             # Integers wrap, so nothing leaves their sums.
             return lift(Atom("red", e.op, (body,), ranks, dtype))
         return self.reductions.reduce(e.op, ranks, body, dtype)
 
+    def _typed(self, e: Call, within: str, first: int = 0) -> list[Value]:
+        """The operands from the first on, in the type in which the text computes with them.
+
+        A number has no type in a form, so where only a number's type said that it is a wider one, what it meets is
+        converted: ``x * f64(2.0)`` -> ``f64(x) * 2``.
+        """
+        args = e.args[first:]
+        values = [self.value(a) for a in args]
+        kinds = []
+        for a, v in zip(args, values, strict=True):
+            kind = compute_type(self.checker.infer(a))
+            weak = WEAK_FLOAT if is_float(kind) else WEAK_INT
+            kinds.append(weak if isinstance(v, Form) and v.constant is not None else kind)
+        joined = kinds[0]
+        for kind in kinds[1:]:
+            joined = join(joined, kind)
+        told = settle(joined) == within
+        if told and within != "f64":
+            return values
+        # Products are put in another order, so f32 is converted where it meets f64, not when that is its turn.
+        kept = {WEAK_FLOAT, WEAK_INT, "f64"} | ({"i64", "i32", "u32"} if told else set())
+        pairs = zip(kinds, values, strict=True)
+        return [v if k in kept or isinstance(v, Atom) else widened(v, within) for k, v in pairs]
+
     def _call(self, e: Call) -> Value:
         if e.op == "where":
             condition = self.predicate(e.args[0])
-            a, b = self.value(e.args[1]), self.value(e.args[2])
+            a, b = self._typed(e, settle(self.checker.infer(e)), 1)
             if isinstance(a, Atom) and isinstance(b, Atom):
                 if any(self.reads_elsewhere(v) for v in (a, b)):
                     # The branch may be read out of bounds where the condition fails: it stays a select.
                     return pred("where", condition, a, b)
                 return disjunction([conjunction([condition, a]), conjunction([negate(condition), b])])
             return select(condition, _number(a), _number(b))
-        args = [self.value(a) for a in e.args]
         dtype = self.checker.infer(e)
+        if OPS[e.op].rule == "compare":
+            args = self._typed(e, settle(join(*(self.checker.infer(a) for a in e.args))))
+        elif OPS[e.op].rule in ("arith", "integer", "logic", "divide") and dtype != "bool":
+            args = self._typed(e, settle(dtype))
+        else:
+            args = [self.value(a) for a in e.args]
         if e.op in ("lt", "le", "gt", "ge", "eq", "ne"):
             integer = not any(is_float(self.checker.infer(a)) for a in e.args)
             return compare(
@@ -279,6 +317,8 @@ class Reader:
         if not is_float(dtype):
             return self._integer(e.op, forms, settle(dtype))
         sources = [settle(self.checker.infer(a)) for a in e.args]
+        if dtype == "f64" and all(f.constant is not None for f in forms) and OPS[e.op].rule == "real":
+            forms = (widened(forms[0], "f64"), *forms[1:])
         if e.op == "pow":
             return self._float(e.op, (as_float(forms[0], sources[0], dtype), forms[1]))
         return self._float(e.op, tuple(as_float(f, s, dtype) for f, s in zip(forms, sources, strict=True)))
@@ -298,7 +338,7 @@ class Reader:
             case _:
                 values = [a.constant for a in args]
                 if all(v is not None and v.denominator == 1 for v in values):
-                    folded = _fold(op, [int(v) for v in values if v is not None])
+                    folded = _fold(op, [int(v) for v in values if v is not None], dtype)
                     if folded is not None:
                         return const(folded)
                 return lift(Atom("int", op, args, dtype=dtype, nonnegative=_int_nonnegative(op, args)))
@@ -328,7 +368,19 @@ def as_float(v: Form, source: str, target: str) -> Form:
     if not DTYPES[source].is_integer or all(a.kind in ("rank", "extent") for m in v.terms for a, _ in m.factors):
         return v
     dtype = "f64" if target == "f64" else "f32"
+    if v.atom is not None and v.atom.dtype == dtype:
+        return v
     return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v)))
+
+
+def widened(v: Form, dtype: str) -> Form:
+    """A value as one of a type in which the text computes, where nothing else says that it does."""
+    if dtype == "f64" and not is_integral(v):
+        return lift(Atom("cast", dtype, (v,), dtype=dtype)) if v.constant is not None else cast(dtype, v)
+    own = v.atom
+    if own is not None and own.dtype == dtype:
+        return v
+    return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v) and dtype != "i32"))
 
 
 def _number(v: Value) -> Form:
@@ -369,19 +421,12 @@ def _int_nonnegative(op: str, args: tuple[Form, ...]) -> bool:
     return op in ("floordiv", "mod", "and", "rshift", "abs") and all(nonnegative(a) for a in args)
 
 
-def _fold(op: str, values: list[int]) -> int | None:
-    match op, values:
-        case "add", [a, b]:
-            return a + b
-        case "sub", [a, b]:
-            return a - b
-        case "mul", [a, b]:
-            return a * b
-        case "neg", [a]:
-            return -a
-        case "floordiv", [a, b] if b:
-            return a // b
-        case "mod", [a, b] if b:
-            return a % b
-        case _:
-            return None
+def _fold(op: str, values: list[int], dtype: str) -> int | None:
+    """An operation on integer literals; None where it has no result or one that a literal does not hold."""
+    if (op in ("floordiv", "mod") and not values[1]) or not all(abs(v) < 1 << 53 for v in values):
+        return None
+    if op in ("lshift", "rshift") and not 0 <= values[1] < 64:
+        return None
+    with np.errstate(all="ignore"):
+        result = int(wrap(np.asarray(OPS[op].numpy(*(np.int64(v) for v in values)), np.int64), dtype))
+    return result if abs(result) < 1 << 53 else None

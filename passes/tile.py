@@ -240,9 +240,13 @@ def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
 
 @dataclass
 class _Frame:
-    """The operations of one loop body under construction, and the tiles made in it."""
+    """The operations of one loop body under construction, and the tiles made in it.
+
+    ``known`` says that the loop's bounds make sure of conditions, which its body leaves out.
+    """
 
     ranks: set[str]
+    known: bool = False
     ops: list[Op] = field(default_factory=list)
     made: dict[object, Expr] = field(default_factory=dict)
 
@@ -503,6 +507,9 @@ class _Builder:
             dtype = self.types[e.tensor]
             dtype = dtype if dtype == "bool" else compute_type(dtype)
         key = (source, held, dtype)
+        if not plain:
+            # What the bounds of a loop say of a read holds inside it alone.
+            level = max([level, *(i for i, f in enumerate(self.frames) if f.known)])
         if e.tensor == self.e.name:
             # A scan reads what an earlier step stored: never kept from one step to the next.
             level = len(self.frames) - 1
@@ -539,13 +546,13 @@ class _Builder:
 
     # Reductions
 
-    def _open(self, ranks: tuple[str, ...], size: int) -> None:
+    def _open(self, ranks: tuple[str, ...], size: int, known: bool = False) -> None:
         for r in ranks:
             # A tile of one element would leave nothing to reduce.
             wanted = self.tiling.ranks.get(self.origin.get(r, r), size)
             self.sizes[r] = max(2, wanted) if size > 1 else 1
             self.looped.add(r)
-            self.frames.append(_Frame({r}))
+            self.frames.append(_Frame({r}, known))
 
     def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
         for r in reversed(ranks):
@@ -658,7 +665,7 @@ class _Builder:
             return Access(total.name)
         self.frames[-1].ops.append(Map(total, start))
         for phase in self._phases(e.ranks, bracket(e.op, e.arg)):
-            self._open(e.ranks, 1 if self.counts.keys() & set(e.ranks) else self.tiling.stream)
+            self._open(e.ranks, 1 if self.counts.keys() & set(e.ranks) else self.tiling.stream, bool(phase.known))
             inner = replace(e, args=(without(e.arg, phase.known, e.ranks),))
             self._reduce_tile(inner, guard, total, start, accumulate=True)
             self._close(e.ranks, phase)
@@ -845,7 +852,7 @@ class _Builder:
         takes = [s for s in self.step if isinstance(s, Take)]
         shared = frozenset.intersection(*(bracket(s.op, s.element) for s in takes))
         for phase in self._phases(e.ranks, shared):
-            self._open(e.ranks, self.tiling.stream)
+            self._open(e.ranks, self.tiling.stream, bool(phase.known))
             self._advance(e, phase, state, ranks_of)
             self._close(e.ranks, phase)
         return [Access(tile.name) for tile in state.values()]

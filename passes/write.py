@@ -10,6 +10,7 @@ from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_
 from .functions import exp
 from .lower import Lowering
 from .normal import mul
+from .read import widened
 from .step import StepWriter
 from .stream import Component, Stream
 
@@ -216,6 +217,8 @@ class Writer(Finisher):
             for v, original in zip(values, e.expr.args, strict=True):
                 dtype = self.reader._dtype(original)
                 final = self._finished(v) if isinstance(v, Form) else v
+                if isinstance(final, Form) and final.constant is not None and self.reader.is_typed(original, dtype):
+                    final = widened(final, dtype)
                 args.append(
                     lowering.float(final)
                     if isinstance(final, Form) and dtype in ("f32", "f64")
@@ -260,6 +263,8 @@ class Writer(Finisher):
                 inner = atom.args[0]
                 assert isinstance(inner, Form)
                 final = inner
+        if dtype == "f64" and isinstance(final, Form) and final.constant is not None:
+            final = widened(final, dtype)
         expr = self._typed(final, dtype)
         if any(o.name == name for w in self.einsums for o in w.outputs):
             # A reduction below took the name, as it is the output itself.

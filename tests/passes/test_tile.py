@@ -79,6 +79,63 @@ def test_examples_agree_with_the_oracle(name: str, gauge: str) -> None:
         assert judgement.ok, str(judgement)
 
 
+def agrees(text: str, inputs: dict[str, object], tiling: Tiling, level: str = "full") -> None:
+    c = castile.parse(text)
+    with np.errstate(all="ignore"):
+        got = interpret(derive(c, level), inputs, tiling)
+    for judgement in judge(c, inputs, got):
+        assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Y[k] = x[k] * f64(0.1)",
+        "Y[k] = x[k] * f64(1.0) * 0.1",
+        "Y[k] = f64(0.1)",
+        "Y[k] = where(x[k] < f64(0.1), 1.0, 2.0)",
+        "Y[k] = where(k > 1, x[k], f64(0.3)) * 0.1",
+        "Y[k] = where(k <= k + 1, x[k], z[k]) * 0.1",
+        "Y[k] = x[k] * z[k] * x[k] + x[k]",
+        "Y[k] = exp(f64(0.1)) * x[k]",
+        "Y[k] = log1p(f64(k))",
+        "Y = sum[k](x[k] * f64(0.1))",
+        "Y = sum[k](f64(0.1))",
+        "Y = extent(k) * f64(0.1)",
+        "Y = max[k](x[k] * f64(0.1)) * 0.3",
+        "Y[k] = k * f64(0.1)",
+        "V = 8 << 32\n    Y[k] = minimum(i[k], V)",
+        "V = 4000000000\n    Y[k] = i[k] * V",
+        "V = ~(8 << 32)\n    Y[k] = minimum(i[k], V ** 5)",
+    ],
+)
+def test_a_number_keeps_the_type_that_a_cast_or_a_statement_gave_it(body: str, level: str) -> None:
+    text = f"def f(x: f32[k], z: f64[k], i: i32[k]) -> Y:\n    {body}\n"
+    x = np.float32([0.1, 0.7, -0.3, 1 / 3, 2.9])
+    inputs: dict[str, object] = {"x": x, "z": x.astype(float) / 3, "i": np.arange(5, dtype=np.int32) * 500_000_000}
+    c = castile.parse(text)
+    assert tensor_types(derive(c, level).cascade)["Y"] == tensor_types(c)["Y"]
+    agrees(text, inputs, Tiling(3, 2, 4), level)
+
+
+def test_a_select_between_factors_masks_none_of_them() -> None:
+    text = "def f(x: f32[k], y: f32) -> Y:\n    Y = prod[k](where(k == 0, x[k], y))\n"
+    agrees(text, {"x": np.float32([2, 3, 5]), "y": np.float32(7)}, Tiling(3, 2, 4))
+
+
+def test_a_read_that_a_loop_guards_stays_in_the_loop() -> None:
+    """Where no coordinate of the loop fits the condition, nothing says that what is read is there."""
+    text = """
+def f(x: f32[m], y: f32[k], w: f32[n]) -> Y:
+    Y[n] = w[n] + sum[k](where((n >= 3) & (n - 3 < extent(m)), y[k] * x[n - 3], 0.0))
+"""
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal(size) for name, size in (("x", 4), ("y", 5), ("w", 9))}
+    for tiling in (Tiling(4, 2, 4), Tiling(1, 1, 2)):
+        agrees(text, inputs, tiling, "none")
+
+
 def test_attention_is_one_kernel_that_streams_its_keys() -> None:
     derivation = derive(castile.load(CASCADES / "attention_causal.cascade"))
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None}
