@@ -38,6 +38,7 @@ from ..ir.tile import (
     verify_kernel,
 )
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, computed_in, join, settle
+from .made import LONGEST, Recipe, at, multiple, period
 from .names import Names, comment, safe
 from .strips import ROWS, Strip, reads, runs, strips, writes
 from .vectors import WIDEST, Lanes, NotVectors, Text, steps
@@ -59,6 +60,9 @@ PANEL = 64
 FLAGS = tuple(
     "-std=c++17 -O2 -ftree-vectorize -fpeel-loops -ffp-contract=fast -fno-math-errno -fno-trapping-math -fwrapv".split()
 )
+
+# The types of `tile.h` that are structures around their bits.
+NARROW = ("f16", "bf16", "f8e4m3", "f8e5m2")
 
 _REDUCERS = {"sum": "Sum", "prod": "Prod", "max": "Max", "min": "Min", "any": "Any", "all": "All"}
 _JOINS = {"sum": "{a} + {b}", "prod": "{a} * {b}", "max": "maximum({a}, {b})", "min": "minimum({a}, {b})"}
@@ -280,6 +284,9 @@ class Printer:
         self.panels: dict[tuple[str, str, str, str], str] = {}
         self.finite: dict[str, str] = {}
         self.looked = 0
+        self.recipes: dict[str, Recipe | None] = {}
+        self.makers: dict[str, str] = {}
+        self.aligned: dict[str, int] = {}
         # Names in a fixed order, so that the text does not hang on what is printed first.
         for p in k.tensors:
             self.names("tensor", p.name)
@@ -459,12 +466,15 @@ class Printer:
             case Store():
                 self._store(op)
             case Load():
-                if self._view(op):
+                if self._into_made(op) or self._view(op):
                     return
                 # A tile lies in memory as its tensor does, so that both are walked along.
                 self._declare(op.tile, self._along(op.source, op.tile.axes))
                 self._load(op)
             case Map():
+                if (recipe := self._recipe(op)) is not None:
+                    self._make(op, recipe)
+                    return
                 self._declare(op.tile, self._as_read(op))
                 self._map(op)
             case Fold():
@@ -490,7 +500,17 @@ class Printer:
     def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
         """Operations in order; maps and folds that follow each other take one loop over the rows."""
         run: list[Load | Map | Fold | Store] = []
-        for op in ops:
+        taken: Map | None = None
+        for i, op in enumerate(ops):
+            if taken is not None:
+                taken = None
+                continue
+            following = ops[i + 1] if i + 1 < len(ops) else None
+            if isinstance(op, Dot) and isinstance(following, Map) and self._takes(following, op):
+                self._run(run, row)
+                run, taken = [], following
+                self._dot_into(op, following)
+                continue
             if not isinstance(op, For | Dot) and self._runs(op, row):
                 run.append(op)
                 continue
@@ -707,6 +727,9 @@ class Printer:
         places = dict(self.places)
         stack, workspace = self.stack, self.workspace
         panels, finite = dict(self.panels), dict(self.finite)
+        known = {o.tile.name: o.expr for o in self.readers if isinstance(o, Map)}
+        if op.lower is None or multiple(op.lower, op.size, known.get):
+            self.aligned[op.rank] = op.size
         if op.size == 1:
             self.axes[op.rank] = Axis(1, index, "1", index)
         else:
@@ -715,6 +738,7 @@ class Printer:
             self.axes[op.rank] = Axis(op.size, at, count, index)
         self._ops(op.body)
         del self.axes[op.rank]
+        self.aligned.pop(op.rank, None)
         self.places, self.stack, self.workspace = places, stack, workspace
         self.panels, self.finite = panels, finite
         self.close()
@@ -849,6 +873,10 @@ class Printer:
             held = "bool" if param.dtype == "bool" and not param.indices else param.dtype
             loaded = Value(_from_memory(param.dtype, text) if param.indices else text, ATOM, held)
             value = _converted(loaded, op.tile.dtype)
+            if op.guard is None and param.dtype == op.tile.dtype and param.indices and ctype(param.dtype) in NARROW:
+                # Structures are not copied in vectors, their bits are.
+                self.line(f"{self._element(op.tile.name)}.raw = {text}.raw;")
+                return
             if op.guard is not None:
                 other = self.literal(op.other, op.tile.dtype)
                 value = f"{self.typed(op.guard, 'bool', axes, ATOM)} ? {value} : {other}"
@@ -1075,24 +1103,148 @@ class Printer:
         self._nest(place.order, lambda: self.line(check), f"#pragma omp simd reduction(&:{name})")
         return name
 
+    # Operands made where they are multiplied
+
+    def _recipe(self, op: Map) -> Recipe | None:
+        """How to make a tile where it is multiplied; None where it has to lie in memory."""
+        name = op.tile.name
+        if name not in self.recipes:
+            # What follows asks for this tile again, and is told that it lies in memory.
+            self.recipes[name] = None
+            self.recipes[name] = self._found_recipe(op)
+        return self.recipes[name]
+
+    def _found_recipe(self, op: Map) -> Recipe | None:
+        tile = op.tile
+        written = [x for x in self.readers if not isinstance(x, Store) and x.tile.name == tile.name]
+        readers = [x for x in self.readers if tile.name in reads(x)]
+        dots = [x for x in readers if isinstance(x, Dot) and (x.operand or "f32") == tile.dtype and not x.annihilates]
+        if len(written) != 1 or not dots or len(dots) != len(readers) or not all(self._shares(x, tile) for x in dots):
+            return None
+        along, over = dots[0].tile.axes[-1], dots[0].over[0]
+        if any(r not in self.axes for x in dots for r in (*x.tile.axes, *x.over)):
+            return None
+        plans = [self._dot_plan(x) for x in dots]
+        if any(p is None or (p.n, p.k, p.batch, p.over) != (along, over, (), ()) for p in plans):
+            return None
+        loads = [x for x in self.readers if isinstance(x, Load) and x.tile.name in reads(op) and along in x.tile.axes]
+        exprs = [op.expr, *(i for x in loads for i in x.source.indices)]
+        length = period(exprs, over, self.aligned.get(over, 0) or 1)
+        if length is None or not all(self._direct(x, op, along) for x in loads):
+            return None
+        if sum(1 for t in reads(op) if t in self.tiles and along in self.tiles[t].axes) != len(loads):
+            return None
+        recipe = Recipe(along, over, length, tuple(loads))
+        try:
+            self._made_values(op, recipe, {x.tile.name: "x" for x in loads})
+        except NotVectors:
+            return None
+        return recipe
+
+    def _direct(self, op: Load, reader: Map, along: str) -> bool:
+        """Whether a load can be made in vectors within what alone reads it."""
+        param = self.params[op.source.tensor]
+        others = [x for x in self.readers if op.tile.name in reads(x) and x is not reader]
+        plain = op.guard is None and param.name not in self.k.outputs and not checked_indices(op, param.indices)
+        known = param.dtype in ("f32", "bf16", "u32", "i32", "u8", "i8")
+        return plain and known and not others and self._side(op.source, along) is not None
+
+    def _into_made(self, op: Load) -> bool:
+        """Leave a load to the operand that is made of it."""
+        makers = [x for x in self.readers if isinstance(x, Map) and op.tile.name in reads(x)]
+        found = self._recipe(makers[0]) if len(makers) == 1 else None
+        return found is not None and op in found.direct
+
+    def _made_values(self, op: Map, recipe: Recipe, kept: Mapping[str, str], i: int = 0) -> Text:
+        """The text of an operand's value ``i`` coordinates further; raises `NotVectors`."""
+        axis, moved = self.axes[recipe.over], at(op.expr, recipe.over, i, recipe.period)
+        self.axes[recipe.over] = replace(
+            axis, index=f"at_most({axis.index} + {i}, {axis.count} - 1)" if i else axis.index
+        )
+        plain = frozenset((*op.tile.axes,))
+
+        def tile(name: str) -> tuple[str, bool, str | None] | None:
+            return (self.tiles[name].dtype, name in kept, None) if name in self.tiles else None
+
+        def scalar(x: Expr, dtype: str) -> str:
+            return self.typed(x, dtype, plain, ATOM)
+
+        try:
+            return Lanes(recipe.along, self.checker, tile, scalar, kept).field(moved)
+        finally:
+            self.axes[recipe.over] = axis
+
+    def _make(self, op: Map, recipe: Recipe) -> None:
+        """A function that makes an operand where a dot asks for it."""
+        over, along = self.axes[recipe.over], self.axes[recipe.along]
+        left, axes = "left", frozenset(op.tile.axes)
+        name = self.names("make", op.tile.name, "{}_made")
+        # What it captures stays in registers, unless there are tiles among it.
+        near = reads(op) <= {x.tile.name for x in recipe.direct}
+        params = ", ".join(f"int64_t {x}" for x in (over.index, along.index, left))
+        self.open(f"const auto {name} = [{'=' if near else '&'}]({params}) CASTILE_INLINED")
+        bound: dict[str, str] = {}
+        values: list[str] = []
+        for i in range(recipe.period):
+            kept: dict[str, str] = {}
+            for load in recipe.direct:
+                param = self.params[load.source.tensor]
+                offset = self._moved_offset(load.source, recipe, i, axes)
+                side = self._side(load.source, recipe.along)
+                assert side is not None
+                stride = self._stride(param.name, side)
+                text = f"load(&{self.names('tensor', param.name)}[{offset}], {stride}, {left})"
+                if text not in bound:
+                    bound[text] = self.names(
+                        "lanes", f"{load.tile.name} {i}", load.tile.name if not i else f"{load.tile.name}_{i}"
+                    )
+                    self.line(f"const auto {bound[text]} = {text};")
+                kept[load.tile.name] = bound[text]
+            found = self._made_values(op, recipe, kept, i)
+            values.append(found.text if found.wide else f"splat({found.text})")
+        self.line(f"return units<{ctype(op.tile.dtype)}>(")
+        for i, text in enumerate(values):
+            self.line(f"    {text}{',' if i + 1 < len(values) else ');'}")
+        self.close("};")
+        self.makers[op.tile.name] = name
+
+    def _moved_offset(self, access: Access, recipe: Recipe, i: int, axes: frozenset[str]) -> str:
+        """The position of an element ``i`` coordinates further; never past the last one that there is."""
+        moved = tuple(at(x, recipe.over, i, recipe.period) for x in access.indices)
+        if moved == tuple(at(x, recipe.over, 0, recipe.period) for x in access.indices):
+            return self._offset(replace(access, indices=moved), axes, frozenset())
+        axis = self.axes[recipe.over]
+        self.axes[recipe.over] = replace(axis, index=f"at_most({axis.index} + {i}, {axis.count} - 1)")
+        text = self._offset(access, axes, frozenset())
+        self.axes[recipe.over] = axis
+        return text
+
     def _prepare(self, op: Dot, plan: DotPlan) -> None:
         """Before a strip: pack the operand that all its rows share, and look whether it is finite if that matters."""
         if op.annihilates and self.places[op.right] is plan.right and not plan.batch and not plan.over:
             self._all_finite(op, plan)
         long = {r for r in plan.right.tile.axes if self.axes[r].size != 1}
-        if plan.right.tile.name not in self.places:
+        maker = self.makers.get(plan.right.tile.name)
+        if plan.right.tile.name not in self.places and maker is None:
             return
         key = (plan.right.name, plan.n, plan.k, op.operand or "f32")
         if long != {plan.n, plan.k} or key in self.panels:
             return
         n, k = self.axes[plan.n], self.axes[plan.k]
         name = self.names("panels", "_".join(key), f"{plan.right.tile.name}_panels")
-        units = -(-n.size // PANEL) * PANEL * (k.size + 1)
+        units = -(-n.size // PANEL) * PANEL * (k.size + LONGEST)
         self.line(f"char* const {name} = {self._room(4 * units)};")
+        self.panels[key] = name
+        if maker is not None:
+            recipe = self.recipes[plan.right.tile.name]
+            assert recipe is not None
+            self.line(
+                f"pack_made<{ctype(op.operand or 'f32')}, {recipe.period}>({maker}, {k.count}, {n.count}, {name});"
+            )
+            return
         kind = ctype(plan.right.tile.dtype)
         matrix = self._matrix(plan.right, plan.k, plan.n, "const " + kind)
         self.line(f"pack<{ctype(op.operand or 'f32')}, {kind}>({matrix}, {k.count}, {n.count}, {name});")
-        self.panels[key] = name
 
     def _matrix(self, place: Place, row: str, column: str, kind: str) -> str:
         fixed = [r for r in place.tile.axes if r not in (row, column) and self.axes[r].size != 1]
@@ -1126,6 +1278,38 @@ class Printer:
         kept = [r for r in op.tile.axes if r != column and r in other.axes]
         good = column in tile.axes and column not in other.axes and bool(kept)
         return good and set(tile.axes) == {column, op.over[0]} and tile.dtype in ("f32", "bf16", "f16")
+
+    def _takes(self, op: Map, dot: Dot) -> bool:
+        """Whether a map alone reads the sums of a dot, place by place, so that it may take them from registers."""
+        plan = self._dot_plan(dot)
+        if plan is None or dot.annihilates or dot.accumulate or plan.batch or plan.over:
+            return False
+        readers = [x for x in self.readers if dot.tile.name in reads(x)]
+        written = [x for x in self.readers if not isinstance(x, Store) and x.tile.name == dot.tile.name]
+        right = plan.right.tile.name
+        ready = right in self.makers or (right, plan.n, plan.k, dot.operand or "f32") in self.panels
+        if readers != [op] or len(written) != 1 or not ready or set(op.tile.axes) != set(dot.tile.axes):
+            return False
+        place = self._place(op.tile.name)
+        if self._vector_axis(place) != plan.n:
+            return False
+        return self._vectors(op.expr, plan.n, frozenset(op.tile.axes), {dot.tile.name: "x"}) is not None
+
+    def _dot_into(self, dot: Dot, op: Map) -> None:
+        """A dot whose sums a map takes up as they are done."""
+        plan = self._dot_plan(dot)
+        assert plan is not None
+        for x in (dot, op):
+            self.line(comment(_text(self.k, x)))
+        self._declare(op.tile)
+        name, sums = self.names("take", op.tile.name, "{}_takes"), self.names("sums", dot.tile.name, dot.tile.name)
+        found = self._vectors(op.expr, plan.n, frozenset(op.tile.axes), {dot.tile.name: sums})
+        assert found is not None
+        m, n = self.axes[plan.m].index, self.axes[plan.n].index
+        self.open(f"const auto {name} = [&](int64_t {m}, int64_t {n}, Vector {sums}) CASTILE_INLINED")
+        self.line(f"store(&{self._element(op.tile.name)}, {found.text});")
+        self.close("};")
+        self._dot_call(dot, plan, taken=f"through({name})")
 
     def _dot_loops(self, op: Dot) -> None:
         """A dot as a plain reduction of products."""
@@ -1169,10 +1353,14 @@ class Printer:
         batch, outer = tuple(r for r in kept if r not in (m, n)), tuple(r for r in over if r != k)
         return DotPlan(left, right, m, n, k, batch, outer)
 
-    def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False) -> None:
+    def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False, taken: str | None = None) -> None:
+        """Call the micro-kernel; ``taken`` is where its sums go, if not into the dot's own tile."""
         m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))
-        self.dot_floats = max(self.dot_floats, (k.size + 1) * PANEL + m.size * (k.size + 1))
-        target = self.places[op.tile.name]
+        maker, recipe = self.makers.get(plan.right.tile.name), self.recipes.get(plan.right.tile.name)
+        more = 1 if maker is None else LONGEST + 2
+        few = 4 * (n.size + 2 * k.size + 64) if maker is not None else 0
+        self.dot_floats = max(self.dot_floats, (k.size + more) * PANEL + m.size * (k.size + more), few)
+        target = self._place(op.tile.name)
         accumulate = op.accumulate or bool(plan.over)
         panels = self.panels.get((plan.right.name, plan.n, plan.k, op.operand or "f32"))
         a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
@@ -1183,20 +1371,27 @@ class Printer:
 
         def call() -> None:
             a = self._matrix(plan.left, plan.m, plan.k, "const " + a_type)
-            b = self._matrix(plan.right, plan.k, plan.n, "const " + b_type)
-            c = self._matrix(target, plan.m, plan.n, "float")
-            counts = f"{m.count}, {n.count}, {k.count}, {'true' if accumulate else 'false'}"
+            b = self._matrix(plan.right, plan.k, plan.n, "const " + b_type) if maker is None else maker
+            c = self._matrix(target, plan.m, plan.n, "float") if taken is None else ""
+            counts, adds = f"{m.count}, {n.count}, {k.count}", "true" if accumulate else "false"
             scratch = "reinterpret_cast<float*>(local + DOT)"
+            put = f"Into{{{c}, {adds}}}" if taken is None else taken
             if annihilates:
                 left = self.places[op.left] is plan.left
-                self.line(f"dot_annihilating<{types}, {'true' if left else 'false'}>({c}, {a}, {b}, {counts});")
+                self.line(f"dot_annihilating<{types}, {'true' if left else 'false'}>({c}, {a}, {b}, {counts}, {adds});")
                 return
-            name = f"dot<{types}>" if panels is None else f"dot_packed<{ctype(op.operand or 'f32')}, {a_type}>"
+            operand = ctype(op.operand or "f32")
+            if maker is not None and recipe is not None:
+                made = f"{operand}, {recipe.period}"
+                name = f"dot_made<{made}>" if panels is None else f"dot_packed_made<{made}, decltype({maker})>"
+            else:
+                name = f"dot<{types}>" if panels is None else f"dot_packed<{operand}, {a_type}>"
+            whole = maker is None and panels is None
             self.line(f"{name}(")
-            self.line(f"    {c},")
+            self.line(f"    {c if whole else put},")
             self.line(f"    {a},")
             self.line(f"    {b if panels is None else panels},")
-            self.line(f"    {counts}, {scratch});")
+            self.line(f"    {counts}, {adds + ', ' if whole else ''}{scratch});")
 
         if plan.over and not op.accumulate:
             self._nest(op.tile.axes, zero, "#pragma omp simd")

@@ -4,12 +4,14 @@
 // that is not inlined. Nothing relies on -ffast-math, so NaN, infinities and signed zeros keep their IEEE meaning.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -23,6 +25,7 @@
 #endif
 
 #define CASTILE_INLINE inline __attribute__((always_inline))
+#define CASTILE_INLINED __attribute__((always_inline))
 #define CASTILE_SIMD _Pragma("omp simd")
 #if defined(__clang__)
 #define CASTILE_UNROLL _Pragma("unroll")
@@ -449,6 +452,12 @@ typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));  // 0 or -1 in 
 typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint16_t HalvesInMemory __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef Mask MaskInMemory __attribute__((aligned(4), may_alias));
+typedef Words WordsInMemory __attribute__((aligned(4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t BytesInMemory __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int8_t SignedBytes __attribute__((vector_size(LANES)));
+typedef int8_t SignedBytesInMemory __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 CASTILE_INLINE Vector splat(Vector x) { return x; }
 CASTILE_INLINE Vector splat(float x) { return x - Vector{}; }
@@ -460,6 +469,17 @@ CASTILE_INLINE Vector load(const bf16* p) {
   const Halves h = *reinterpret_cast<const HalvesInMemory*>(p);
   return (Vector)(__builtin_convertvector(h, Words) << 16);
 }
+CASTILE_INLINE Mask load(const int32_t* p) { return *reinterpret_cast<const MaskInMemory*>(p); }
+CASTILE_INLINE Words load(const uint32_t* p) { return *reinterpret_cast<const WordsInMemory*>(p); }
+CASTILE_INLINE Mask load(const uint8_t* p) {
+  const Bytes b = *reinterpret_cast<const BytesInMemory*>(p);
+  return __builtin_convertvector(b, Mask);
+}
+CASTILE_INLINE Mask load(const int8_t* p) {
+  const SignedBytes b = *reinterpret_cast<const SignedBytesInMemory*>(p);
+  return __builtin_convertvector(b, Mask);
+}
+CASTILE_INLINE void store(uint32_t* p, Words x) { *reinterpret_cast<WordsInMemory*>(p) = x; }
 CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
 CASTILE_INLINE void store(bf16* p, Vector x) {
 #if defined(__AVX512BF16__)
@@ -509,7 +529,10 @@ CASTILE_INLINE void fence() {
 }
 
 template <class T>
-__attribute__((noinline, cold)) Vector load_some(const T* p, int64_t stride, int64_t n) {
+using Loaded = decltype(load(static_cast<const T*>(nullptr)));
+
+template <class T>
+__attribute__((noinline, cold)) Loaded<T> load_some(const T* p, int64_t stride, int64_t n) {
   T lanes[LANES] = {};
   for (int64_t l = 0; l < LANES && l < n; ++l) lanes[l] = p[l * stride];
   return load(lanes);
@@ -517,7 +540,7 @@ __attribute__((noinline, cold)) Vector load_some(const T* p, int64_t stride, int
 
 // The first n lanes only, elements ``stride`` apart; the others are 0.
 template <class T>
-CASTILE_INLINE Vector load(const T* p, int64_t stride, int64_t n) {
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n) {
   return __builtin_expect(stride == 1 && n >= LANES, 1) ? load(p) : load_some(p, stride, n);
 }
 
@@ -525,6 +548,28 @@ CASTILE_INLINE Vector load(const T* p, int64_t stride, int64_t n) {
 CASTILE_INLINE Vector divide(Vector x, float d) {
   const float size = std::fabs(d), inverse = 1.0f / d;
   return size > 1e-37f && size < 1e37f ? x * inverse : x / d;
+}
+
+// Whole numbers in the lanes of words: what of a word they are, and their floats.
+CASTILE_INLINE Words words(Mask x) { return (Words)x; }
+CASTILE_INLINE Words words(Words x) { return x; }
+CASTILE_INLINE Mask integers(Mask x) { return x; }
+CASTILE_INLINE Mask integers(Words x) { return (Mask)x; }
+CASTILE_INLINE Vector floats(Vector x) { return x; }
+CASTILE_INLINE Vector floats(Mask x) { return __builtin_convertvector(x, Vector); }
+CASTILE_INLINE Vector floats(Words x) { return __builtin_convertvector(x, Vector); }
+
+// BITS bits of each word, from bit SHIFT on.
+template <int SHIFT, int BITS>
+struct Field {
+  Words word;
+  static constexpr uint32_t MASK = BITS < 32 ? (1u << BITS % 32) - 1 : ~0u;
+};
+template <int SHIFT, int BITS>
+CASTILE_INLINE Vector floats(Field<SHIFT, BITS> x) {
+  const Words value = x.word >> SHIFT & Field<SHIFT, BITS>::MASK;
+  if constexpr (BITS < 32) return floats((Mask)value);
+  else return floats(value);
 }
 
 CASTILE_INLINE Mask lane_numbers() {
@@ -771,6 +816,9 @@ CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   for (; i + LANES <= n; i += LANES) sum[0] = Op::join(sum[0], element(i));
   if (i < n) sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i), nothing));
   const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Op, Sum>) return start + _mm512_reduce_add_ps((__m512)all);
+#endif
   float lanes[LANES];
   store(lanes, all);
   CASTILE_UNROLL
@@ -908,10 +956,43 @@ CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, const uint32_t* b) {
 }
 #endif
 
-// ROWS x (VECTORS * LANES) elements of C, held in registers over the whole of k. ``width`` columns of them exist.
-template <int ROWS, int VECTORS, class U>
-inline void dot_block(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t k_n,
-                      bool accumulate) {
+// Where a dot puts its sums: into a matrix, over what is there or onto it. ``whole`` puts LANES neighbours of row i from
+// column j on, ``some`` the first ``left`` of them.
+struct Into {
+  Matrix<float> c;
+  bool accumulate;
+
+  CASTILE_INLINE void whole(int64_t i, int64_t j, Vector x) const {
+    float* const at = c.data + i * c.row + j;
+    store(at, accumulate ? load(at) + x : x);
+  }
+  CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
+    float* const at = c.data + i * c.row + j;
+    float edge[LANES];
+    store(edge, x);
+    for (int64_t l = 0; l < left && l < LANES; ++l) at[l] = accumulate ? at[l] + edge[l] : edge[l];
+  }
+};
+
+// Sums that go from registers into a function of row, column and value; rows of tiles have room for whole vectors.
+template <class F>
+struct Through {
+  F take;
+
+  CASTILE_INLINE void whole(int64_t i, int64_t j, Vector x) const { take(i, j, x); }
+  CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
+    if (left > 0) take(i, j, x);
+  }
+};
+template <class F>
+CASTILE_INLINE Through<F> through(F take) {
+  return {take};
+}
+
+// ROWS x (VECTORS * LANES) sums from (i, j) on, held in registers over the whole of k. ``width`` columns of them exist.
+template <int ROWS, int VECTORS, class Put, class U>
+inline void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
+                      int64_t k_n) {
   Vector sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < k_n; ++k) {
     CASTILE_UNROLL
@@ -925,49 +1006,43 @@ inline void dot_block(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       CASTILE_UNROLL
-      for (int v = 0; v < VECTORS; ++v) {
-        float* const at = c.data + i * c.row + v * LANES;
-        store(at, accumulate ? load(at) + sum[i][v] : sum[i][v]);
-      }
+      for (int v = 0; v < VECTORS; ++v) put.whole(i0 + i, j0 + v * LANES, sum[i][v]);
     }
     return;
   }
-  float edge[VECTORS * LANES];
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     CASTILE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) store(edge + v * LANES, sum[i][v]);
-    float* const at = c.data + i * c.row;
-    for (int64_t j = 0; j < width; ++j) at[j] = accumulate ? at[j] + edge[j] : edge[j];
+    for (int v = 0; v < VECTORS; ++v) put.some(i0 + i, j0 + v * LANES, sum[i][v], width - v * LANES);
   }
 }
 
 // All rows of one panel of columns. The rows are split evenly: 16 are 6 + 5 + 5, as a block of few rows waits for loads.
-template <int VECTORS, class U>
-inline void dot_panel(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m, int64_t k,
-                      bool accumulate) {
+template <int VECTORS, class Put, class U>
+inline void dot_panel(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
+                      int64_t k) {
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
-    const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
     const Matrix<const U> ai = {a.data + i * a.row, a.row, a.column};
     switch (rows) {
-      case 1: dot_block<1, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
-      case 2: dot_block<2, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
-      case 3: dot_block<3, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
-      case 4: dot_block<4, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
-      case 5: dot_block<5, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
-      default: dot_block<6, VECTORS>(ci, ai, b, b_row, width, k, accumulate); break;
+      case 1: dot_block<1, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
+      case 2: dot_block<2, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
+      case 3: dot_block<3, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
+      case 4: dot_block<4, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
+      case 5: dot_block<5, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
+      default: dot_block<6, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
     }
     i += rows;
   }
 }
 
-template <class U>
-inline void dot_columns(Matrix<float> c, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
-                        int64_t k, bool accumulate) {
-  if (width <= LANES) dot_panel<1>(c, a, b, b_row, width, m, k, accumulate);
-  else dot_panel<PANEL_VECTORS>(c, a, b, b_row, width, m, k, accumulate);
+// ``width`` columns from j on; b points at their panel.
+template <class Put, class U>
+inline void dot_columns(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
+                        int64_t k) {
+  if (width <= LANES) dot_panel<1>(put, j, a, b, b_row, width, m, k);
+  else dot_panel<PANEL_VECTORS>(put, j, a, b, b_row, width, m, k);
 }
 
 template <class Operand, class T>
@@ -1091,15 +1166,14 @@ inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t
   }
 }
 
-// C[m, n] (+)= A[m, k] B[k, n] in f32, operands rounded to Operand first, B packed. ``local`` holds m * k floats.
-template <class Operand, class A>
-inline void dot_packed(Matrix<float> c, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k,
-                       bool accumulate, float* local) {
+// A[m, k] B[k, n] in f32, operands rounded to Operand first, B packed. ``local`` holds m * k floats.
+template <class Operand, class A, class Put>
+inline void dot_packed(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
   for (int64_t j = 0; j < n; j += PANEL) {
     const U* const panel = static_cast<const U*>(panels) + j * depth<Operand>(k);
-    dot_columns<U>({c.data + j, c.row, 1}, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k), accumulate);
+    dot_columns(put, j, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
   }
 }
 
@@ -1244,13 +1318,228 @@ inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m
     const int64_t width = at_most(PANEL, n - j);
     if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
       if (width == PANEL && b.column == 1) {
-        dot_columns<U>({c.data + j, c.row, 1}, rows, b.data + j, b.row, width, m, k, accumulate);
+        dot_columns(Into{c, accumulate}, j, rows, b.data + j, b.row, width, m, k);
         continue;
       }
     }
     U* const panel = reinterpret_cast<U*>(local);
     pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, width, panel);
-    dot_columns<U>({c.data + j, c.row, 1}, rows, panel, PANEL, width, m, depth<Operand>(k), accumulate);
+    dot_columns(Into{c, accumulate}, j, rows, static_cast<const U*>(panel), PANEL, width, m, depth<Operand>(k));
+  }
+}
+
+// B that is made where it is multiplied: make(k, j, n) gives the units of PERIOD rows from k on, a multiple of it, in LANES
+// columns from j, of which n exist. Nothing of it is stored but the panel at hand, and for few rows not even that.
+
+// N units along k.
+template <class V, int N>
+struct Units {
+  V data[N];
+  static constexpr int DEPTH = N;
+};
+
+#if defined(__AVX512BF16__)
+template <class A, class B>
+CASTILE_INLINE Words pairs(A low, B high) {
+  constexpr struct {
+    uint16_t lane[32];
+  } ORDER = {{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}};
+  const __m512bh both = _mm512_cvtne2ps_pbh((__m512)floats(high), (__m512)floats(low));
+  return (Words)_mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.lane), (__m512i)both);
+}
+// The whole numbers from 0 on as bf16, those of BITS bits again and again.
+template <int BITS>
+struct Numbers {
+  uint16_t lane[32];
+  constexpr Numbers() : lane() {
+    for (int i = 0; i < 32; ++i) {
+      int n = i & ((1 << BITS) - 1), top = 0;
+      while (n >> (top + 1)) ++top;
+      lane[i] = n == 0 ? 0 : uint16_t((127 + top) << 7 | ((n << (7 - top)) & 0x7f));
+    }
+  }
+};
+// Two short fields at once: they are put side by side and looked up.
+template <int A, int B, int BITS>
+CASTILE_INLINE Words pairs(Field<A, BITS> low, Field<B, BITS> high) {
+  if constexpr (BITS <= 5) {
+    static constexpr Numbers<BITS> NUMBERS;
+    constexpr int LEFT = B < 16 ? 16 - B : 0, RIGHT = B < 16 ? 0 : B - 16;
+    const Words x = low.word >> A, y = B < 16 ? high.word << LEFT : high.word >> RIGHT;
+    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), (__m512i)x, (__m512i)y, 0xca);
+    return (Words)_mm512_permutexvar_epi16(both, _mm512_loadu_si512(NUMBERS.lane));
+  } else {
+    return pairs(floats(low), floats(high));
+  }
+}
+#endif
+
+template <class Operand, int I, class U, class A, class... Rest>
+CASTILE_INLINE void fill_units(U& units, A a, Rest... rest) {
+  units.data[I] = floats(a);
+  if constexpr (sizeof...(rest) > 0) fill_units<Operand, I + 1>(units, rest...);
+}
+#if defined(__AVX512BF16__)
+template <class Operand, int I, class U, class A, class B, class... Rest>
+CASTILE_INLINE void fill_pairs(U& units, A a, B b, Rest... rest) {
+  units.data[I] = pairs(a, b);
+  if constexpr (sizeof...(rest) > 0) fill_pairs<Operand, I + 1>(units, rest...);
+}
+#endif
+
+// Values of neighbouring rows, an even number, as units.
+template <class Operand, class First, class... Rest>
+CASTILE_INLINE auto units(First first, Rest... rest) {
+  constexpr int COUNT = 1 + sizeof...(rest);
+#if defined(__AVX512BF16__)
+  if constexpr (PAIRS<Operand>) {
+    Units<Words, COUNT / 2> made;
+    fill_pairs<Operand, 0>(made, first, rest...);
+    return made;
+  } else
+#endif
+  {
+    Units<Vector, COUNT> made;
+    fill_units<Operand, 0>(made, first, rest...);
+    return made;
+  }
+}
+
+template <class Make>
+using Made = decltype(std::declval<Make>()(int64_t(), int64_t(), int64_t()));
+
+// Units of a panel's columns: whole blocks of PERIOD rows.
+template <class Operand, int PERIOD>
+constexpr int64_t height(int64_t k) {
+  return (k + PERIOD - 1) / PERIOD * depth<Operand>(PERIOD);
+}
+
+template <class Operand, int PERIOD, class Make>
+inline void pack_panel_made(Make make, int64_t k, int64_t j, int64_t n, Unit<Operand>* panel) {
+  using U = Made<Make>;
+  for (int64_t p = 0; p < k; p += PERIOD) {
+    Unit<Operand>* const into = panel + p / PERIOD * U::DEPTH * PANEL;
+    CASTILE_UNROLL
+    for (int v = 0; v < PANEL_VECTORS; ++v) {
+      const int64_t left = n - j - v * LANES;
+      U made{};
+      if (left > 0) made = make(p, j + v * LANES, left);
+      CASTILE_UNROLL
+      for (int i = 0; i < U::DEPTH; ++i) store(into + i * PANEL + v * LANES, made.data[i]);
+    }
+  }
+}
+
+template <class Operand, int PERIOD, class Make>
+inline void pack_made(Make make, int64_t k, int64_t n, void* panels) {
+  for (int64_t j = 0; j < n; j += PANEL) {
+    Unit<Operand>* const panel = static_cast<Unit<Operand>*>(panels) + j * height<Operand, PERIOD>(k);
+    pack_panel_made<Operand, PERIOD>(make, k, j, n, panel);
+  }
+}
+
+CASTILE_INLINE void multiply_add(Vector& sum, float x, Vector b) { sum += x * b; }
+#if defined(__AVX512BF16__)
+CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, Words b) {
+  sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)b);
+}
+#endif
+
+// As `dot_packed`, of panels that `pack_made` made. ``local`` holds m * k floats.
+template <class Operand, int PERIOD, class Make, class A, class Put>
+inline void dot_packed_made(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k,
+                            float* local) {
+  using U = Unit<Operand>;
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
+  for (int64_t j = 0; j < n; j += PANEL) {
+    const U* const panel = static_cast<const U*>(panels) + j * height<Operand, PERIOD>(k);
+    dot_columns(put, j, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
+  }
+}
+
+// BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Two
+// vectors go side by side, as a sum waits for itself; the order of each is that of `dot_block`.
+template <int ROWS, int BLOCKS, int PERIOD, int VECTORS, class U, class Make>
+CASTILE_INLINE void add_made(Matrix<float> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t j, int64_t n) {
+  constexpr int DEPTH = Made<Make>::DEPTH;
+  Vector sum[ROWS][VECTORS];
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = load(c.data + i * c.row + j + v * LANES);
+  }
+  CASTILE_UNROLL
+  for (int b = 0; b < BLOCKS; ++b) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+      const auto made = make(k + b * PERIOD, j + v * LANES, n - j - v * LANES);
+      CASTILE_UNROLL
+      for (int i = 0; i < ROWS; ++i) {
+        CASTILE_UNROLL
+        for (int p = 0; p < DEPTH; ++p) multiply_add(sum[i][v], a[i * a_row + b * DEPTH + p], made.data[p]);
+      }
+    }
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) store(c.data + i * c.row + j + v * LANES, sum[i][v]);
+  }
+}
+
+template <int ROWS, int BLOCKS, int PERIOD, class U, class Make>
+inline void add_blocks(Matrix<float> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t n) {
+  int64_t j = 0;
+  for (; j + 2 * LANES <= n; j += 2 * LANES) add_made<ROWS, BLOCKS, PERIOD, 2>(c, a, a_row, make, k, j, n);
+  for (; j < n; j += LANES) add_made<ROWS, BLOCKS, PERIOD, 1>(c, a, a_row, make, k, j, n);
+}
+
+template <int ROWS, class Operand, int PERIOD, class Make>
+inline void dot_few_made(Matrix<float> c, const Unit<Operand>* a, int64_t a_row, Make make, int64_t n,
+                         int64_t k) {
+  constexpr int STEPS = 4, DEPTH = Made<Make>::DEPTH;
+  for (int i = 0; i < ROWS; ++i) std::fill_n(c.data + i * c.row, c.row, 0.0f);
+  int64_t p = 0;
+  for (; p + STEPS * PERIOD <= k; p += STEPS * PERIOD)
+    add_blocks<ROWS, STEPS, PERIOD>(c, a + p / PERIOD * DEPTH, a_row, make, p, n);
+  for (; p < k; p += PERIOD) add_blocks<ROWS, 1, PERIOD>(c, a + p / PERIOD * DEPTH, a_row, make, p, n);
+}
+
+// As `dot_packed`, where B is made. ``local`` holds PANEL * (k + PERIOD) + m * k floats, or, if that is
+// more, FEW_BLOCK * (n + LANES + 2 * (k + PERIOD)).
+template <class Operand, int PERIOD, class A, class Make, class Put>
+inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
+  using U = Unit<Operand>;
+  if (m <= FEW_BLOCK) {
+    // Rows of A with zeros after them, as the last block of B goes beyond k.
+    const int64_t width = height<Operand, PERIOD>(k);
+    const int64_t c_row = tiles(n, LANES) * LANES;
+    const Matrix<float> c = {local, c_row, 1};
+    float* const rest = local + m * c_row;
+    U* const copy = reinterpret_cast<U*>(rest);
+    const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t p = 0; p < width; ++p) copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U(0);
+    }
+    switch (m) {
+      case 1: dot_few_made<1, Operand, PERIOD>(c, copy, width, make, n, k); break;
+      case 2: dot_few_made<2, Operand, PERIOD>(c, copy, width, make, n, k); break;
+      case 3: dot_few_made<3, Operand, PERIOD>(c, copy, width, make, n, k); break;
+      case 4: dot_few_made<4, Operand, PERIOD>(c, copy, width, make, n, k); break;
+    }
+    for (int64_t i = 0; i < m; ++i) {
+      int64_t j = 0;
+      for (; j + LANES <= n; j += LANES) put.whole(i, j, load(c.data + i * c.row + j));
+      if (j < n) put.some(i, j, load(c.data + i * c.row + j), n - j);
+    }
+    return;
+  }
+  U* const panel = reinterpret_cast<U*>(local);
+  float* const rest = local + PANEL * (k + PERIOD);
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest);
+  for (int64_t j = 0; j < n; j += PANEL) {
+    pack_panel_made<Operand, PERIOD>(make, k, j, n, panel);
+    dot_columns(put, j, rows, static_cast<const U*>(panel), PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
   }
 }
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..ir.cascade import Access, Call, Cast, Expr, Rank, free_ranks, literal_value, walk
+from ..ir.cascade import Access, Call, Cast, Const, Expr, Rank, free_ranks, literal_value, walk
+from ..ir.dtypes import DTYPES
 from ..ir.ops import OPS
+from ..ir.spans import span
 from ..ir.types import TypeChecker, is_float, settle
+from .made import number
 
 # Rows of tiles are multiples of this many elements where they are computed in vectors: the widest machine's.
 WIDEST = 16
@@ -25,16 +28,21 @@ _INFIX = {"add": ("+", ADD, ADD, MUL), "sub": ("-", ADD, ADD, MUL), "mul": ("*",
 _INFIX["div"] = ("/", MUL, MUL, UNARY)
 _CALLS = frozenset(("exp", "exp2", "expm1", "tanh", "erf", "sigmoid", "abs", "sqrt", "rsqrt", "maximum", "minimum"))
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_INTEGERS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 _LOGIC = {"and": "&", "or": "|"}
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that binds as tightly as ``level`` says; ``wide`` if it is a vector or mask, else a scalar."""
+    """Text that binds as tightly as ``level`` says; ``wide`` if it is a vector or mask, else a scalar.
+
+    Lanes of integers are of ``kind`` "Mask" (i32) or "Words" (u32), whichever holds them.
+    """
 
     text: str
     level: int
     wide: bool
+    kind: str = "Vector"
 
     def at(self, floor: int) -> str:
         return f"({self.text})" if self.level < floor else self.text
@@ -78,6 +86,8 @@ class Lanes:
         step = coefficient(e, self.axis) if whole else None
         if step is not None:
             return Text(f"lanes_from({self.scalar(e, 'i64')}, {step})", ATOM, True)
+        if DTYPES[settle(self.checker.infer(e))].is_integer:
+            return Text(f"floats({self.integer(e).text})", ATOM, True)
         match e:
             case Access(tensor=tensor):
                 if tensor in self.kept:
@@ -86,7 +96,7 @@ class Lanes:
                 if found is None or found[2] is None or found[0] not in ("f32", "bf16"):
                     raise NotVectors
                 return Text(f"load(&{found[2]})", ATOM, True)
-            case Cast(dtype="f32", arg=arg) if settle(self.checker.infer(arg)) == "f32":
+            case Cast(dtype="f32", arg=arg) if _whole_or_f32(settle(self.checker.infer(arg))):
                 return self.value(arg)
             case Call():
                 return self._call(e)
@@ -103,6 +113,8 @@ class Lanes:
         if e.op == "pow" and isinstance(n := literal_value(e.args[1]), int):
             return Text(f"power<{n}>({self.value(e.args[0]).text})", ATOM, True)
         if e.op in _INFIX:
+            if not any(is_float(self.checker.infer(x)) for x in e.args):
+                raise NotVectors  # a quotient of integers is one of f64
             sign, level, left, right = _INFIX[e.op]
             a, b = (self.value(x) for x in e.args)
             if e.op == "div" and not b.wide and not self.exact:
@@ -113,6 +125,65 @@ class Lanes:
             several = len(args) > 1
             return Text(f"{e.op}({', '.join(_wide(x) if several else x.text for x in args)})", ATOM, True)
         raise NotVectors
+
+    def integer(self, e: Expr) -> Text:
+        """Integers in lanes of 32 bits, which provably hold them, whatever type they have; raises `NotVectors`."""
+        kind = self._kind(e)
+        if not self.varies(e):
+            known = number(e)
+            text = str(known) if known is not None else self.scalar(e, "i64")
+            return Text(f"{'uint32_t' if kind == 'Words' else 'int32_t'}({text})", ATOM, False, kind)
+        match e:
+            case Access(tensor=tensor):
+                found = self.tile(tensor)
+                if tensor in self.kept:
+                    return Text(self.kept[tensor], ATOM, True, kind)
+                if found is None or found[2] is None or found[0] not in ("i32", "u32", "i8", "u8"):
+                    raise NotVectors
+                return Text(f"load(&{found[2]})", ATOM, True, kind)
+            case Cast(arg=arg) if span(arg, self.checker) == span(e, self.checker):
+                return _as(kind, self.integer(arg))
+            case Call(op=op, args=(a, b)) if op in _INTEGERS:
+                x, y = (_as(kind, self.integer(v)) for v in (a, b))
+                return Text(f"{x.at(ATOM)} {_INTEGERS[op]} {y.at(ATOM)}", LOOSE, True, kind)
+            case Call(op="rshift" | "lshift" as op, args=(a, b)):
+                amount = span(b, self.checker)
+                if amount is None or amount[0] < 0 or amount[1] > 31 or self.varies(b):
+                    raise NotVectors
+                known = number(b)
+                count = str(known) if known is not None else f"int32_t({self.scalar(b, 'i64')})"
+                x = self.integer(a) if op == "rshift" else _as(kind, self.integer(a))
+                if known == 0:
+                    return _as(kind, x)
+                shifted = Text(f"{x.at(ATOM)} {'>>' if op == 'rshift' else '<<'} {count}", LOOSE, True, x.kind)
+                return _as(kind, shifted)
+        raise NotVectors
+
+    def _kind(self, e: Expr) -> str:
+        """The lanes that hold an integer."""
+        found = span(e, self.checker)
+        if found is not None and found[0] >= -(1 << 31) and found[1] < 1 << 31:
+            return "Mask"
+        if found is not None and found[0] >= 0 and found[1] < 1 << 32:
+            return "Words"
+        raise NotVectors
+
+    def field(self, e: Expr) -> Text:
+        """A value, or neighbouring bits of words by their place, of which a pair may be made at once."""
+        match e:
+            case Cast(dtype="f32" | "bf16" | "i32" | "i64" | "u32", arg=Call(op="and") as arg):
+                return self.field(arg)
+            case Call(op="and", args=(x, Const(value=int() as mask))) if mask > 0 and not mask & (mask + 1):
+                shift, word = 0, x
+                match x:
+                    case Call(op="rshift", args=(inner, amount)) if (
+                        count := number(amount)
+                    ) is not None and count >= 0:
+                        shift, word = count, inner
+                if self.varies(word) and shift + mask.bit_length() <= 32:
+                    text = _as("Words", self.integer(word)).text
+                    return Text(f"Field<{shift}, {mask.bit_length()}>{{{text}}}", ATOM, True)
+        return self.value(e)
 
     def condition(self, e: Expr) -> Text:
         """A mask of lanes, or a bool where it is the same for all."""
@@ -159,6 +230,19 @@ class Lanes:
             case "gt":
                 return Text(f"~lanes_below({below} + 1)", UNARY, True)
         raise NotVectors
+
+
+def _whole_or_f32(dtype: str) -> bool:
+    return dtype == "f32" or DTYPES[dtype].is_integer
+
+
+def _as(kind: str, t: Text) -> Text:
+    """Integers as lanes of another kind: the same bits."""
+    if t.kind == kind:
+        return t
+    if not t.wide:
+        return replace(t, text=f"{'uint32_t' if kind == 'Words' else 'int32_t'}({t.text})", kind=kind)
+    return Text(f"{'words' if kind == 'Words' else 'integers'}({t.text})", ATOM, True, kind)
 
 
 def _wide(t: Text) -> str:

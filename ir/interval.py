@@ -71,12 +71,13 @@ def _span(e: Expr, ranks: Mapping[str, tuple[Any, Any]], extents: Mapping[str, i
         case Call(op=op, args=args):
             spans = [_span(a, ranks, extents) for a in args]
             known = [s for s in spans if s is not None]
-            return _combine(op, known) if len(known) == len(spans) else None
+            return combine(op, known) if len(known) == len(spans) else None
         case _:
             return None
 
 
-def _combine(op: str, spans: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
+def combine(op: str, spans: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
+    """The interval of an operation on intervals; None where there is no rule."""
     match op, spans:
         case "neg", [(a, b)]:
             return -b, -a

@@ -50,6 +50,7 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("align", "all", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
             Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows of at most so many elements are kept whole"),
             Knob("through", "cpu", (0, 1), 0, "outputs are stored past the caches"),
+            Knob("apart", "cpu", (0, 1), 0, "what a tile of a contraction's summed ranks shares leaves its product"),
             Knob("group", "all", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
             Knob("join", "all", (0, 1), 0, "sums over one rank that need the same inner reductions are one kernel"),
         )

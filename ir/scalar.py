@@ -146,10 +146,21 @@ class Scalars:
                 return self.cast(value, name, self.dtype(arg))
             case Call(op="where"):
                 return self.where(e, scope, guard)
+            case Call(op="mul") if self.track and self.numerics != "strict" and DTYPES[self.dtype(e)].is_float:
+                return self.call(e, [self._factor(a, scope, guard) for a in e.args], guard)
             case Call():
                 return self.call(e, [self.at(a, scope, guard) for a in e.args], guard)
             case _:
                 return self.leaf(e, scope, guard)
+
+    def _factor(self, e: Expr, scope: Scope, guard: Array | None) -> Value:
+        """A factor of a product of floats. A difference of integers is exact, yet a kernel may sum its parts apart."""
+        value = self.at(e, scope, guard)
+        match e:
+            case Call(op="add" | "sub", args=args) if DTYPES[self.dtype(e)].is_integer:
+                a, b = (np.abs(self.at(x, scope, guard).array.astype(np.float64)) for x in args)
+                return Value(value.array, value.masked, value.slack() + rounding.parts_error(a + b))
+        return value
 
     def leaf(self, e: Expr, scope: Scope, guard: Array | None) -> Value:
         """The value of what is no operation."""

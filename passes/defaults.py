@@ -26,6 +26,10 @@ ROWS, TASKS, DEPTH = 192, 16, 1024
 # With so few rows the shared operand is read once, where it lies: wide and shallow tiles go along its memory.
 FEW, WIDE, SHALLOW = 16, 512, 64
 
+# Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
+# and for more, as what is done once for a row and group is to be little beside its products, and rows.
+GROUP, FEWEST, WIDEST, BROAD, TALL = 64, 4, 2048, 512, 256
+
 # Bytes of the largest tile.
 LARGEST = 1 << 22
 
@@ -66,6 +70,33 @@ def shared_rows(kernels: Iterable[TileKernel], extents: Mapping[str, int], most:
                     if fit and extents.get(r, 1) > 1:
                         found[r] = max(fit)
     return found
+
+
+def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> dict[str, int]:
+    """Tiles of contractions whose operands have factors that groups of a summed rank share, as ``scale[k // 128, n]``:
+    such a group is a tile."""
+    found: dict[str, int] = {}
+    for k in kernels:
+        grid = {g.rank for g in k.grid}
+        for op in (x for x in operations(k.body) if isinstance(x, Dot) and x.accumulate and x.tile.axes):
+            groups = [n for r in op.over for n in _quotients(k, r) if GROUP <= n <= DEPTH]
+            if not groups or len(op.over) != 1:
+                continue
+            *rows, column = op.tile.axes
+            few = all(extents.get(r, 0) <= FEWEST for r in rows)
+            found[op.over[0]] = min(groups)
+            found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
+            if column in grid and extents.get(column, 0) > ON_CHIP:
+                found[column] = min(WIDEST if few else BROAD, _up(extents[column]))
+    return found
+
+
+def _quotients(k: TileKernel, rank: str) -> set[int]:
+    """The numbers by which a rank is divided where a kernel loads."""
+    loads = [op for op in operations(k.body) if isinstance(op, Load)]
+    calls = [i for op in loads for i in op.source.indices if isinstance(i, Call) and i.op == "floordiv"]
+    pairs = [(a, n) for a, n in (c.args for c in calls) if a == Rank(rank) and isinstance(n, Const)]
+    return {int(n.value) for _, n in pairs}
 
 
 def shrunk(mapping: TileMapping, build: Callable[[TileMapping], tuple[TileKernel, ...]]) -> TileMapping:

@@ -16,7 +16,7 @@ from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from ..ir.types import tensor_types
-from .defaults import cpu_tiles, longest_row, shrunk
+from .defaults import cpu_tiles, group_tiles, longest_row, shrunk
 from .defaults_gpu import KNOBS, gpu_mapping
 from .derive import Derivation, derive
 from .fuse import nominal_extents
@@ -72,6 +72,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         through=bool(mapping.knob("through")),
         resident=mapping.knob("resident"),
         join=bool(mapping.knob("join")),
+        apart=bool(mapping.knob("apart")),
         splits=mapping.splits,
     )
     user = {m.name for m in c.monoids}
@@ -195,8 +196,19 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     rows = longest_row(plain.kernels, plain.sizes)
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
-    found = shrunk(replace(CPU, tiles=tiles, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
+    found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
+    found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     return _in_pieces(c, plain.kernels, found, extents, TASKS)
+
+
+def _apart(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+    """The mapping with factors that groups of a summed rank share taken out of contractions, if there are such."""
+    groups = group_tiles(kernels, {r: n for r, n in extents.items() if r in c.ranks})
+    if not groups or c.numerics == "strict":
+        return mapping
+    found = replace(mapping, tiles={**mapping.tiles, **groups}, knobs={**mapping.knobs, "apart": 1})
+    plain = replace(found, knobs={**found.knobs, "apart": 0})
+    return found if mapped(c, found, extents).kernels != mapped(c, plain, extents).kernels else mapping
 
 
 def _in_pieces(

@@ -7,8 +7,9 @@ rank inside the kernel and reads its earlier entries from its own output. A mono
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import inf, prod
 
 from ..ir.cascade import (
@@ -36,6 +37,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.extents import LARGEST_EXTENT, bindings
 from ..ir.interval import interval
 from ..ir.ops import OPS, REDUCTIONS
+from ..ir.spans import span
 from ..ir.tile import (
     Dot,
     Fold,
@@ -53,6 +55,7 @@ from ..ir.tile import (
 )
 from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
+from .apart import apart
 from .count import needed
 from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
 from .inline import Inliner, renamed
@@ -64,6 +67,9 @@ from .step import Let, Step, Take
 
 # Nodes up to which a map is computed again wherever it is read, and not stored.
 INLINE_NODES = 160
+
+# The integers up to which bf16 holds all.
+SMALL = 256
 
 # What the size of a held rank is a multiple of.
 VECTOR = 16
@@ -79,7 +85,8 @@ class Tiling:
     loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
     joins its kernel; with ``through``, outputs are stored past the caches;
     rows of at most ``resident`` elements are kept whole. With ``join``, sums that need the same inner reductions are
-    one kernel. ``splits`` says in how many pieces a reduced rank runs.
+    one kernel; with ``apart``, what is the same all over a tile of a contraction's summed ranks leaves its product.
+    ``splits`` says in how many pieces a reduced rank runs.
     """
 
     inner: int = 64
@@ -92,6 +99,7 @@ class Tiling:
     through: bool = False
     resident: int = 0
     join: bool = False
+    apart: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -287,6 +295,8 @@ class _Builder:
         self.held: dict[str, HeldRank] = {}
         self.bound: list[str] = []
         self.looped: set[str] = set()
+        # Streamed ranks whose tiles begin at multiples of their size.
+        self.aligned: set[str] = set()
         self.results: dict[str, Expr] = {}
         self.count = 0
 
@@ -442,8 +452,8 @@ class _Builder:
         """An expression without what is the same for a whole tile of the grid, as ``h // 4`` is for 4 heads of one."""
         match e:
             case Call(op="floordiv", args=(Rank(name=r), Const(value=int() as n))):
-                tiled = r in self.frames[0].ranks and r not in self.held and self.sizes[r] > 1
-                return Const(0) if tiled and n % self.sizes[r] == 0 else e
+                tiled = (r in self.frames[0].ranks and r not in self.held) or r in self.aligned
+                return Const(0) if tiled and self.sizes[r] > 1 and n % self.sizes[r] == 0 else e
         kids = children(e)
         return rebuild(e, tuple(map(self._varying, kids))) if kids else e
 
@@ -502,7 +512,7 @@ class _Builder:
         plain = self._inside(e)
         held = None if plain else guard
         depends = self._depends(source) | (self._depends(held) if held is not None else frozenset())
-        level = self._frame_of(depends, source, *([held] if held is not None else []))
+        level = self._frame_of(depends | free_ranks(source), source, *([held] if held is not None else []))
         if dtype is None:
             dtype = self.types[e.tensor]
             dtype = dtype if dtype == "bool" else compute_type(dtype)
@@ -563,6 +573,7 @@ class _Builder:
                 lower, upper = self.piece.bounds(self._length(self.piece, self.sizes[r]), lower, upper)
             self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops), lower, upper, phase.name))
             del self.sizes[r]
+            self.aligned.discard(r)
 
     def _phases(self, ranks: tuple[str, ...], conditions: frozenset[Expr]) -> list[Phase]:
         """The loops over reduced ranks; brackets bound them where only one rank is reduced."""
@@ -666,6 +677,8 @@ class _Builder:
         self.frames[-1].ops.append(Map(total, start))
         for phase in self._phases(e.ranks, bracket(e.op, e.arg)):
             self._open(e.ranks, 1 if self.counts.keys() & set(e.ranks) else self.tiling.stream, bool(phase.known))
+            if self.tiling.apart and phase.lower is None:
+                self.aligned |= set(e.ranks)
             inner = replace(e, args=(without(e.arg, phase.known, e.ranks),))
             self._reduce_tile(inner, guard, total, start, accumulate=True)
             self._close(e.ranks, phase)
@@ -679,6 +692,8 @@ class _Builder:
             joined = Call(REDUCTIONS[e.op].combine, (Access(total.name), self.value(e.arg, guard)))
             self.frames[-1].ops.append(Map(total, joined))
             return
+        if e.op == "sum" and guard is None and accumulate and self._sum_apart(e, total, over):
+            return
         mask, inside = _masked(e.arg) if e.op == "sum" and self._reads_inside(e.arg) else (None, e.arg)
         if e.op == "sum" and (pair := self._factors(replace(e, args=(inside,)), guard, mask=mask)) is not None:
             masked = mask is not None
@@ -690,6 +705,38 @@ class _Builder:
         if guard is not None:
             value = Call("where", (guard, value, start))
         self.frames[-1].ops.append(Fold(total, e.op, over, value, accumulate=accumulate))
+
+    def _sum_apart(self, e: Reduce, total: Tile, over: tuple[str, ...]) -> bool:
+        """Add a tile's sum of products with what does not vary over the tile taken out; False where nothing can be."""
+        ranks = frozenset(over)
+        if not self.aligned & ranks or total.dtype != "f32" or self.c.numerics == "strict":
+            return False
+        found = apart(_product(e.arg), lambda f: bool(self._varies(f) & ranks), self._is_small)
+        if found is None:
+            return False
+        pair = self._factors(replace(e, args=(_multiplied(found.inside),)), None)
+        if pair is None:
+            return False
+        depends = self._depends(Access(pair.left)) | self._depends(Access(pair.right))
+        part = self._tile("part", depends - ranks, "f32")
+        ops = self.frames[-1].ops
+        value: Expr = Access(part.name)
+        if found.shift is not None:
+            narrow = self._narrow(list(found.others))
+            if narrow is not None and pair.operand is not None:
+                rest = self._access(narrow, None, pair.operand)
+            else:
+                rest = self.value(_multiplied(found.others), None)
+            ones = self._tile("ones", self._depends(rest) - ranks, "f32")
+            ops.append(Fold(ones, "sum", over, rest))
+            shift = self.value(found.shift, None)
+            value = Call(found.sign, (value, Call("mul", (shift, Access(ones.name)))))
+        for f in found.outside:
+            value = Call("mul", (self.value(f, None), value))
+        # The sums are taken up right where they are made, so all else comes before.
+        ops.append(Dot(part, pair.left, pair.right, over, False, pair.operand))
+        ops.append(Map(total, Call("add", (Access(total.name), value))))
+        return True
 
     def _unshadowed(self, e: Reduce) -> Reduce:
         """A reduction whose ranks are not in scope already: another name loops over the same extent."""
@@ -773,9 +820,7 @@ class _Builder:
                 assert isinstance(access, Access)
                 names.append(access.tensor)
                 continue
-            e_part = part[0]
-            for f in part[1:]:
-                e_part = Call("mul", (e_part, f))
+            e_part = _multiplied(part)
             value = self.value(e_part, guard)
             if mask is not None and base == "left":
                 value = Call("where", (self.value(mask, guard), value, Const(0.0)))
@@ -788,6 +833,11 @@ class _Builder:
                 assert isinstance(access, Access)
             names.append(access.tensor)
         return _Pair(names[0], names[1], operand)
+
+    def _is_small(self, e: Expr) -> bool:
+        """Whether a value is an integer that every float type with the range of f32 holds."""
+        found = span(e, self.checker)
+        return found is not None and max(-found[0], found[1]) <= SMALL
 
     def _narrow(self, part: list[Expr]) -> Access | None:
         """A tensor of 16-bit floats that is one operand of a contraction by itself."""
@@ -983,6 +1033,11 @@ def _product(e: Expr) -> list[Expr]:
     if isinstance(e, Call) and e.op == "mul":
         return _product(e.args[0]) + _product(e.args[1])
     return [e]
+
+
+def _multiplied(factors: Sequence[Expr]) -> Expr:
+    """The product of factors, left to right."""
+    return reduce(lambda a, b: Call("mul", (a, b)), factors)
 
 
 def _within(index: Expr, declared: Expr) -> bool:

@@ -1,0 +1,159 @@
+"""Operands of a product that are made where they are multiplied: packed weights of any width, with and without groups.
+
+Compiled for this machine and for AVX2, at sizes that leave remainders everywhere; judged by the oracle's bound.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import castile
+from castile.codegen import build
+from castile.codegen.cpp import print_cpp
+from castile.codegen.runtime import CpuProgram
+from castile.ir.bound import judge
+from castile.ir.dtypes import numpy_dtype
+from castile.ir.extents import resolve, shape_of
+from castile.ir.mapping import Mapping
+from castile.passes.mapped import Mapped, default_mapping, mapped
+
+CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
+
+GROUPED = (CASCADES / "gemm_int4.cascade").read_text(encoding="utf-8")
+PLAIN = """
+def f(A: bf16[m, k], W: u32[k // 8, n]) -> C:
+    C[m, n] = sum[k](A[m, k] * ((W[k // 8, n] >> (4 * (k % 8)) & 15) - 8))
+"""
+# One bit field of 3 in 32 bits would leave some over: 10 to a word do not divide a tile. 2 bits, and 8 with a sign.
+TERNARY = """
+def f(A: bf16[m, k], W: u32[k // 16, n], s: f32[n]) -> C:
+    C[m, n]: bf16 = s[n] * sum[k](A[m, k] * ((W[k // 16, n] >> (2 * (k % 16)) & 3) - 1))
+"""
+BYTES = """
+def f(A: bf16[m, k], W: i8[k, n], s: bf16[k // 64, n]) -> C:
+    C[m, n] = sum[k](A[m, k] * (s[k // 64, n] * W[k, n]))
+"""
+# What is made may need a value of its own for each k, and may be a float: nothing may be read past the last.
+SHIFTED = """
+def f(A: f32[m, k], B: f32[k, n], b: f32[k], c: f32[n]) -> C:
+    C[m, n] = sum[k](A[m, k] * maximum(B[k, n] + b[k], c[n]))
+"""
+ROUNDED = SHIFTED.replace("A: f32", "A: bf16")
+
+# Few rows, which are multiplied as the operand is made; some; and more than a strip of them.
+CASES: dict[str, tuple[str, dict[str, int], Mapping | None]] = {
+    "grouped 1": (GROUPED, {"m": 1, "n": 70, "k": 299}, None),
+    "grouped 3": (GROUPED, {"m": 3, "n": 33, "k": 256}, None),
+    "grouped 9": (GROUPED, {"m": 9, "n": 130, "k": 257}, None),
+    "grouped 45": (GROUPED, {"m": 45, "n": 97, "k": 384}, None),
+    "grouped in pieces": (
+        GROUPED,
+        {"m": 2, "n": 70, "k": 1000},
+        Mapping(tiles={"k": 128, "n": 64}, splits={"k": 3}, knobs={"apart": 1}),
+    ),
+    "plain": (PLAIN, {"m": 5, "n": 70, "k": 83}, None),
+    "plain 1": (PLAIN, {"m": 1, "n": 70, "k": 83}, None),
+    "ternary": (TERNARY, {"m": 21, "n": 70, "k": 83}, None),
+    "bytes": (BYTES, {"m": 21, "n": 70, "k": 131}, None),
+    "shifted": (SHIFTED, {"m": 21, "n": 70, "k": 83}, None),
+    "shifted 2": (SHIFTED, {"m": 2, "n": 70, "k": 83}, None),
+    "rounded": (ROUNDED, {"m": 21, "n": 70, "k": 83}, None),
+}
+NAMES = sorted(CASES)
+
+
+def program(name: str) -> Mapped:
+    text, sizes, mapping = CASES[name]
+    c = castile.parse(text)
+    extents = resolve(c, sizes)
+    return mapped(c, mapping or default_mapping(c, "cpu", extents), extents)
+
+
+@cache
+def library(variant: str) -> dict[str, CpuProgram]:
+    """All cases in one library, compiled for a variant of the CPU."""
+    before = build.VARIANTS
+    try:
+        if variant != "native":
+            build.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
+        return dict(zip(NAMES, CpuProgram.build_all([program(n).program for n in NAMES]), strict=True))
+    finally:
+        build.VARIANTS = before
+
+
+def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    given: dict[str, Any] = {}
+    for p in c.params:
+        shape, dtype = shape_of(c, p.name, resolve(c, sizes)), numpy_dtype(p.dtype)
+        if np.issubdtype(dtype, np.integer):
+            low, high = (0, 16) if p.name == "zero" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+            given[p.name] = rng.integers(low, high, shape, dtype=dtype)
+        else:
+            given[p.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
+    return given
+
+
+def check(c: castile.Cascade, run: Any, given: dict[str, Any]) -> None:
+    for judgement in judge(c, given, {c.outputs[0]: run(**given)}):
+        assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_made_operands_on_this_cpu(name: str) -> None:
+    c = castile.parse(CASES[name][0])
+    check(c, library("native")[name], inputs(c, CASES[name][1]))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is of x86-64")
+@pytest.mark.parametrize("name", NAMES)
+def test_made_operands_on_avx2(name: str) -> None:
+    c = castile.parse(CASES[name][0])
+    check(c, library("haswell")[name], inputs(c, CASES[name][1]))
+
+
+@pytest.mark.parametrize("name", ["grouped 1", "grouped 9"])
+def test_weights_in_another_order_of_memory(name: str) -> None:
+    c = castile.parse(CASES[name][0])
+    given = inputs(c, CASES[name][1])
+    check(c, library("native")[name], {n: np.asfortranarray(x) for n, x in given.items()})
+
+
+@pytest.mark.parametrize("name", ["grouped 1", "grouped 9"])
+def test_weights_that_are_all_zero_points(name: str) -> None:
+    """The sums that a group's product is made of cancel, and what is left lies within the bound."""
+    c = castile.parse(CASES[name][0])
+    given = inputs(c, CASES[name][1])
+    given["W"][:] = 0x55555555
+    given["zero"][:] = 5
+    check(c, library("native")[name], given)
+
+
+def test_what_is_made_is_in_no_tile() -> None:
+    """One word is read for eight values; its fields have literal places; nothing else is stored of them."""
+    text = print_cpp(program("grouped 45").kernels, "f")
+    assert "Field<28, 4>{" in text
+    assert "pack_made<bf16, 8>(" in text
+    assert "shift_right" not in text
+    assert "floormod" not in text
+
+
+def test_groups_leave_the_product() -> None:
+    (kernel,) = program("grouped 45").kernels
+    assert "dot[k](A_2, right_4) in bf16" in str(kernel)
+    assert "= W_3 >> 4 * (k % 8) & 15" in str(kernel)
+    assert "+ scale_8 * (part_5 - zero_7 * ones_6)" in str(kernel)
+
+
+def test_strict_numerics_keep_groups_inside() -> None:
+    c = castile.parse(GROUPED.replace("def ", '@cascade(numerics="strict")\ndef '))
+    extents = resolve(c, {"m": 45, "n": 97, "k": 384})
+    assert not default_mapping(c, "cpu", extents).knob("apart")
+    (kernel,) = mapped(c, Mapping(tiles={"k": 128}, knobs={"apart": 1}), extents).kernels
+    assert "part" not in str(kernel)
