@@ -15,6 +15,9 @@ from ..ir.mapping import FORMS, GAUGES, KNOBS
 from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import TileKernel
 
+# Knobs that say themselves in the operations of a program, which the other features count.
+SHOWN = ("apart",)
+
 NAMES = (
     "kernels",
     "programs",
@@ -42,7 +45,7 @@ NAMES = (
     "roofline_s",
     *(f"form_{f}" for f in FORMS),
     *(f"gauge_{g}" for g in GAUGES),
-    *(f"knob_{k}" for k in KNOBS),
+    *(f"knob_{k}" for k in KNOBS if k not in SHOWN),
 )
 
 
@@ -105,7 +108,7 @@ def features(
     values |= {f"{u}_s": _log(t * 1e9) for u, t in total.items()}
     values |= {f"form_{f}": float(mapping.form == f) for f in FORMS}
     values |= {f"gauge_{g}": float(mapping.gauge == g) for g in GAUGES}
-    values |= {f"knob_{k}": float(mapping.knob(k)) for k in KNOBS}
+    values |= {f"knob_{k}": float(mapping.knob(k)) for k in KNOBS if k not in SHOWN}
     return tuple(values[n] for n in NAMES)
 
 
