@@ -1232,7 +1232,7 @@ class Printer:
             return
         n, k = self.axes[plan.n], self.axes[plan.k]
         name = self.names("panels", "_".join(key), f"{plan.right.tile.name}_panels")
-        units = -(-n.size // PANEL) * PANEL * (k.size + LONGEST)
+        units = -(-n.size // PANEL) * PANEL * (k.size + (1 if maker is None else LONGEST))
         self.line(f"char* const {name} = {self._room(4 * units)};")
         self.panels[key] = name
         if maker is not None:

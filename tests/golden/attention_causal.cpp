@@ -69,7 +69,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       for (int64_t q = 0; q < q_n; ++q) {
         #pragma omp simd
         for (int64_t d = 0; d < d_extent; ++d) {
-          Q_7[q * 64 + d] = Q[b * Q_0 + h * Q_1 + (q0 + q) * Q_2 + d * Q_3];
+          Q_7[q * 64 + d].raw = Q[b * Q_0 + h * Q_1 + (q0 + q) * Q_2 + d * Q_3].raw;
         }
       }
     });
@@ -97,10 +97,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // sum_5[q, k]: f32 = dot[d](K_6, Q_7) in bf16
           alignas(64) float sum_5[3168];
           dot_packed<bf16, bf16>(
-              Matrix<float>{sum_5, 528, 1},
+              Into{Matrix<float>{sum_5, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_6_panels,
-              q_rows, k_n, d_extent, false, reinterpret_cast<float*>(local + 313600));
+              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 313600));
           // M_4[q]: f32 = M_1
           alignas(64) float M_4[6];
           // M_4[q]: f32 max= reduce max[k](scale * sum_5)
@@ -128,10 +128,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           }
           // O_sum_3[q, f]: f32 += dot[k](left_10, V_11) in bf16
           dot_packed<bf16, bf16>(
-              Matrix<float>{O_sum_3_rows, 64, 1},
+              Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
               Matrix<const bf16>{left_10, 544, 1},
               V_11_panels,
-              q_rows, f_n, k_n, true, reinterpret_cast<float*>(local + 313600));
+              q_rows, f_n, k_n, reinterpret_cast<float*>(local + 313600));
           // M_1[q]: f32 = M_4
           #pragma omp simd
           for (int64_t q = 0; q < q_rows; ++q) {
@@ -165,10 +165,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // sum_13[q, k]: f32 = dot[d](K_14, Q_7) in bf16
           alignas(64) float sum_13[3168];
           dot_packed<bf16, bf16>(
-              Matrix<float>{sum_13, 528, 1},
+              Into{Matrix<float>{sum_13, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_14_panels,
-              q_rows, k_n, d_extent, false, reinterpret_cast<float*>(local + 313600));
+              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 313600));
           // M_12[q]: f32 = M_1
           alignas(64) float M_12[6];
           // M_12[q]: f32 max= reduce max[k](where(q >= k, scale * sum_13, -inf))
@@ -197,10 +197,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // O_sum_3[q, f]: f32 += dot[k](left_17, V_18) in bf16 annihilating
           if (V_18_finite) {
             dot_packed<bf16, bf16>(
-                Matrix<float>{O_sum_3_rows, 64, 1},
+                Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
                 Matrix<const bf16>{left_17, 544, 1},
                 V_18_panels,
-                q_rows, f_n, k_n, true, reinterpret_cast<float*>(local + 313600));
+                q_rows, f_n, k_n, reinterpret_cast<float*>(local + 313600));
           } else {
             dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_n, true);
           }

@@ -61,16 +61,16 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
           for (int64_t m = 0; m < m_rows; ++m) {
             #pragma omp simd
             for (int64_t k = 0; k < k_n; ++k) {
-              A_2[m * 1056 + k] = A[(m1 + m) * A_0 + (k0 + k) * A_1];
+              A_2[m * 1056 + k].raw = A[(m1 + m) * A_0 + (k0 + k) * A_1].raw;
             }
           }
         });
         // sum_1[m, n]: f32 += dot[k](A_2, B_3) in bf16
         dot_packed<bf16, bf16>(
-            Matrix<float>{sum_1_rows, 128, 1},
+            Into{Matrix<float>{sum_1_rows, 128, 1}, true},
             Matrix<const bf16>{A_2, 1056, 1},
             B_3_panels,
-            m_rows, n_n, k_n, true, reinterpret_cast<float*>(local + 721408));
+            m_rows, n_n, k_n, reinterpret_cast<float*>(local + 721408));
       }
     }
     // store through C[m, n] = sum_1
