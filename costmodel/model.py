@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import InputError, UsageError
-from .features import NAMES, schema
+from .features import NAMES, unknown
 from .trees import Trees, trees_from, trees_of
 
 Array = Any
@@ -43,10 +43,12 @@ def _xgboost() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """A trained ensemble. ``info`` says what it was trained on."""
+    """A trained ensemble. ``info`` says what it was trained on; ``names`` are the features that it asks for, which may
+    be fewer than this castile computes."""
 
     trees: Trees
     info: Mapping[str, Any]
+    names: tuple[str, ...] = NAMES
 
     @classmethod
     def train(cls, rows: Array, ratios: Array, groups: Array, seed: int = 0, bags: int = BAGS) -> CostModel:
@@ -64,11 +66,12 @@ class CostModel:
         some = np.asarray(rows[:64], dtype=float)
         asked = xgboost.DMatrix(some, nthread=1)
         trees = trees_from(boosters, some, [b.predict(asked) for b in boosters])
-        return cls(trees, {"schema": schema(), "rows": len(rows), "workloads": len(counts), "seed": seed})
+        return cls(trees, {"rows": len(rows), "workloads": len(counts), "seed": seed})
 
     def predict(self, rows: Array) -> tuple[Array, Array]:
-        """Mean and deviation of the logarithm of time over roofline, ``[N]`` each."""
-        found = self.trees.predict(rows)
+        """Mean and deviation of the logarithm of time over roofline, ``[N]`` each, for rows of all features."""
+        columns = [NAMES.index(n) for n in self.names]
+        found = self.trees.predict(np.asarray(rows)[:, columns])
         return found.mean(axis=0), found.std(axis=0)
 
     def save(self, folder: str | Path) -> None:
@@ -79,6 +82,7 @@ class CostModel:
         about = {
             **self.info,
             "format": FORMAT,
+            "features": list(self.names),
             "trees": [len(r) for r in self.trees.roots],
             "bases": list(self.trees.bases),
             "sha256": hashlib.sha256(raw).hexdigest(),
@@ -105,10 +109,11 @@ class CostModel:
         if hashlib.sha256(raw).hexdigest() != info["sha256"]:
             raise InputError(f"{folder / _TREES} is not the file that the model was saved with", hint="train it again")
         try:
-            trees = trees_of(raw, info["trees"], info["bases"], len(NAMES))
+            trees = trees_of(raw, info["trees"], info["bases"], len(info["features"]))
         except InputError as error:
             raise InputError(f"{folder / _TREES} holds no model: {error.message}", hint="train it again") from None
-        return cls(trees, {k: v for k, v in info.items() if k not in ("trees", "bases", "sha256", "format")})
+        about: dict[str, Any] = {k: info[k] for k in ("rows", "workloads", "seed") if k in info}
+        return cls(trees, about, tuple(info["features"]))
 
 
 def _read(path: Path) -> bytes:
@@ -129,12 +134,13 @@ def _list_of(folder: Path) -> dict[str, Any]:
         info = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / _LIST} is no JSON: {str(error)[:80]}", hint="train the model again") from None
-    if not isinstance(info, dict) or not isinstance(info.get("schema"), str):
+    names = info.get("features") if isinstance(info, dict) else None
+    if not isinstance(names, list) or not names or len(names) > 1000 or not all(isinstance(n, str) for n in names):
         raise InputError(f"{folder / _LIST} lists no model", hint="train the model again")
-    if info["schema"] != schema():
+    if lost := unknown(names):
         raise InputError(
-            f"{folder} was trained on other features", expected=schema(), got=info["schema"][:40],
-            hint="train it again: castile costmodel train",
+            f"{folder} was trained on a feature that this castile does not compute", got=lost[0][:40],
+            expected="those of castile costmodel info", hint="train it again: castile costmodel train",
         )  # fmt: skip
     counts, bases = info.get("trees"), info.get("bases")
     good = (

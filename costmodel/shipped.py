@@ -22,7 +22,7 @@ import numpy as np
 
 from ..ir.device import Device, MemoryLevel
 from ..ir.errors import InputError
-from .features import NAMES, schema
+from .features import NAMES, schema, usual
 from .model import CostModel
 
 Array = Any
@@ -62,28 +62,35 @@ def shipped_rows(folder: Path = DATA) -> Shipped:
         raise InputError(f"there is no table in {folder}: {str(error)[:80]}", hint="install castile again") from None
     if hashlib.sha256(packed).hexdigest() != about.get("sha256"):
         raise InputError(f"{folder / 'rows.csv.gz'} is not the file that table.json speaks of")
-    if about.get("schema") != schema():
-        raise InputError(
-            f"the rows in {folder} hold other features",
-            expected=schema(),
-            got=str(about.get("schema"))[:40],
-            hint="benchmarks/make_table.py export writes them anew",
-        )
     try:
         with gzip.open(io.BytesIO(packed)) as file:
             text = file.read(LARGEST_BYTES).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{folder / 'rows.csv.gz'} cannot be read: {error}") from None
-    rows = list(csv.reader(io.StringIO(text)))
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise InputError(f"{folder / 'rows.csv.gz'} has other columns")
-    good = [r for r in rows[1:] if r[3] == "ok" and r[4]]
-    numbers = np.array([[float(x) for x in (r[4], *r[7:])] for r in good])
+    head, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    columns = _columns(tuple(head), about.get("schema"), folder)
+    good = [r for r in rows if r[3] == "ok" and r[4]]
+    numbers = np.array([[float(r[4]), float(r[7]), *(float(r[i]) if i >= 0 else w for i, w in columns)] for r in good])
     numbers = numbers.reshape(len(good), len(NAMES) + 2)
     names, shapes, mappings = ([r[i] for r in good] for i in range(3))
     return Shipped(
         tuple(names), tuple(shapes), tuple(mappings), numbers[:, 2:], numbers[:, 0], numbers[:, 1], about
     )  # fmt: skip
+
+
+def _columns(head: tuple[str, ...], listed: Any, folder: Path) -> list[tuple[int, float]]:
+    """For each feature its column, or -1 and its value: rows may be older than a knob, and then all had its default."""
+    fixed = COLUMNS[: -len(NAMES)]
+    names = head[len(fixed) :]
+    lost = [n for n in NAMES if n not in names and usual(n) is None]
+    if head[: len(fixed)] != fixed or listed != schema(names) or lost:
+        raise InputError(
+            f"the rows in {folder} hold other features",
+            expected=schema(),
+            got=str(listed)[:40],
+            hint="benchmarks/make_table.py export writes them anew",
+        )
+    return [(head.index(n), 0.0) if n in names else (-1, usual(n) or 0.0) for n in NAMES]
 
 
 @cache

@@ -92,6 +92,14 @@ def test_save_and_load(trained: CostModel, tmp_path: Path) -> None:
     assert found.info["workloads"] == 6
 
 
+def test_a_model_serves_a_castile_with_more_features(trained: CostModel, tmp_path: Path) -> None:
+    data = synthetic()
+    fewer = CostModel(trained.trees, trained.info, (*NAMES[1:], NAMES[0]))
+    turned = np.concatenate([data.rows[:, -1:], data.rows[:, :-1]], axis=1)
+    fewer.save(tmp_path)
+    assert np.allclose(CostModel.load(tmp_path).predict(turned)[0], trained.predict(data.rows)[0])
+
+
 def test_what_was_tampered_with_is_not_read(trained: CostModel, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     trained.save(folder)
@@ -105,7 +113,15 @@ def test_what_was_tampered_with_is_not_read(trained: CostModel, tmp_path: Path) 
         CostModel.load(folder)
     trees.write_bytes(good)
     about = json.loads(names)
-    changes = [{"schema": "x"}, {"format": 2}, {"trees": []}, {"trees": [-1]}, {"trees": ["1"]}, {"bases": [1e400] * 2}]
+    changes = [
+        {"features": ["x"]},
+        {"features": []},
+        {"format": 2},
+        {"trees": []},
+        {"trees": [-1]},
+        {"trees": ["1"]},
+        {"bases": [1e400] * 2},
+    ]
     changes += [{"trees": [10**9]}, {"sha256": 3}, {"rows": "many"}, {"bases": None}, {"trees": {"a": 1}}]
     for text in ("", "{}", "[" * 5000, "3", *(json.dumps({**about, **change}) for change in changes)):
         listed.write_text(text)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +15,11 @@ import pytest
 
 from castile.autotune.dataset import regrets, shipped
 from castile.autotune.table import read_table
-from castile.costmodel.shipped import DATA, device_from_dict, device_to_dict, shipped_model, shipped_rows
+from castile.costmodel.features import NAMES, schema
+from castile.costmodel.shipped import COLUMNS, DATA, device_from_dict, device_to_dict, shipped_model, shipped_rows
 from castile.ir.device import DEVICES
 from castile.ir.errors import InputError
-from castile.ir.mapping import Mapping
+from castile.ir.mapping import KNOBS, Mapping
 from castile.ir.parse import parse
 
 
@@ -70,6 +74,24 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     (folder / "rows.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
     with pytest.raises(InputError, match="not the file"):
         shipped_rows(folder)
+
+
+def test_rows_older_than_a_knob_had_its_default(tmp_path: Path) -> None:
+    knob = next(n for n in NAMES if n.startswith("knob_"))
+    text = gzip.decompress((DATA / "rows.csv.gz").read_bytes()).decode()
+    rows = list(csv.reader(io.StringIO(text)))
+    at = rows[0].index(knob)
+    made = io.StringIO()
+    csv.writer(made).writerows([r[:at] + r[at + 1 :] for r in rows])
+    packed = gzip.compress(made.getvalue().encode())
+    about = json.loads((DATA / "table.json").read_text())
+    names = rows[0][:at] + rows[0][at + 1 :]
+    names = names[len(COLUMNS) - len(NAMES) :]
+    (tmp_path / "rows.csv.gz").write_bytes(packed)
+    about |= {"sha256": hashlib.sha256(packed).hexdigest(), "schema": schema(names)}
+    (tmp_path / "table.json").write_text(json.dumps(about))
+    column = shipped_rows(tmp_path).features[:, NAMES.index(knob)]
+    assert (column == KNOBS[knob.removeprefix("knob_")].default).all()
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda:90"])
