@@ -184,7 +184,7 @@ _ROWS = (
         registers_per_unit=131072,
         threads_per_unit=2048,
         threads_per_block=1024,
-        features=frozenset({"mfma"}),
+        features=frozenset({"mfma", "lds.load"}),
     ),
     Device(
         "AMD Radeon RX 7900 XTX",

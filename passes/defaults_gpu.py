@@ -7,7 +7,7 @@ whole rows along memory. No operation may go over more elements than the registe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
@@ -15,11 +15,11 @@ from math import prod
 from ..ir.cascade import Rank
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
-from ..ir.footprint import heaviest_last, scoped_sizes, tile_shapes
+from ..ir.footprint import heaviest_last, scoped_sizes
 from ..ir.mapping import Mapping
-from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, integer_products, operations
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, integer_products, operations
 from .defaults import shared_rows
-from .registers import register_bytes, registers_free
+from .registers import chained, copies, register_bytes, registers_free
 
 # The least side of a matrix product.
 SIDE = 16
@@ -39,8 +39,8 @@ PACKED, SWIZZLE = 64, 8
 # The part of shared memory that loaded tiles may fill.
 SHARE = 0.75
 
-# How often a mapping whose registers do not suffice is changed.
-ROUNDS = 8
+# How often a mapping that does not fit is changed, the warps that it may have, and needs that count as alike.
+ROUNDS, FEWEST, WARPS, RELIEF = 8, 2, 8, 1.05
 
 KNOBS = {"hold": 1, "align": 128, "group": 1}
 
@@ -65,6 +65,9 @@ def gpu_mapping(
             found, most = _contraction(k, extents, device)
             warps = max(warps, most)
             stages = 3 if device.target in ("cuda:90", "cuda:100") and _narrow(k) else 2
+            if "wmma" in device.features and chained(k):
+                # Tiles of the next turn would wait in registers.
+                stages = 1
         else:
             found = _rows(k, extents)
         found = {r: n for r, n in found.items() if r in extents and r not in held}
@@ -82,30 +85,84 @@ def gpu_mapping(
         knobs["heavy"] = 1
     if any(_contracts(k) and all(op.accumulate for op in _products(k)) for k in kernels):
         knobs["swizzle"] = SWIZZLE
-    return _relieved(Mapping(tiles=tiles, knobs=knobs), device, build)
+    return relieved(Mapping(tiles=tiles, knobs=knobs), device, build)
 
 
-def _relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[TileKernel, ...]]) -> Mapping:
-    """More warps, then smaller tiles, until the registers of every kernel suffice as far as a tile program tells."""
+def relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[TileKernel, ...]]) -> Mapping:
+    """More warps, one stage or a smaller tile, whichever relieves most, until each kernel has room as far as it tells.
+
+    ``build`` makes the kernels of a mapping.
+    """
+    kernels = build(mapping)
     for _ in range(ROUNDS):
-        warps, tiles = mapping.knob("warps"), dict(mapping.tiles)
-        kernels = build(mapping)
-        large = [k for k in kernels if _loaded_bytes(k, mapping.knob("stages")) > SHARE * device.shared_bytes]
-        full = [k for k in kernels if k in large or register_bytes(k, device) > registers_free(k, device, warps)]
-        if not full:
+        mapping = _manned(kernels, mapping, device)
+        need = _need(kernels, mapping, device)
+        if need <= 1:
             break
-        if warps < 8 and not large:
-            mapping = replace(mapping, knobs={**mapping.knobs, "warps": 2 * warps})
-            continue
-        for k in full:
-            _shrink(k, tiles, max((prod(map(_up, s)) for s in tile_shapes(k)), default=2) // 2)
-        if tiles == mapping.tiles:
+        found = []
+        for other in _smaller(kernels, mapping, device):
+            made = build(other)
+            other = _manned(made, other, device)
+            found.append((_need(made, other, device), other, made))
+        # Of those that relieve alike the first.
+        least = min((n for n, _, _ in found), default=need)
+        if least >= need:
             break
-        mapping = replace(mapping, tiles=tiles)
+        _, mapping, kernels = next(x for x in found if x[0] <= max(1.0, RELIEF * least))
     return mapping
 
 
-def _loaded_bytes(k: TileKernel, stages: int) -> int:
+def _manned(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> Mapping:
+    """The mapping without warps that hold what others hold in every kernel that contracts, if nothing gets scarce.
+
+    Where operands pass through registers on their way to shared memory, all threads are of use.
+    """
+    products = [k for k in kernels if _contracts(k)]
+    while products and "wmma" not in device.features:
+        warps = mapping.knob("warps")
+        fewer = replace(mapping, knobs={**mapping.knobs, "warps": warps // 2})
+        if warps <= FEWEST or any(copies(k, device, warps) == 1 for k in products):
+            break
+        if _need(kernels, fewer, device) > max(1.0, _need(kernels, mapping, device)):
+            break
+        mapping = fewer
+    return mapping
+
+
+def _smaller(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> Iterator[Mapping]:
+    """The mapping with more warps, with one stage where stages take registers, and with one tile halved, the widest
+    first."""
+    warps = mapping.knob("warps")
+    if warps < WARPS:
+        yield replace(mapping, knobs={**mapping.knobs, "warps": 2 * warps})
+    if mapping.knob("stages") > 1 and "wmma" in device.features:
+        yield replace(mapping, knobs={**mapping.knobs, "stages": 1})
+    sides = {
+        r for k in kernels for op in _products(k) for r in (*op.tile.axes, *(op.over if len(op.over) == 1 else ()))
+    }
+    for rank, size in sorted(mapping.tiles.items(), key=lambda t: -t[1]):
+        if size > (SIDE if rank in sides else 1):
+            yield replace(mapping, tiles={**mapping.tiles, rank: _up(size) // 2})
+
+
+def _need(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> float:
+    """What the most demanding kernel takes of registers or shared memory, as a share of what is there."""
+    warps, stages = mapping.knob("warps"), mapping.knob("stages")
+    return max(
+        max(
+            register_bytes(k, device, warps, stages) / registers_free(k, device, warps),
+            _loaded_bytes(k, _buffers(device, stages)) / (SHARE * device.shared_bytes),
+        )
+        for k in kernels
+    )
+
+
+def _buffers(device: Device, stages: int) -> int:
+    """Turns of a loop whose tiles lie in shared memory together."""
+    return stages if "lds.load" in device.features else max(1, stages - 1)
+
+
+def _loaded_bytes(k: TileKernel, buffers: int) -> int:
     """Bytes that loops with products load ahead, each tile in its tensor's type: they wait in shared memory."""
     bits = {p.name: DTYPES[p.dtype].bits for p in k.tensors}
     most = 0
@@ -114,7 +171,7 @@ def _loaded_bytes(k: TileKernel, stages: int) -> int:
             sizes = {**scoped_sizes(k), loop.rank: loop.size}
             loads = [op for op in loop.body if isinstance(op, Load)]
             each = (prod(_up(sizes.get(r, 1)) for r in op.tile.axes) * bits[op.source.tensor] for op in loads)
-            most = max(most, sum(each) // 8 * max(1, stages - 1))
+            most = max(most, sum(each) // 8 * buffers)
     return most
 
 
@@ -173,10 +230,13 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
         bodies = [[x for x in op.body if isinstance(x, Dot)] for op in operations(k.body) if isinstance(op, For)]
         many = any(len(body) > 2 for body in bodies)
-        if narrow and (masked or many) and not tensor:
+        made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
+        # What is computed for a product that others hang on lies with every warp, on some units twice.
+        computed = "wmma" in device.features and any({op.left, op.right} & made for op in chained(k))
+        if narrow and (masked or many or computed) and not tensor:
             found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
             if "wmma" in device.features:
-                rows = 32 if many else 64
+                rows = SIDE if computed else 32 if many else 64
                 found |= {r: rows for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
             return found, 8
         return found, 8 if not narrow or head > 64 or masked or device.target != "cuda:90" else 4

@@ -17,7 +17,7 @@ from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from ..ir.types import tensor_types
 from .defaults import cpu_tiles, group_tiles, longest_row, shrunk
-from .defaults_gpu import KNOBS, gpu_mapping
+from .defaults_gpu import KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .inbounds import always_read
@@ -187,7 +187,9 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         plain, device = mapped(c, Mapping(knobs=KNOBS), extents), device_of(target)
         known = {r: n for r, n in extents.items() if r in c.ranks}
         found = gpu_mapping(plain.kernels, known, device, lambda m: mapped(c, m, extents).kernels)
-        return _in_pieces(c, plain.kernels, found, extents, device.units)
+        pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
+        # What merges the pieces has kernels of its own.
+        return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
     plain = mapped(c, CPU, extents)
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)

@@ -2,7 +2,8 @@
 
 A tile lives in registers from where it is made to its last use; what only feeds matrix products lies in shared memory
 where the matrix unit reads it from there. An operation that computes has its result beside what it reads, and a
-gather an address for each element.
+gather an address for each element. Where products hang on each other, warps share out the rows of the first; those
+that find none left hold what others hold.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from math import prod
 from ..ir.cascade import Access, Expr, Rank, walk
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
-from ..ir.footprint import live_tiles
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, integer_products, operations
+from ..ir.footprint import live_tiles, scoped_sizes
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, integer_products, operations, tiles_of
 
 # Bytes of an address, and elements of a row that share one.
 ADDRESS, VECTOR = 8, 8
@@ -26,25 +27,116 @@ SHARED = frozenset({"wgmma", "tcgen05"})
 # that takes operands from registers, or of products without one.
 PLAIN, OPERANDS = 40, 80
 
+# Those of products that wait for each other where the matrix unit runs beside the threads.
+WAITING = 24
+
+# How often warps hold an operand that is computed for a product of its own.
+SHARING = 3
+
+# Rows of a product for each warp, and for the four warps that such a matrix unit takes together.
+SIDE, GROUP = 16, 64
+
 
 def registers_free(k: TileKernel, device: Device, warps: int) -> int:
     """Bytes of registers that the tiles of one program of a kernel may take."""
     threads = warps * device.warp
     dots = [op for op in operations(k.body) if isinstance(op, Dot)]
     shared = bool(device.features & SHARED) and all(op.operand is not None for op in dots)
-    taken = PLAIN if shared or not dots else PLAIN + OPERANDS
+    taken = PLAIN + (OPERANDS if dots and not shared else 0)
+    taken += WAITING if shared and chained(k) else 0
     return 4 * threads * (min(device.registers_per_thread, device.registers_per_unit // threads) - taken)
 
 
-def register_bytes(k: TileKernel, device: Device) -> int:
-    """The most bytes that the tiles of one program take of registers at once."""
+def register_bytes(k: TileKernel, device: Device, warps: int, stages: int = 1) -> int:
+    """The most bytes that the tiles of one program take of registers at once, with so many warps and stages."""
     exact = integer_products(k)
     shared = _shared(k, exact) if device.features & SHARED else frozenset()
+    made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
+    ahead = _ahead(k)
+    heads = chained(k)
+    same = copies(k, device, warps)
     most = 0
     for op, tiles, sizes in live_tiles(k):
         held = sum(_bytes(t, sizes) for t in tiles if t.name not in shared)
-        most = max(most, held + (0 if op in exact else _beside(op, sizes)))
+        beside = (0 if op in exact else _beside(op, sizes)) + ahead.get(op, 0)
+        if isinstance(op, Dot) and not device.features & SHARED:
+            # What is computed for a product lies with several warps, and with all of them for one that others hang on;
+            # some units want it twice, made in f32.
+            times = SHARING if not heads else warps if op in heads else 0
+            times *= 4 if heads and "wmma" in device.features else 1
+            computed = sum(_bytes(t, sizes) for t in tiles if t.name in made and t.name in (op.left, op.right))
+            beside += times * computed // (same if heads else 1)
+            if op.operand is None and "wmma" in device.features:
+                beside = max(beside, _by_hand(op, sizes, warps * device.warp))
+        most = max(most, same * (held + beside))
+    return most + (_waiting(k) if stages > 1 and "wmma" in device.features else 0)
+
+
+def _waiting(k: TileKernel) -> int:
+    """Bytes that the loads of a loop with products hold for its next turn, where they pass through registers."""
+    loops = [op for op in operations(k.body) if isinstance(op, For)]
+    sizes = {**scoped_sizes(k), **{loop.rank: loop.size for loop in loops}}
+    most = 0
+    for loop in loops:
+        if any(isinstance(op, Dot) for op in loop.body):
+            most = max(most, sum(_bytes(op.tile, sizes) for op in loop.body if isinstance(op, Load)))
     return most
+
+
+def _ahead(k: TileKernel) -> dict[Op, int]:
+    """Bytes that operations of loops of a number of turns which is known hold beside: those are unrolled, and what the
+    next one needs is loaded early."""
+    found: dict[Op, int] = {}
+    loops = [op for op in operations(k.body) if isinstance(op, For)]
+    sizes = {**scoped_sizes(k), **{loop.rank: loop.size for loop in loops}}
+    for loop in loops:
+        if loop.rank in k.fixed and not any(isinstance(op, Dot) for op in loop.body):
+            loads = sum(_bytes(op.tile, sizes) for op in loop.body if isinstance(op, Load))
+            found |= dict.fromkeys(loop.body, loads)
+    return found
+
+
+def chained(k: TileKernel) -> tuple[Dot, ...]:
+    """The products of a kernel on whose results other products hang."""
+    hang: dict[str, frozenset[Dot]] = {}
+    found: dict[Dot, None] = {}
+    for op in operations(k.body):
+        if not isinstance(op, Map | Fold | Dot):
+            continue
+        read = (op.left, op.right) if isinstance(op, Dot) else tuple(_tensors(op.expr))
+        before = frozenset().union(*(hang.get(name, frozenset()) for name in read))
+        if isinstance(op, Dot):
+            found |= dict.fromkeys(before - {op})
+            before |= {op}
+        hang[op.tile.name] = hang.get(op.tile.name, frozenset()) | before
+    return tuple(found)
+
+
+def copies(k: TileKernel, device: Device, warps: int) -> int:
+    """How many warps hold the same, because the products that others hang on have too few rows for all of them."""
+    axes = {name: t.axes for name, t in tiles_of(k).items()}
+    sizes = dict(scoped_sizes(k)) | {op.rank: op.size for op in operations(k.body) if isinstance(op, For)}
+    most = 1
+    for op in chained(k):
+        if op.operand is None and "mfma" not in device.features:
+            continue
+        rows, columns = sides(op, axes, sizes)
+        if device.features & {"mfma", "wmma"}:
+            held = warps * min(rows, 32 if "mfma" in device.features else SIDE) / rows
+        elif device.features & SHARED and rows >= GROUP:
+            held = 1
+        else:
+            held = warps * SIDE / rows if rows >= columns else warps * SIDE // 2 / columns
+        most = max(most, int(held))
+    return most
+
+
+def sides(op: Dot, axes: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The rows and columns of a product: rows are those of the operand that has its result's first long axis."""
+    long = [a for a in op.tile.axes if sizes[a] > 1]
+    first = set(axes[op.left] if long and long[0] in axes[op.left] else axes[op.right])
+    rows = prod(_up(sizes[a]) for a in long if a in first)
+    return max(SIDE, rows), max(SIDE, prod(_up(sizes[a]) for a in long if a not in first))
 
 
 def _bytes(t: Tile, sizes: Mapping[str, int]) -> int:
@@ -66,6 +158,12 @@ def _shared(k: TileKernel, exact: Collection[Op]) -> frozenset[str]:
     return frozenset(loads - made - read)
 
 
+def _by_hand(op: Dot, sizes: Mapping[str, int], threads: int) -> int:
+    """Bytes of operands of a product that threads make each for a square of the result, all of its depth at once."""
+    side = max(1.0, prod(_up(sizes[a]) for a in op.tile.axes) / threads) ** 0.5
+    return int(8 * side * prod(_up(sizes[a]) for a in op.over) * threads)
+
+
 def _beside(op: Op, sizes: Mapping[str, int]) -> int:
     """Bytes that an operation takes beside the tiles that it reads and makes."""
     match op:
@@ -82,6 +180,10 @@ def _beside(op: Op, sizes: Mapping[str, int]) -> int:
             )
             return ADDRESS * prod(_up(sizes[a]) for a in tile.axes) // (1 if joint else VECTOR)
     return 0
+
+
+def _tensors(e: Expr) -> Iterator[str]:
+    return (n.tensor for n in walk(e) if isinstance(n, Access))
 
 
 def _exprs(op: Op) -> Iterator[Expr]:
