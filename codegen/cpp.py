@@ -53,6 +53,9 @@ LARGEST_WORKSPACE = 1 << 30
 # Bytes from row to row that are a multiple of this are too regular for a cache.
 ALIASED = 1024
 
+# By how many blocks of an operand that is made its tensors are fetched ahead: rows a page apart are not foreseen.
+AHEAD = 4
+
 # The widest panel of B that `dot` packs, in columns.
 PANEL = 64
 
@@ -1199,6 +1202,12 @@ class Printer:
                         "lanes", f"{load.tile.name} {i}", load.tile.name if not i else f"{load.tile.name}_{i}"
                     )
                     self.line(f"const auto {bound[text]} = {text};")
+                    if i == 0:
+                        ahead = replace(over, index=f"({over.index} + {AHEAD * recipe.period})")
+                        self.axes[recipe.over] = ahead
+                        later = self._moved_offset(load.source, recipe, 0, axes)
+                        self.axes[recipe.over] = over
+                        self.line(f"prefetch(&{self.names('tensor', param.name)}[{later}]);")
                 kept[load.tile.name] = bound[text]
             found = self._made_values(op, recipe, kept, i)
             values.append(found.text if found.wide else f"splat({found.text})")

@@ -528,6 +528,9 @@ CASTILE_INLINE void fence() {
 #endif
 }
 
+// Asks for what will be read soon; any address will do.
+CASTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 template <class T>
 using Loaded = decltype(load(static_cast<const T*>(nullptr)));
 
