@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..ir.dtypes import DTYPES, round_to
 from .brackets import bracket
-from .forms import UNIT, Atom, Form, Monomial, lift
-from .normal import mul, nonnegative
+from .forms import UNIT, Atom, Form, Monomial, add, lift
+from .normal import is_mask, mul, nonnegative
+
+# Float types that hold what a mask stands for.
+WITH_INFINITY = frozenset(n for n, row in DTYPES.items() if row.is_float and np.isinf(round_to(np.array(-np.inf), n)))
 
 
 def movable(dtype: str, numerics: str) -> bool:
@@ -17,6 +23,10 @@ def cast(dtype: str, f: Form) -> Form:
     only = f.single
     if not f.terms or f == UNIT:
         return f
+    masks = {m: q for m, q in f.terms.items() if is_mask(m) and q > 0}
+    if masks and dtype in WITH_INFINITY:
+        # What a mask leaves out is -inf in every such type, and stays left out.
+        return add(cast(dtype, Form({m: q for m, q in f.terms.items() if m not in masks})), Form(masks))
     if only is not None and only[1] == 1 and only[0].exponent is None:
         m = only[0]
         if not m.factors and m.brackets:

@@ -178,3 +178,23 @@ def test_a_condition_reads_only_where_those_around_it_let_it(level: str) -> None
     want, got = evaluate(c, given), evaluate(derive(c, level).cascade, given)
     assert want["Y"].tolist() == got["Y"].tolist() == [1, 0, 0, 0]
     assert want["Z"] == got["Z"] == 1
+
+
+ROUNDED = """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k]: {0} = where(keep[q, k], S[q, k], -inf)
+    M[q] = max[k](X[q, k])
+    P[q, k] = exp(X[q, k] - M[q])
+    O[q, f] = sum[k](P[q, k] / sum[k](P[q, k]) * V[k, f])
+"""
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize("dtype", ["f64", "f32", "bf16", "f16", "f8e5m2"])
+def test_a_mask_passes_a_rounding(dtype: str, gauge: str) -> None:
+    c = castile.parse(ROUNDED.format(dtype))
+    rng = rng_of(dtype, gauge)
+    given = drawn(rng)
+    want, got = evaluate(c, given)["O"], tree_evaluate(derive(c, gauge=gauge).cascade, given, rng, "f64")["O"]
+    assert not want[1].any()
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
