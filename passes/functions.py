@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from ..ir.ops import OPS
-from .brackets import conjunction, conjuncts, lbr
+from .brackets import compare, conjunction, conjuncts, disjunction, lbr, negate
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
 from .normal import atom_nonnegative, bracketed, const, factored, is_mask, mul, nonnegative, power
 
@@ -15,7 +15,7 @@ from .normal import atom_nonnegative, bracketed, const, factored, is_mask, mul, 
 def exp(f: Form) -> Form:
     """exp of a form: brackets come out of lbr, integer multiples of logarithms become powers."""
     exponent: dict[Monomial, Fraction] = {}
-    brackets: list[Atom] = []
+    f, brackets = _unmasked(f)
     product: list[Form] = []
     for m, q in f.terms.items():
         only = (
@@ -45,6 +45,35 @@ def exp(f: Form) -> Form:
     passed = set(brackets)
     bare = add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - passed): q}) for m, q in exponent.items()))
     return mul(Form({Monomial((), bare if bare.terms else None, brackets): ONE_FRACTION}), *product)
+
+
+def _unmasked(f: Form) -> tuple[Form, list[Atom]]:
+    """An exponent with its masks in the open: multiplied out where the factor is positive, else as a condition.
+
+    exp(abs(s) * (a + lbr(p)))  ->  exp(abs(s) * a + lbr(p))
+    exp(s * (a + lbr(p)))       ->  [p or not 0 < s] exp(s * (a + lbr(p)))
+    """
+    terms: list[Form] = []
+    conditions: list[Atom] = []
+    for m, q in f.terms.items():
+        found = [a for a, p in m.factors if p == 1 and a.kind == "poly" and any(map(is_mask, _terms(a)))]
+        if len(found) != 1 or m.exponent is not None:
+            terms.append(Form({m: q}))
+            continue
+        rest = Form({Monomial([x for x in m.factors if x[0] != found[0]], None, m.brackets): q})
+        if nonnegative(rest):
+            terms += [mul(rest, Form({t: n})) for t, n in _terms(found[0]).items()]
+            continue
+        passed = conjunction(p for t in _terms(found[0]) if is_mask(t) for p in conjuncts(t.factors[0][0].args[0]))
+        conditions.append(disjunction([passed, negate(compare("lt", ZERO, rest, integer=False))]))
+        terms.append(Form({m: q}))
+    return add(*terms), [p for c in conditions for p in conjuncts(c)]
+
+
+def _terms(a: Atom) -> dict[Monomial, Fraction]:
+    inner = a.args[0]
+    assert isinstance(inner, Form)
+    return inner.terms
 
 
 def _log_is_total(a: Atom) -> bool:
@@ -95,7 +124,8 @@ def function(name: str, args: tuple[Form, ...]) -> Form:
     ln2 = const(LN2)
     match name:
         case "exp2":
-            return exp(mul(ln2, args[0]))
+            # Term by term, so that a mask among them is one still.
+            return exp(add(*(mul(ln2, Form({m: q})) for m, q in args[0].terms.items())))
         case "log2":
             return mul(log(args[0]), power(ln2, -1))
         case "sqrt":

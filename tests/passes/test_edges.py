@@ -27,6 +27,24 @@ def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
     L[q] = sum[k](P[q, k])
     O[q, f] = sum[k](P[q, k] / L[q] * V[k, f])
 """,
+    "powers of two": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k] = where(keep[q, k], S[q, k], -inf)
+    P[q, k] = exp2(1.25 * X[q, k] - max[k](1.25 * X[q, k]))
+    O[q, f] = sum[k](P[q, k] * V[k, f]) / sum[k](P[q, k])
+""",
+    "scaled after the mask, by what is positive": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k] = abs(V[0, 0]) * where(keep[q, k], S[q, k], -inf)
+    P[q, k] = exp(X[q, k] - max[k](X[q, k]))
+    O[q, f] = sum[k](P[q, k] * V[k, f]) / sum[k](P[q, k])
+""",
+    "scaled after the mask, by what turns out to be positive": """
+def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
+    X[q, k] = where(keep[q, k], S[q, k], -inf)
+    P[q, k] = exp((X[q, k] - max[k](X[q, k])) / (V[0, 0] + 9.0))
+    O[q, f] = sum[k](P[q, k] * V[k, f]) / sum[k](P[q, k])
+""",
     "row sum of a product, centred": """
 def f(S: f32[q, k], V: f32[k, f], keep: bool[q, k]) -> O:
     X[q, k] = where(keep[q, k], S[q, k], -inf)
