@@ -272,21 +272,21 @@ class Reader:
         """
         args = e.args[first:]
         values = [self.value(a) for a in args]
-        kinds = []
-        for a, v in zip(args, values, strict=True):
-            kind = compute_type(self.checker.infer(a))
-            weak = WEAK_FLOAT if is_float(kind) else WEAK_INT
-            kinds.append(weak if isinstance(v, Form) and v.constant is not None else kind)
-        joined = kinds[0]
-        for kind in kinds[1:]:
-            joined = join(joined, kind)
+        kinds = [compute_type(self.checker.infer(a)) for a in args]
+        alone = [isinstance(v, Form) and v.constant is not None for v in values]
+        weak = [WEAK_FLOAT if is_float(k) else WEAK_INT for k in kinds]
+        joined = WEAK_INT
+        for number, kind, other in zip(alone, kinds, weak, strict=True):
+            joined = join(joined, other if number else kind)
         told = settle(joined) == within
         if told and within != "f64":
             return values
         # Products are put in another order, so f32 is converted where it meets f64, not when that is its turn.
-        kept = {WEAK_FLOAT, WEAK_INT, "f64"} | ({"i64", "i32", "u32"} if told else set())
-        pairs = zip(kinds, values, strict=True)
-        return [v if k in kept or isinstance(v, Atom) else widened(v, within) for k, v in pairs]
+        kept = {"f64", "i64", "i32", "u32"} if told else {"f64"}
+        return [
+            v if number or kind in kept or isinstance(v, Atom) else widened(v, within)
+            for v, number, kind in zip(values, alone, kinds, strict=True)
+        ]
 
     def _call(self, e: Call) -> Value:
         if e.op == "where":

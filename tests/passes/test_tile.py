@@ -99,6 +99,7 @@ def agrees(text: str, inputs: dict[str, object], tiling: Tiling, level: str = "f
         "Y[k] = where(k <= k + 1, x[k], z[k]) * 0.1",
         "Y[k] = x[k] * z[k] * x[k] + x[k]",
         "Y[k] = exp(f64(0.1)) * x[k]",
+        "Y[k] = (where(k < 2, 1.75, -0.375) * where(k < 2, z[k], -1.5)) ** -1",
         "Y[k] = log1p(f64(k))",
         "Y = sum[k](x[k] * f64(0.1))",
         "Y = sum[k](f64(0.1))",
