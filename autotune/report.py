@@ -141,7 +141,7 @@ def _charts(judged: Sequence[Judged], device: Device) -> list[str]:
         for j in judged
         if j.work > 0 and j.memory_bytes > 0 and j.record.time_s
     ]
-    peak, rate = device.flops_of("f32"), device.bytes_per_s
+    peak, rate = max(device.flops.values()), device.bytes_per_s
     parts = ["<section>"]
     if points:
         low, high = min(x for x, _ in points), max(x for x, _ in points)
@@ -149,8 +149,8 @@ def _charts(judged: Sequence[Judged], device: Device) -> list[str]:
         roof = [(x, min(peak, x * rate)) for x in ends]
         parts.append("<h2>Against the roofline</h2>")
         words = "operations for each byte of memory", "operations per second"
-        parts.append(_scatter(points, roof, words, lambda y: f"{y / 1e9:.3g} G/s", lambda x: f"{x:.3g}"))
-        parts.append(f'<p class="dim">The line is what {escape(device.name)} is taken to do at most.</p>')
+        parts.append(_scatter(points, roof, words, _rate, lambda x: f"{x:.3g}"))
+        parts.append(f'<p class="dim">The line is what {escape(device.name)} is taken to do, in its fastest type.</p>')
     pairs = [(j.predicted_s, j.record.time_s) for j in judged if j.predicted_s and j.record.time_s]
     if pairs:
         every = [t for pair in pairs for t in pair]
@@ -158,6 +158,12 @@ def _charts(judged: Sequence[Judged], device: Device) -> list[str]:
         parts.append("<h2>Measured against predicted</h2>")
         parts.append(_scatter(pairs, same, ("predicted", "measured"), spelled, spelled))
     return ["\n".join([*parts, "</section>"])]
+
+
+def _rate(per_s: float) -> str:
+    """Operations per second as people read them."""
+    unit, scale = next(((u, x) for u, x in (("T", 1e12), ("G", 1e9)) if per_s >= x), ("M", 1e6))
+    return f"{per_s / scale:.3g} {unit}/s"
 
 
 def _scatter(
