@@ -273,7 +273,7 @@ class Reader:
         args = e.args[first:]
         values = [self.value(a) for a in args]
         kinds = [compute_type(self.checker.infer(a)) for a in args]
-        alone = [isinstance(v, Form) and v.constant is not None for v in values]
+        alone = [isinstance(v, Form) and _is_literal(v) for v in values]
         weak = [WEAK_FLOAT if is_float(k) else WEAK_INT for k in kinds]
         joined = WEAK_INT
         for number, kind, other in zip(alone, kinds, weak, strict=True):
@@ -385,6 +385,14 @@ def widened(v: Form, dtype: str) -> Form:
 
 def _number(v: Value) -> Form:
     return bracket(v) if isinstance(v, Atom) else v
+
+
+def _is_literal(v: Form) -> bool:
+    """Whether a form is a number, infinity included."""
+    only = v.single
+    infinite = only is not None and [a.kind for a, _ in only[0].factors] == ["inf"]
+    bare = only is not None and only[0].exponent is None and not only[0].brackets
+    return v.constant is not None or (infinite and bare)
 
 
 def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
