@@ -1139,7 +1139,8 @@ class Printer:
             return None
         recipe = Recipe(along, over, length, tuple(loads))
         try:
-            self._made_values(op, recipe, {x.tile.name: "x" for x in loads})
+            for i in range(length):
+                self._made_values(op, recipe, {x.tile.name: "x" for x in loads}, i)
         except NotVectors:
             return None
         return recipe
