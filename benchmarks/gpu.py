@@ -266,7 +266,9 @@ def times_us(calls: Mapping[str, Call], options: Options, repeats: int = 30) -> 
                 found[name].append(1e6 * (time.perf_counter() - started))
                 continue
             first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize()
+            # More to flush, so that the call is on its way before the device is free: its launch is not the kernel's.
+            for _ in range(4):
+                flush.zero_()
             first.record()
             call()
             last.record()
@@ -289,6 +291,14 @@ def race(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]
         yield r.name, partial(race_row, r, options)
 
 
+def _forget() -> None:
+    """Let torch.compile start afresh: after a few shapes of one function it would run it eagerly, or for any shape."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.compiler.reset()
+
+
 def race_row(r: Race, options: Options) -> dict[str, Any]:
     """Times of castile and of the peers that are here, and castile's speed as a multiple of each."""
     extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
@@ -303,6 +313,7 @@ def race_row(r: Race, options: Options) -> dict[str, Any]:
     for name, build in r.peers.items():
         if options.dry and not name.startswith("torch"):
             continue
+        _forget()
         try:
             call = build(inputs)
             call()
