@@ -48,7 +48,7 @@ def _names_of(dtype: str) -> tuple[str, ...]:
 
 def address(x: Any) -> int:
     if type(x) is np.ndarray:
-        return int(x.__array_interface__["data"][0])
+        return int(x.ctypes.data)
     return int(x.data_ptr())
 
 
@@ -96,10 +96,8 @@ def _overlaps_itself(layout: Layout) -> bool:
 
 
 def _share(a: tuple[int, Layout], b: tuple[int, Layout]) -> bool:
-    """Whether two tensors share memory, given their addresses and layouts."""
+    """Whether two tensors, whose stretches of memory overlap, share some of it, given their addresses and layouts."""
     (at, x), (bt, y) = a, b
-    if at + x.high <= bt + y.low or bt + y.high <= at + x.low:
-        return False
     if 0 in x.shape or 0 in y.shape:
         return False
     # The exact question can be hard; past this much work the answer is yes.
@@ -225,21 +223,22 @@ class Arguments:
 
     def _apart(
         self, outs: list[Any], given: tuple[Layout, ...], addresses: list[int], layouts: tuple[Layout, ...]
-    ) -> None:
-        """Raise `InputError` where an output shares memory with an input or another output, or lies askew."""
+    ) -> list[int]:
+        """The outputs' addresses; raises `InputError` where one shares memory with an input or another, or is askew."""
         taken = list(zip(addresses, layouts, strict=True))
-        names = [p.name for p in self.tensors]
         for x, p, layout in zip(outs, self.outputs, given, strict=True):
-            mine = (address(x), layout)
-            if mine[0] % (DTYPES[p.dtype].bits // 8):
+            at = address(x)
+            if at % (DTYPES[p.dtype].bits // 8):
                 raise InputError(f"`out` for `{p.name}` is not aligned to its elements")
-            for name, other in zip(names, taken, strict=True):
-                if _share(mine, other):
+            low, high = at + layout.low, at + layout.high
+            for i, (bt, other) in enumerate(taken):
+                if low < bt + other.high and bt + other.low < high and _share((at, layout), (bt, other)):
+                    name = (*self.tensors, *self.outputs)[i].name
                     raise InputError(
                         f"`out` for `{p.name}` overlaps `{name}`", hint="write into memory that is no input"
                     )
-            taken.append(mine)
-            names.append(p.name)
+            taken.append((at, layout))
+        return [at for at, _ in taken[len(addresses) :]]
 
     def _fitted(self, arrays: list[Any], outs: list[Any]) -> Checked:
         """The extents and layouts of arguments; raises `InputError` where these do not fit."""

@@ -92,7 +92,7 @@ def _find_compiler(named: str, path: str) -> Compiler:
 @cache
 def cpu_identity() -> str:
     """What ``-march=native`` means here: the CPU's features as the system tells them."""
-    words = [platform.system(), platform.machine(), platform.processor()]
+    words = [platform.system(), platform.machine()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         wanted = ("flags", "features", "model name", "cpu part", "isa")
         for line in lines:
@@ -100,6 +100,8 @@ def cpu_identity() -> str:
                 break  # the first core speaks for all
             if line.split(":")[0].strip().lower() in wanted:
                 words.append(line.strip())
+    if len(words) == 2:
+        words.append(platform.processor())  # runs a program to find out
     return "\n".join(words)
 
 

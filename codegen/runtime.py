@@ -184,9 +184,11 @@ class CpuProgram(Arguments):
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[signature] = plan
         if outs:
-            self._apart(outs, plan.out_layouts, addresses, plan.layouts)
-        results = outs or [new() for new in plan.outputs]
-        self._run(plan, addresses, results, numbers)
+            results, written = outs, self._apart(outs, plan.out_layouts, addresses, plan.layouts)
+        else:
+            results = [new() for new in plan.outputs]
+            written = [address(x) for x in results]
+        self._launch(plan, numbers, addresses + written)
         if out is not None:
             return out
         return results[0] if len(results) == 1 else tuple(results)
@@ -200,9 +202,6 @@ class CpuProgram(Arguments):
         arrays, _ = self._split(inputs)
         arrays = [self._accepted(x, p) for x, p in zip(arrays, self.tensors, strict=True)]
         return partial(self._launch, self._plan(arrays, self._given_outputs(out), any(map(is_torch, arrays))))
-
-    def _run(self, plan: Plan, addresses: list[int], results: Sequence[Any], numbers: list[Any]) -> None:
-        self._launch(plan, numbers, addresses + [address(x) for x in results])
 
     def _launch(self, plan: Plan, numbers: Sequence[Any], pointers: list[int]) -> None:
         if plan.empty:

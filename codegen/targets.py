@@ -1,6 +1,6 @@
 """The targets behind one door: what each prints, builds and emits from the same tile programs.
 
-A target's own modules are loaded when it is asked for, so the CPU needs neither torch nor Triton.
+A GPU's modules are loaded when one is asked for, so the CPU needs neither torch nor Triton.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from ..ir.cascade import Cascade
 from ..ir.device import device_of
 from ..ir.errors import UsageError
 from ..ir.mapping import Mapping
-from .assembly import Program
+from .assembly import Assembly, Program
+from .cpp import print_cpp
+from .runtime import CpuProgram
 
 # What a GPU's driver leaves in the file system, before torch is asked.
 _SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -61,8 +63,6 @@ def _present() -> str | None:
 def print_source(program: Program, mapping: Mapping, target: str) -> str:
     """The generated text of a program's kernels."""
     if target == "cpu":
-        from .cpp import print_cpp
-
         return print_cpp(program.kernels, program.cascade.name)
     return str(_module("triton").print_triton(program, mapping, target))
 
@@ -70,8 +70,6 @@ def print_source(program: Program, mapping: Mapping, target: str) -> str:
 def build(program: Program, mapping: Mapping, target: str) -> Any:
     """What runs a program's kernels: called with the parameters by name."""
     if target == "cpu":
-        from .runtime import CpuProgram
-
         return CpuProgram.build(program)
     if target == "interpret":
         return _module("triton_interpret").InterpretProgram.build(program, mapping)
@@ -80,9 +78,6 @@ def build(program: Program, mapping: Mapping, target: str) -> Any:
 
 def load(assembly: dict[str, Any]) -> Any:
     """As `build` for the CPU, from the JSON form of an `Assembly`."""
-    from .assembly import Assembly
-    from .runtime import CpuProgram
-
     return CpuProgram.of(Assembly.from_dict(assembly))
 
 
