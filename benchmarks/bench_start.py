@@ -29,7 +29,7 @@ from castile.ir.extents import resolve, shape_of
 from castile.passes.mapped import nominal
 
 CASCADES = Path(__file__).resolve().parents[1] / "examples" / "cascades"
-NAMES = ("softmax", "rms_norm", "gemm", "gemm_bias_gelu", "attention", "attention_causal", "attention_backward")
+NAMES = ("softmax", "rmsnorm", "gemm", "gemm_bias_gelu", "attention", "attention_causal", "attention_backward")
 LIMITS = {"cold_ms": 2000.0, "cached_ms": 10.0, "call_us": 15.0}
 PROCESSES = 5
 
