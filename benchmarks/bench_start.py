@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _cold import fresh_caches
 
 import castile
+from castile.benchmarks._cold import fresh_caches
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
 from castile.passes.mapped import nominal

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ..ir.cascade import Access, Call, Cascade, Const, Einsum, Monoid, Reduce, tensors_read
 from ..ir.dtypes import DTYPES
 from ..ir.types import TypeChecker, settle, tensor_types
-from .fuse import ON_CHIP
+from .fuse import ON_CHIP, is_map
 from .phases import bracket
 from .step import Step, Take
 
@@ -46,17 +46,17 @@ def join(c: Cascade, fused: Collection[str], extents: Mapping[str, int]) -> tupl
 
 
 def _inside(c: Cascade, fused: Collection[str]) -> dict[str, frozenset[str]]:
-    """The fused reductions that each tensor's value is made of."""
-    found: dict[str, frozenset[str]] = {p.name: frozenset() for p in c.params}
+    """The fused reductions that each Einsum computes on its way, by its first output."""
+    needed: dict[str, frozenset[str]] = {}
+    handed: dict[str, frozenset[str]] = {}
     for e in c.einsums:
-        own: frozenset[str] = frozenset().union(*(found.get(t, frozenset()) for t in tensors_read(e.expr)))
-        for o in e.outputs:
-            if o.name in fused:
-                found[o.name] = own | {o.name}
-            else:
-                # A reduction that is stored hands on its result alone.
-                found[o.name] = own
-    return found
+        needed[e.name] = frozenset().union(*(handed.get(t, frozenset()) for t in tensors_read(e.expr)))
+        if e.name in fused:
+            handed[e.name] = needed[e.name] | {e.name}
+        elif is_map(e):
+            handed[e.name] = needed[e.name]
+        # What is stored hands on nothing: its readers compute none of it again.
+    return needed
 
 
 def _is_sum(e: Einsum, checker: TypeChecker) -> bool:
