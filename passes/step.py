@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Const, Expr, tensors_read
-from .brackets import conjunction
+from .brackets import bracket, conjunction
 from .centred import Centre, centres
 from .forms import Form, Monomial, add, sub
 from .functions import exp
@@ -117,8 +117,10 @@ class StepWriter(StreamWriter):
         e = factors[0]
         for f in factors[1:]:
             e = call("mul", e, f)
-        condition = conjunction(masks)
-        return lowering._where([condition], e, Const(0.0)) if masks else e
+        # What a mask compares may be scaled as what it weighs is.
+        passed = self.finish(bracket(conjunction(masks))).single
+        assert passed is not None
+        return lowering._where([conjunction(passed[0].brackets)], e, Const(0.0)) if masks else e
 
 
 def _body(c: Component) -> Form:

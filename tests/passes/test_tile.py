@@ -69,6 +69,17 @@ def interpret(derivation: Derivation, inputs: dict[str, object], tiling: Tiling)
 
 
 @pytest.mark.parametrize("gauge", ["maximum", "exponent"])
+@pytest.mark.parametrize("shift", [100.0, -200.0])
+def test_a_condition_over_scaled_values_keeps_their_scale(shift: float, gauge: str) -> None:
+    cascade = castile.load(CASCADES / "top_p.cascade")
+    inputs = CASES["top_p"].draw()
+    inputs = {**inputs, "X": np.asarray(inputs["X"], "f4") + np.float32(shift)}
+    got = interpret(derive(cascade, gauge=gauge), inputs, Tiling(3, 2, 4))
+    for judgement in judge(cascade, inputs, got):
+        assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize("gauge", ["maximum", "exponent"])
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_examples_agree_with_the_oracle(name: str, gauge: str) -> None:
     cascade = castile.load(CASCADES / f"{name}.cascade")
