@@ -14,7 +14,7 @@ from ..ir.cascade import Cascade, Const, Param, Rank, literal_value
 from ..ir.errors import VerifyError
 from ..ir.parse import parse
 from ..ir.tile import TileKernel
-from .cpp import Field, arguments, bounded_ranks, entry_names
+from .interface import Field, arguments, bounded_ranks, entry_names
 
 
 class Program(Protocol):

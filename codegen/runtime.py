@@ -35,7 +35,8 @@ from .arguments import (
 )
 from .assembly import Assembly, Program, assemble
 from .build import load
-from .cpp import entry_names, print_cpp, standalone
+from .cpp import print_cpp, standalone
+from .interface import entry_names
 
 # Signatures of which the checked plan is kept.
 PLANS = 64

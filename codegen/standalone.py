@@ -14,7 +14,9 @@ from ..ir.extents import Use, bindings
 from ..ir.interval import entangled
 from ..ir.print import print_expr
 from .assembly import Program
-from .cpp import arguments, bounded_ranks, checked_axes, entry_names, print_cpp, standalone, stored
+from .cpp import print_cpp, standalone
+from .cpp_scope import stored
+from .interface import arguments, bounded_ranks, checked_axes, entry_names
 from .names import Names, comment, safe
 
 LARGEST = """// The greatest number with which a test holds that holds for all below it; 0 if it holds for none.

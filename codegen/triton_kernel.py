@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..ir.cascade import Call, Const, Expr, Extent, Param, literal_value
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, operations, print_kernel
-from .cpp import runtime_ranks
+from .interface import runtime_ranks
 from .triton_dot import Dots
 from .triton_expr import INDEX, held
 from .triton_grid import Grid

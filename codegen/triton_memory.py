@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..ir.cascade import Access, Expr, Param, Rank, literal_value
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Load, Store
-from .cpp import checked_indices
+from .interface import checked_indices
 from .triton_expr import ATOM, OR, Value, narrow
 from .triton_scope import Scope
 

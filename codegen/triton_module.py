@@ -14,7 +14,7 @@ from ..ir.mapping import Mapping as Knobs
 from ..ir.ops import OPS
 from ..ir.print import print_expr
 from .assembly import Program
-from .cpp import bounded_ranks
+from .interface import bounded_ranks
 from .names import Names, safe
 from .triton_expr import NARROW_EXTENT
 from .triton_kernel import TAKEN, Argument, Printed

@@ -12,7 +12,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Tile, TileKernel, integer_products, operations, verify_kernel
 from ..ir.types import TypeChecker
-from .cpp import checked_axes, runtime_ranks
+from .interface import checked_axes, runtime_ranks
 from .names import Names
 from .triton_expr import ATOM, Expressions, Value, aligned
 

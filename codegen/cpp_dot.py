@@ -1,0 +1,190 @@
+"""Products: which axes of a dot are the micro-kernel's, and the call of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.cascade import Access, Call, Cast, Const, Expr
+from ..ir.dtypes import DTYPES
+from ..ir.tile import Dot, Fold, For, Load, Tile, operations
+from ..ir.types import settle
+from .cpp_fold import Folds
+from .cpp_scope import Place, ctype, stored
+from .interface import checked_indices
+from .made import LONGEST
+from .strips import reads
+from .vectors import steps
+
+# The widest panel of B that `dot` packs, in columns.
+PANEL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DotPlan:
+    """Which axes of a dot are the micro-kernel's m, n and k, and which are looped over outside it."""
+
+    left: Place
+    right: Place
+    m: str
+    n: str
+    k: str
+    batch: tuple[str, ...]
+    over: tuple[str, ...]
+
+
+class Dots(Folds):
+    """Prints dots."""
+
+    def _dot(self, op: Dot) -> None:
+        plan = self._dot_plan(op)
+        if plan is None:
+            self._dot_loops(op)
+        elif not op.annihilates:
+            self._dot_call(op, plan)
+        else:
+            # A zero on the left and an infinity or NaN on the right are rare: only then are the products looked at.
+            self.open(f"if ({self._all_finite(op, plan)})")
+            self._dot_call(op, plan)
+            self.depth -= 1
+            self.open("} else")
+            self._dot_call(op, plan, annihilates=True)
+            self.close()
+
+    def _all_finite(self, op: Dot, plan: DotPlan) -> str:
+        """The name of a flag: whether all elements of the operand that is not annihilated are finite."""
+        place = self.places[op.right]
+        if place.name in self.finite:
+            return self.finite[place.name]
+        self.looked += 1
+        name = self.names("finite", f"{op.right} {self.looked}", f"{place.name}_finite")
+        self.finite[place.name] = name
+        long = [r for r in place.tile.axes if self.axes[r].size != 1]
+        row, column = (plan.k, plan.n) if place is plan.right else (plan.m, plan.k)
+        kind = ctype(place.tile.dtype)
+        if set(long) == {row, column}:
+            matrix = self._matrix(place, row, column, "const " + kind)
+            self.line(f"bool {name} = all_finite<{kind}>({matrix}, {self.axes[row].count}, {self.axes[column].count});")
+            return name
+        self.line(f"bool {name} = true;")
+        check = f"{name} = {name} & is_finite<{kind}>({self._element(op.right)});"
+        self._nest(place.order, lambda: self.line(check), f"#pragma omp simd reduction(&:{name})")
+        return name
+
+    def _dot_loops(self, op: Dot) -> None:
+        """A dot as a plain reduction of products."""
+        wanted = op.tile.dtype
+        operands: list[Expr] = []
+        for name in (op.left, op.right):
+            e: Expr = Access(name)
+            if op.operand is not None:
+                e = Cast(op.operand, e)
+            if settle(self.checker.infer(e)) != wanted:
+                e = Cast(wanted, e)
+            operands.append(e)
+        product: Expr = Call("mul", tuple(operands))
+        if op.annihilates:
+            product = Call("where", (Call("eq", (operands[0], Const(0))), Const(0), product))
+        self._fold(Fold(op.tile, "sum", op.over, product, op.accumulate))
+
+    def _dot_plan(self, op: Dot) -> DotPlan | None:
+        """How a dot maps onto the micro-kernel; None where plain loops do better or are the only way."""
+        left, right, target = (self._place(name) for name in (op.left, op.right, op.tile.name))
+        types = {left.tile.dtype, right.tile.dtype, op.operand or "f32"}
+        if op.tile.dtype != "f32" or not all(DTYPES[t].is_float and t != "f64" for t in types):
+            return None
+        if op.tile.name in (op.left, op.right):
+            return None
+        long = {r for r in (*left.tile.axes, *right.tile.axes) if self.axes[r].size != 1}
+        kept = [r for r in target.order if r in long]
+        over = [r for r in op.over if r in long]
+        if not kept or not over:
+            return None
+        if kept[-1] not in right.tile.axes:
+            left, right = right, left
+        rows = [r for r in kept if r not in right.tile.axes]
+        n = kept[-1]
+        if n in left.tile.axes or not rows:
+            return None
+        m = max(rows, key=lambda r: self.axes[r].size)
+        k = max(over, key=lambda r: self.axes[r].size)
+        if self.axes[n].size < 4:
+            return None
+        batch, outer = tuple(r for r in kept if r not in (m, n)), tuple(r for r in over if r != k)
+        return DotPlan(left, right, m, n, k, batch, outer)
+
+    def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False, taken: str | None = None) -> None:
+        """Call the micro-kernel; ``taken`` is where its sums go, if not into the dot's own tile."""
+        m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))
+        maker, recipe = self.makers.get(plan.right.tile.name), self.recipes.get(plan.right.tile.name)
+        more = 1 if maker is None else LONGEST + 2
+        few = 4 * (n.size + 2 * k.size + 64) if maker is not None else 0
+        self.dot_floats = max(self.dot_floats, (k.size + more) * PANEL + m.size * (k.size + more), few)
+        target = self._place(op.tile.name)
+        accumulate = op.accumulate or bool(plan.over)
+        panels = self.panels.get((plan.right.name, plan.n, plan.k, op.operand or "f32"))
+        a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
+        types = ", ".join((ctype(op.operand or "f32"), a_type, b_type))
+
+        def zero() -> None:
+            self.line(f"{self._element(op.tile.name)} = 0;")
+
+        def call() -> None:
+            a = self._matrix(plan.left, plan.m, plan.k, "const " + a_type)
+            b = self._matrix(plan.right, plan.k, plan.n, "const " + b_type) if maker is None else maker
+            c = self._matrix(target, plan.m, plan.n, "float") if taken is None else ""
+            counts, adds = f"{m.count}, {n.count}, {k.count}", "true" if accumulate else "false"
+            scratch = "reinterpret_cast<float*>(local + DOT)"
+            put = f"Into{{{c}, {adds}}}" if taken is None else taken
+            if annihilates:
+                left = self.places[op.left] is plan.left
+                self.line(f"dot_annihilating<{types}, {'true' if left else 'false'}>({c}, {a}, {b}, {counts}, {adds});")
+                return
+            operand = ctype(op.operand or "f32")
+            if maker is not None and recipe is not None:
+                made = f"{operand}, {recipe.period}"
+                name = f"dot_made<{made}>" if panels is None else f"dot_packed_made<{made}, decltype({maker})>"
+            else:
+                name = f"dot<{types}>" if panels is None else f"dot_packed<{operand}, {a_type}>"
+            whole = maker is None and panels is None
+            self.line(f"{name}(")
+            self.line(f"    {c if whole else put},")
+            self.line(f"    {a},")
+            self.line(f"    {b if panels is None else panels},")
+            self.line(f"    {counts}, {adds + ', ' if whole else ''}{scratch});")
+
+        if plan.over and not op.accumulate:
+            self._nest(op.tile.axes, zero, "#pragma omp simd")
+        self._nest((*plan.batch, *plan.over), call)
+
+    def _matrix(self, place: Place, row: str, column: str, kind: str) -> str:
+        fixed = [r for r in place.tile.axes if r not in (row, column) and self.axes[r].size != 1]
+        at = "".join(f" + {self.axes[r].index} * {place.step(r)}" for r in fixed)
+        return f"Matrix<{kind}>{{{place.name}{at}, {place.step(row)}, {place.step(column)}}}"
+
+    def _view(self, op: Load) -> bool:
+        """Let a tile that is only the shared operand of dots stay in its tensor's memory."""
+        tile, param = op.tile, self.params[op.source.tensor]
+        long = tuple(r for r in tile.axes if self.axes[r].size != 1)
+        if op.guard is not None or len(long) != 2 or checked_indices(op, param.indices) or param.dtype != tile.dtype:
+            return False
+        moves = steps(op.source.indices, long)
+        readers = [x for x in operations(self.k.body) if not isinstance(x, For) and tile.name in reads(x)]
+        if moves is None or not readers or not all(isinstance(x, Dot) and self._shares(x, tile) for x in readers):
+            return False
+        strides = {r: self._stride(param.name, i) + (f" * {c}" if c != 1 else "") for r, (i, c) in moves.items()}
+        name = self.names("tile", tile.name)
+        first = self._offset(op.source, frozenset(), frozenset())
+        self.line(f"const {stored(param.dtype)}* const {name} = {self.names('tensor', param.name)} + {first};")
+        order = (*(r for r in long if r != long[-1]), long[-1])
+        self.places[tile.name] = Place(tile, name, order, tuple(self.axes[r].size for r in order), strides)
+        return True
+
+    def _shares(self, op: Dot, tile: Tile) -> bool:
+        """Whether a tile is the operand that all rows of a dot share: it has the columns, and the other has not."""
+        other = self.tiles[op.right if op.left == tile.name else op.left]
+        if other.name == tile.name or op.tile.dtype != "f32" or not op.tile.axes or len(op.over) != 1:
+            return False
+        column = op.tile.axes[-1]
+        kept = [r for r in op.tile.axes if r != column and r in other.axes]
+        good = column in tile.axes and column not in other.axes and bool(kept)
+        return good and set(tile.axes) == {column, op.over[0]} and tile.dtype in ("f32", "bf16", "f16")

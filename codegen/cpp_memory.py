@@ -1,0 +1,152 @@
+"""Loads and stores: loop nests along a tensor's memory, checks of indices that are data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..ir.cascade import Access, Rank, free_ranks, literal_value
+from ..ir.interval import is_affine
+from ..ir.tile import Load, Store
+from .cpp_expr import Expressions, Value, converted, from_memory
+from .cpp_scope import ctype
+from .interface import checked_indices
+from .vectors import ATOM, MUL, WIDEST, steps
+
+# The types of `tile.h` that are structures around their bits.
+NARROW = ("f16", "bf16", "f8e4m3", "f8e5m2")
+
+
+class Memory(Expressions):
+    """Prints loads and stores."""
+
+    def _load(self, op: Load) -> None:
+        axes = frozenset(op.tile.axes)
+        param = self.params[op.source.tensor]
+        order, unit = self._order(op.source, op.tile.axes)
+        checks = checked_indices(op, param.indices)
+
+        def body() -> None:
+            name = self.names("tensor", param.name)
+            text = f"{name}[{self._offset(op.source, axes, checks)}]"
+            if not param.indices:
+                text = f"*{name}" if param.name in self.k.outputs else name
+            held = "bool" if param.dtype == "bool" and not param.indices else param.dtype
+            loaded = Value(from_memory(param.dtype, text) if param.indices else text, ATOM, held)
+            value = converted(loaded, op.tile.dtype)
+            if op.guard is None and param.dtype == op.tile.dtype and param.indices and ctype(param.dtype) in NARROW:
+                # Structures are not copied in vectors, their bits are.
+                self.line(f"{self._element(op.tile.name)}.raw = {text}.raw;")
+                return
+            if op.guard is not None:
+                other = self.literal(op.other, op.tile.dtype)
+                value = f"{self.typed(op.guard, 'bool', axes, ATOM)} ? {value} : {other}"
+            self.line(f"{self._element(op.tile.name)} = {value};")
+
+        self._access(order, unit, op.source, body, bool(checks), True)
+
+    def _store(self, op: Store) -> None:
+        axes = frozenset(op.axes)
+        param = self.params[op.target.tensor]
+        order, unit = self._order(op.target, op.axes)
+        checks = checked_indices(op, param.indices)
+        moving = {r for r in op.axes if self.axes[r].size != 1}
+        apart = all(is_affine(i) for i in op.target.indices)
+        apart = apart and moving <= {r for i in op.target.indices if isinstance(i, Rank) for r in (i.name,)}
+
+        inner = order[-1] if order and unit is not None and not checks and param.dtype in ("f32", "bf16") else None
+        if inner is not None and self.axes[inner].size % WIDEST == 0 and self._side(op.target, inner) is not None:
+            wide = self._vectors(op.expr, inner, axes)
+            if wide is not None:
+                text = self._stored(op, inner, wide.text if wide.wide else f"splat({wide.text})")
+                self._nest(order[:-1], lambda: self._vector_loop(inner, text))
+                return
+
+        def body() -> None:
+            name = self.names("tensor", param.name)
+            at = f"{name}[{self._offset(op.target, axes, checks)}]" if param.indices else f"*{name}"
+            self.line(f"{at} = {self.typed(op.expr, param.dtype, axes)};")
+
+        self._access(order, unit, op.target, body, bool(checks), apart)
+
+    def _stored(self, op: Store, inner: str, value: str) -> str:
+        """The statement that puts a vector into a tensor."""
+        param, axis = self.params[op.target.tensor], self.axes[inner]
+        side = self._side(op.target, inner)
+        assert side is not None
+        at = self._offset(op.target, frozenset(op.axes), frozenset())
+        name, stride = self.names("tensor", param.name), self._stride(param.name, side)
+        call = "stream" if op.through else "store"
+        return f"{call}(&{name}[{at}], {stride}, {value}, {axis.count} - {axis.index});"
+
+    def _loaded(self, op: Load, inner: str) -> str:
+        """The text of a vector from a tensor."""
+        param, axis = self.params[op.source.tensor], self.axes[inner]
+        side = self._side(op.source, inner)
+        assert side is not None
+        at = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
+        name, stride = self.names("tensor", param.name), self._stride(param.name, side)
+        return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index})"
+
+    def _side(self, access: Access, inner: str) -> int | None:
+        """The index of a tensor that moves by one with an axis, if no other moves."""
+        moves = steps(access.indices, (inner,))
+        return moves[inner][0] if moves is not None and moves[inner][1] == 1 else None
+
+    def _access(
+        self,
+        order: Sequence[str],
+        unit: int | None,
+        access: Access,
+        body: Callable[[], None],
+        checks: bool,
+        apart: bool,
+    ) -> None:
+        """The loops around a load or store; ``unit`` is the tensor's axis along which the innermost loop runs."""
+        pragma = "#pragma omp simd" if apart else ""
+        if checks:
+            self.open("")
+            self.line("bool outside = false;")
+            pragma = pragma and pragma + " reduction(|:outside)"
+        if unit is not None:
+            stride = self._stride(access.tensor, unit)
+            self.open(f"with_stride({stride}, [&](auto {stride})")
+        self._nest(order, body, pragma)
+        if unit is not None:
+            self.close("});")
+        if checks:
+            number = 1 + list(self.params).index(access.tensor)
+            self.line(f"if (outside) *fault = {number};")
+            self.close()
+
+    def _order(self, access: Access, axes: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
+        """The loops of a load or store, innermost last, and the tensor's axis that the innermost alone moves along."""
+        inner = self._along(access, axes)
+        if inner is None:
+            return axes, None
+        along = [i for i, index in enumerate(access.indices) if inner in free_ranks(index)]
+        order = (*(r for r in axes if r != inner), inner)
+        whole = len(along) == 1 and is_affine(access.indices[along[0]])
+        return order, along[0] if whole else None
+
+    def _along(self, access: Access, axes: tuple[str, ...]) -> str | None:
+        """The axis of a loop nest that moves along the tensor's last index; the nest's last one if none does."""
+        moving = [r for r in axes if self.axes[r].size != 1]
+        for index in reversed(access.indices):
+            found = [r for r in moving if r in free_ranks(index)]
+            if found and is_affine(index):
+                return found[-1]
+        return moving[-1] if moving else None
+
+    def _offset(self, access: Access, axes: frozenset[str], checks: frozenset[int]) -> str:
+        """The position of an element, in elements from the tensor's first."""
+        terms = []
+        for i, index in enumerate(access.indices):
+            stride = self._stride(access.tensor, i)
+            if literal_value(index) == 0:
+                continue
+            if i in checks:
+                text = f"inside({self.typed(index, 'i64', axes)}, {self._size(access.tensor, i)}, outside)"
+            else:
+                text = self.typed(index, "i64", axes, MUL)
+            terms.append(f"{text} * {stride}")
+        return " + ".join(terms) or "0"
