@@ -5,6 +5,7 @@ torch is never imported here: its tensors are known by what they can do.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -41,14 +42,31 @@ def is_torch(x: object) -> bool:
     return hasattr(x, "data_ptr") and hasattr(x, "stride")
 
 
+def _is_strided(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is None or x.layout is torch.strided
+
+
 def _names_of(dtype: str) -> tuple[str, ...]:
     """What NumPy and torch call a dtype."""
     return (str(numpy_dtype(dtype)), f"torch.{numpy_dtype(dtype)}")
 
 
+def _data_offset() -> int:
+    """Where an array object keeps the address of its data: behind the head of every object, by NumPy's C API. 0 where
+    objects cannot be looked into so; it is a seventh of what ``x.ctypes.data`` costs."""
+    sample, at = np.empty(3, np.uint8)[1:], object.__basicsize__
+    known = sys.implementation.name == "cpython" and np.ndarray.__basicsize__ > at
+    return at if known and _word_at(id(sample) + at).value == sample.ctypes.data else 0
+
+
+_word_at = ctypes.c_size_t.from_address
+_DATA_OFFSET = _data_offset()
+
+
 def address(x: Any) -> int:
     if type(x) is np.ndarray:
-        return int(x.ctypes.data)
+        return _word_at(id(x) + _DATA_OFFSET).value if _DATA_OFFSET else int(x.ctypes.data)
     return int(x.data_ptr())
 
 
@@ -178,14 +196,14 @@ class Arguments:
     def _accepted(self, x: Any, p: Param) -> Any:
         """A tensor on this machine's CPU, or a NumPy array of exactly that class."""
         if is_torch(x):
-            if not self._here(x) or str(getattr(x, "layout", "torch.strided")) != "torch.strided":
+            if not self._here(x) or not _is_strided(x):
                 raise InputError(
                     f"`{p.name}` is a {getattr(x, 'layout', '')} tensor on {getattr(x, 'device', '')}",
                     expected=f"a strided tensor on {self.where}",
                     got=f"{getattr(x, 'layout', '')} on {getattr(x, 'device', '')}",
                     hint=f"bring it there: {p.name}.{self.bring}()",
                 )
-            return x.resolve_neg() if getattr(x, "is_neg", bool)() else x
+            return x.resolve_neg() if x.is_neg() else x
         if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
             return np.asarray(x)
         if isinstance(x, np.generic):
@@ -208,26 +226,31 @@ class Arguments:
                 got=str(len(outs)),
             )
         for x, p in zip(outs, self.outputs, strict=True):
+            if type(x) is np.ndarray and x.flags.writeable:
+                continue
             checked = self._accepted(x, p)
             # What had to be copied cannot be written through.
             if is_torch(x):
-                refused = checked is not x or getattr(x, "requires_grad", False)
-                why = "needs a gradient" if refused else ""
+                if checked is x and not x.requires_grad:
+                    continue
+                refused, why = True, "needs a gradient" if x.requires_grad else "is a negated view"
             else:
                 if not isinstance(x, np.ndarray):
                     raise InputError(f"`out` for `{p.name}` is no array", got=type(x).__name__, expected=print_param(p))
                 refused, why = not x.flags.writeable, "is read-only"
             if refused:
                 raise InputError(f"`out` for `{p.name}` {why}", hint="give memory that may be written")
-        return [x if is_torch(x) else np.asarray(x) for x in outs]
+        return [x if type(x) is np.ndarray or is_torch(x) else np.asarray(x) for x in outs]
 
     def _apart(
-        self, outs: list[Any], given: tuple[Layout, ...], addresses: list[int], layouts: tuple[Layout, ...]
-    ) -> list[int]:
-        """The outputs' addresses; raises `InputError` where one shares memory with an input or another, or is askew."""
+        self, written: list[int], given: tuple[Layout, ...], addresses: list[int], layouts: tuple[Layout, ...]
+    ) -> None:
+        """Raises `InputError` where an output shares memory with an input or with another output, or is askew.
+
+        ``written`` are the outputs' addresses and ``given`` their layouts; then those of the inputs.
+        """
         taken = list(zip(addresses, layouts, strict=True))
-        for x, p, layout in zip(outs, self.outputs, given, strict=True):
-            at = address(x)
+        for at, p, layout in zip(written, self.outputs, given, strict=True):
             if at % (DTYPES[p.dtype].bits // 8):
                 raise InputError(f"`out` for `{p.name}` is not aligned to its elements")
             low, high = at + layout.low, at + layout.high
@@ -238,7 +261,6 @@ class Arguments:
                         f"`out` for `{p.name}` overlaps `{name}`", hint="write into memory that is no input"
                     )
             taken.append((at, layout))
-        return [at for at, _ in taken[len(addresses) :]]
 
     def _fitted(self, arrays: list[Any], outs: list[Any]) -> Checked:
         """The extents and layouts of arguments; raises `InputError` where these do not fit."""
@@ -293,8 +315,8 @@ def new_tensor(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
 def scalar_value(p: Param, given: Any) -> Any:
     """A number in the form that `struct` packs for its dtype: narrow floats by their bits."""
     row = DTYPES[p.dtype]
-    if type(given) is float and row.bits >= 32 and row.is_float and abs(given) < 1e38:
-        return given
+    if type(given) in (float, np.float32, np.float64) and row.bits >= 32 and row.is_float and abs(given) < 1e38:
+        return float(given)
     if type(given) is int and row.is_integer and row.lowest <= given <= row.highest:
         return given
     if hasattr(given, "detach"):

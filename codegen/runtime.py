@@ -10,9 +10,10 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,10 @@ def threads_without_torch() -> int:
 class Plan:
     """All that follows from the signature of a call.
 
-    ``outputs`` make a new array each. ``words`` are the kernels' argument structs with what is known filled in;
-    ``holes`` says which pointer goes where. Pointers are numbered: parameters, outputs, scratch, scalars by value,
-    fault words.
+    ``outputs`` make a new array each. A kernel takes the address of its words; those of all kernels follow one another
+    in ``words``, where what the signature tells is filled in. ``holes`` are the words that take an address, and the
+    number of it: parameters, outputs, scratch, scalars by value, fault words. ``apart`` remembers where the tensors of
+    the last call lay that wrote into arrays it was given, and nothing shared memory.
     """
 
     layouts: tuple[Layout, ...]
@@ -107,9 +109,10 @@ class Plan:
     out_layouts: tuple[Layout, ...]
     scratch: tuple[int, ...]
     scratch_bytes: int
-    words: tuple[tuple[int, ...], ...]
-    holes: tuple[tuple[tuple[int, int], ...], ...]
+    words: bytes
+    holes: tuple[tuple[int, int], ...]
     empty: bool
+    apart: list[list[int]]
 
 
 class CpuProgram(Arguments):
@@ -125,11 +128,16 @@ class CpuProgram(Arguments):
         self.entries = assembly.entries
         self.scratch = assembly.scratch
         self.source = assembly.source
-        self._packs = tuple(struct.Struct(f"={len(e.fields)}q").pack for e in self.entries)
-        self._functions = tuple(functions)
-        self._scalar_pack = struct.Struct("=" + "".join(_SCALAR_CODES[p.dtype] for p in self.scalars))
+        sizes = [len(e.fields) for e in self.entries]
+        starts = tuple(accumulate(sizes, initial=0))
+        self._calls = tuple(zip(functions, (8 * at for at in starts), strict=False))
+        # What a call passes by its address: the words of all kernels, then scalars, then fault words.
+        self._scalars_at = starts[-1]
+        self._faults_at = self._scalars_at + len(self.scalars)
+        self._scalar_pack = struct.Struct("=" + "".join(_SCALAR_CODES[p.dtype] for p in self.scalars)).pack_into
         self._sizes = tuple(DTYPES[p.dtype].bits // 8 for p in self.tensors)
         self._checked = any(f.kind == "fault" for e in self.entries for f in e.fields)
+        self._words = ctypes.c_int64 * (self._faults_at + self._checked * len(self.entries))
         # Pointers by name, in one numbering for all kernels.
         names = [p.name for p in (*self.tensors, *self.outputs, *self.scratch, *self.scalars)]
         self._number = {name: i for i, name in enumerate(names)}
@@ -185,7 +193,10 @@ class CpuProgram(Arguments):
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[signature] = plan
         if outs:
-            results, written = outs, self._apart(outs, plan.out_layouts, addresses, plan.layouts)
+            results, written = outs, [address(x) for x in outs]
+            if [addresses + written] != plan.apart:
+                self._apart(written, plan.out_layouts, addresses, plan.layouts)
+                plan.apart[:] = [addresses + written]
         else:
             results = [new() for new in plan.outputs]
             written = [address(x) for x in results]
@@ -213,24 +224,22 @@ class CpuProgram(Arguments):
             pointers += [base + at for at in plan.scratch]
         else:
             pointers += [_NOWHERE for _ in plan.scratch]
+        words = self._words.from_buffer_copy(plan.words)
+        base = ctypes.addressof(words)
         if self.scalars:
-            values = ctypes.create_string_buffer(self._scalar_pack.size)
-            self._scalar_pack.pack_into(values, 0, *map(scalar_value, self.scalars, numbers))
-            first = ctypes.addressof(values)
-            pointers += [first + 8 * i for i in range(len(self.scalars))]
-        faults = None
+            first = base + 8 * self._scalars_at
+            self._scalar_pack(words, 8 * self._scalars_at, *map(scalar_value, self.scalars, numbers))
+            pointers += range(first, first + 8 * len(self.scalars), 8)
         if self._checked:
-            faults = (ctypes.c_int64 * len(self.entries))()
-            first = ctypes.addressof(faults)
-            pointers += [first + 8 * i for i in range(len(self.entries))]
+            first = base + 8 * self._faults_at
+            pointers += range(first, first + 8 * len(self.entries), 8)
+        for at, number in plan.holes:
+            words[at] = pointers[number]
         threads = thread_count()
-        for function, pack, words, holes in zip(self._functions, self._packs, plan.words, plan.holes, strict=True):
-            filled = list(words)
-            for at, number in holes:
-                filled[at] = pointers[number]
-            function(pack(*filled), 0, -1, threads)
-        if faults is not None and any(faults):
-            raise self._outside(list(faults))
+        for function, at in self._calls:
+            function(base + at, 0, -1, threads)
+        if self._checked and any(faults := words[self._faults_at :]):
+            raise self._outside(faults)
 
     def _outside(self, faults: list[int]) -> InputError:
         at, number = next((i, f) for i, f in enumerate(faults) if f)
@@ -253,16 +262,24 @@ class CpuProgram(Arguments):
         by_name = dict(zip(self._number, (*layouts, *written, *scratch), strict=False))
         new = new_tensor if torch else new_array
         makers = tuple(new(shape, dtype) for shape, dtype in outputs)
-        filled = [self._fill(i, by_name, extents) for i in range(len(self.entries))]
         empty = any(0 in x.shape for x in (*layouts, *written))
-        words, holes = tuple(w for w, _ in filled), tuple(h for _, h in filled)
-        return Plan(layouts, makers, given, tuple(offsets), size, words, holes, empty)
+        words = self._words()
+        holes: list[tuple[int, int]] = []
+        at = 0
+        for i in range(len(self.entries)):
+            for known, number in self._words_of(i, by_name, extents):
+                if known is None:
+                    holes.append((at, number))
+                else:
+                    words[at] = known
+                at += 1
+        return Plan(layouts, makers, given, tuple(offsets), size, bytes(words), tuple(holes), empty, [])
 
-    def _fill(
-        self, at: int, layouts: Mapping[str, Layout], extents: Mapping[str, int]
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """The argument struct of a kernel: its words, and where pointers are to be put."""
-        e = self.entries[at]
+    def _words_of(
+        self, kernel: int, layouts: Mapping[str, Layout], extents: Mapping[str, int]
+    ) -> Iterator[tuple[int | None, int]]:
+        """The words of a kernel: a number that is known, or the number of an address."""
+        e = self.entries[kernel]
         for rank, size in e.held.items():
             if extents.get(rank, 0) > size:
                 raise InputError(
@@ -272,28 +289,24 @@ class CpuProgram(Arguments):
                     got=str(extents[rank]),
                     hint="compile it for these shapes",
                 )
-        words, holes = [], []
-        for i, f in enumerate(e.fields):
-            value = 0
+        for f in e.fields:
             match f.kind:
                 case "pointer":
-                    holes.append((i, self._number[f.name]))
+                    yield None, self._number[f.name]
                 case "fault":
-                    holes.append((i, len(self._number) + at))
+                    yield None, len(self._number) + kernel
                 case "stride":
-                    value = layouts[f.name].strides[f.axis]
+                    yield layouts[f.name].strides[f.axis], 0
                 case "size":
-                    value = layouts[f.name].shape[f.axis]
-                case "extent":
+                    yield layouts[f.name].shape[f.axis], 0
+                case _:
                     if f.name not in extents and f.name not in e.bounded:
                         raise VerifyError(f"kernel `{e.symbol}` iterates rank `{f.name}`, which has no extent")
-                    value = extents.get(f.name, LARGEST_EXTENT)
-            words.append(value)
-        return tuple(words), tuple(holes)
+                    yield extents.get(f.name, LARGEST_EXTENT), 0
 
 
 def _function(library: ctypes.CDLL, name: str) -> Any:
     function = library[name]
-    function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     function.restype = None
     return function

@@ -19,7 +19,7 @@ from ..ir.errors import EvaluationError, InputError, UsageError
 from ..ir.footprint import largest_rank
 from ..ir.mapping import Mapping as Knobs
 from ..ir.tile import TileKernel
-from .arguments import Arguments, is_torch
+from .arguments import Arguments, address, is_torch
 from .assembly import Program
 from .triton import fits_held, print_kernels, print_triton
 from .triton_interpret import plain_number
@@ -303,7 +303,8 @@ class CudaProgram(Arguments):
         """As `_apart`, for what lies on the device."""
         here = [(x, y) for x, y in zip(arrays, found.layouts, strict=True) if is_torch(x)]
         if len(here) == len(arrays) and all(map(is_torch, outs)):
-            self._apart(list(outs), found.given, [int(x.data_ptr()) for x, _ in here], tuple(y for _, y in here))
+            addresses = [address(x) for x, _ in here]
+            self._apart([address(x) for x in outs], found.given, addresses, tuple(y for _, y in here))
 
 
 def _torch(target: str) -> Any:

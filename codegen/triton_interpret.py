@@ -47,7 +47,7 @@ class InterpretProgram(Arguments):
         found = self._fitted(arrays, outs)
         fits_held(self.kernels, found.extents)
         if outs:
-            self._apart(outs, found.given, [address(x) for x in arrays], found.layouts)
+            self._apart([address(x) for x in outs], found.given, [address(x) for x in arrays], found.layouts)
         make = new_tensor if torch else new_array
         results = outs or [make(shape, dtype)() for shape, dtype in found.outputs]
         written = found.given or tuple(contiguous(shape, dtype) for shape, dtype in found.outputs)
