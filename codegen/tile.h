@@ -24,6 +24,8 @@
 #include <vector>
 #endif
 
+// A function for itself: compilers take times as long over one that holds every block of a dot.
+#define CASTILE_APART __attribute__((noinline))
 #define CASTILE_INLINE inline __attribute__((always_inline))
 #define CASTILE_INLINED __attribute__((always_inline))
 #define CASTILE_SIMD _Pragma("omp simd")
@@ -994,7 +996,7 @@ CASTILE_INLINE Through<F> through(F take) {
 
 // ROWS x (VECTORS * LANES) sums from (i, j) on, held in registers over the whole of k. ``width`` columns of them exist.
 template <int ROWS, int VECTORS, class Put, class U>
-inline void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
+CASTILE_APART void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
                       int64_t k_n) {
   Vector sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < k_n; ++k) {
@@ -1013,10 +1015,14 @@ inline void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a, const 
     }
     return;
   }
+  float edge[ROWS][VECTORS * LANES];
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     CASTILE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) put.some(i0 + i, j0 + v * LANES, sum[i][v], width - v * LANES);
+    for (int v = 0; v < VECTORS; ++v) store(&edge[i][v * LANES], sum[i][v]);
+  }
+  for (int i = 0; i < ROWS; ++i) {
+    for (int64_t j = 0; j < width; j += LANES) put.some(i0 + i, j0 + j, load(&edge[i][j]), width - j);
   }
 }
 
