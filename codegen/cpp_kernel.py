@@ -105,8 +105,6 @@ class KernelPrinter(Rows):
                 self.line(f"point /= {self._tiles(g)};")
         start = len(self.lines)
         self._ops(self.k.body)
-        if any(isinstance(op, Store) and op.through for op in self.readers):
-            self.line("fence();")
         if self.workspace_peak or self.dot_floats:
             # A dot packs its operands behind the tiles; where that is, is known only now.
             size = self.workspace_peak + 4 * self.dot_floats
@@ -235,7 +233,9 @@ class KernelPrinter(Rows):
             count = self._count(op.rank)
             self.line(f"const int64_t {count} = at_most({op.size}, {last} - {at});")
             self.axes[op.rank] = Axis(op.size, at, count, index)
+        self.loops.append(op.rank)
         self._ops(op.body)
+        self.loops.pop()
         del self.axes[op.rank]
         self.aligned.pop(op.rank, None)
         self.places, self.stack, self.workspace = places, stack, workspace

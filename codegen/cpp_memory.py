@@ -8,7 +8,7 @@ from ..ir.cascade import Access, Rank, free_ranks, literal_value
 from ..ir.interval import is_affine
 from ..ir.tile import Load, Store
 from .cpp_expr import Expressions, Value, converted, from_memory
-from .cpp_scope import ctype
+from .cpp_scope import Axis, ctype
 from .interface import checked_indices
 from .vectors import ATOM, MUL, WIDEST, steps
 
@@ -86,6 +86,14 @@ class Memory(Expressions):
         at = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
         name, stride = self.names("tensor", param.name), self._stride(param.name, side)
         return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index})"
+
+    def _fetched(self, op: Load, inner: str, rank: str, at: Axis) -> str:
+        """The statement that fetches a vector of a tensor's next tile: where ``at`` is the axis of ``rank``."""
+        axis = self.axes[rank]
+        self.axes[rank] = at
+        offset = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
+        self.axes[rank] = axis
+        return f"prefetch(&{self.names('tensor', op.source.tensor)}[{offset}]);"
 
     def _side(self, access: Access, inner: str) -> int | None:
         """The index of a tensor that moves by one with an axis, if no other moves."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-from ..ir.cascade import Access, Rank, free_ranks, walk
+from ..ir.cascade import Access, Call, Expr, Rank, free_ranks, transform, walk
 from ..ir.tile import Dot, Fold, Load, Map, Op, Store
 from ..ir.types import settle
 from .cpp_fold import REDUCERS
 from .cpp_made import Makers
-from .cpp_scope import text_of
+from .cpp_scope import Axis, ctype, text_of
 from .interface import checked_indices
 from .names import comment
 from .strips import reads, runs, writes
 from .vectors import WIDEST
+
+# What may share the loop over a row.
+Row = Load | Map | Fold | Store
 
 
 class Rows(Makers):
@@ -63,13 +67,13 @@ class Rows(Makers):
         common = [r for r in common if Rank(r) not in along]
         return next((r for r in common if self.axes[r].size != 1 and (r not in last or len(long) > 1)), None)
 
-    def _inner(self, op: Load | Map | Fold | Store, row: str | None) -> tuple[str, ...]:
+    def _inner(self, op: Row, row: str | None) -> tuple[str, ...]:
         """The axes along which an operation on one row goes."""
         axes = op.axes if isinstance(op, Store) else op.tile.axes
         over = op.over if isinstance(op, Fold) else ()
         return tuple(r for r in (*axes, *over) if self.axes[r].size != 1 and r != row)
 
-    def _runs(self, op: Load | Map | Fold | Store, row: str | None) -> bool:
+    def _runs(self, op: Row, row: str | None) -> bool:
         """Whether an operation may share the loop over rows: one scalar a row, or vectors along one axis."""
         inner = self._inner(op, row)
         if (row is not None and row not in (op.axes if isinstance(op, Store) else op.tile.axes)) or len(inner) > 1:
@@ -99,7 +103,7 @@ class Rows(Makers):
             return False
         return good and self._vectors(op.expr, inner[0], frozenset((*op.tile.axes, *inner))) is not None
 
-    def _run(self, run: Sequence[Load | Map | Fold | Store], row: str | None) -> None:
+    def _run(self, run: Sequence[Row], row: str | None) -> None:
         """Loads, maps, folds and stores of one row; what only the same loop reads stays in a register."""
         loads = {op.tile.name: op for op in run if isinstance(op, Load)}
         work = [op for op in run if not isinstance(op, Load)]
@@ -125,6 +129,7 @@ class Rows(Makers):
         if row is not None:
             axis = self.axes[row]
             self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
+        last = {name: group for group in groups for op in group for name in reads(op) & set(loads)}
         for group in groups:
             inner = self._inner(group[0], row)
             if not inner:
@@ -134,12 +139,87 @@ class Rows(Makers):
                 self.line(f"{self._element(one.tile.name)} = {self.typed(one.expr, one.tile.dtype, axes)};")
             else:
                 used = set().union(*(reads(op) for op in group))
-                self._group([*(x for t, x in loads.items() if t in used), *group], inner[0], kept)
+                ahead = {name: self._next(x, row) for name, x in loads.items() if last[name] is group}
+                self._group([*(x for t, x in loads.items() if t in used), *group], inner[0], kept, ahead)
         if row is not None:
             self.close()
 
-    def _group(self, group: Sequence[Load | Map | Fold | Store], inner: str, kept: Collection[str]) -> None:
-        """One loop along a row: vectors are mapped, kept or stored, and at most one fold takes them up."""
+    def _next(self, op: Load, row: str | None) -> tuple[str, Axis] | None:
+        """The rank along which a kernel comes to its next row of a tensor, and its axis there; None if to none.
+
+        Rows lie apart, so no machine foresees the next one; the tiles of one row follow each other, and are foreseen.
+        """
+        ranks = {r for i in op.source.indices for r in free_ranks(i)}
+        around = [row, *(g.rank for g in self.k.grid[-1:] if g.size == 1)]
+        rank = next((r for r in around if r is not None and r in ranks), None)
+        if rank is None or ranks & set(self.loops):
+            return None
+        axis = self.axes[rank]
+        if rank == row:
+            return rank, replace(axis, index=f"({axis.index} + 1)")
+        return rank, replace(axis, base=f"({axis.base} + 1)")
+
+    def _group(
+        self,
+        group: Sequence[Row],
+        inner: str,
+        kept: Collection[str],
+        ahead: Mapping[str, tuple[str, Axis] | None],
+    ) -> None:
+        """One loop along a row; what it needs of the row alone is at hand before it.
+
+        ``ahead`` tells of loads whose next row is to be fetched in this loop, and where that is.
+        """
+        places = dict(self.places)
+        self._at_hand(group, inner)
+        switch = self._switch(group, inner) if any(isinstance(op, Fold) for op in group) else None
+        if switch is None:
+            self._loop(group, inner, kept, ahead)
+        else:
+            # A choice that is the same all along the row is made once: the loop is written out for both.
+            self.open(f"if ({self.typed(switch, 'bool', frozenset(self.axes))})")
+            self._loop(_decided(group, switch, 1, kept), inner, kept, {})
+            self.depth -= 1
+            self.open("} else")
+            self._loop(_decided(group, switch, 2, kept), inner, kept, ahead)
+            self.close()
+        self.places = places
+
+    def _at_hand(self, group: Sequence[Row], inner: str) -> None:
+        """Read elements of tiles that are the same all along a loop before it: its stores might change them."""
+        found = {n.tensor for op in group if not isinstance(op, Load) for n in walk(op.expr) if isinstance(n, Access)}
+        for name in sorted(found & set(self.places)):
+            place = self.places[name]
+            if place.elements == 1 or inner in place.tile.axes or place.view is not None:
+                continue
+            one = self.names("one", name, f"{place.tile.name}_one")
+            self.line(f"const {ctype(place.tile.dtype)} {one} = {self._element(name)};")
+            self.places[name] = replace(place, name=one, sizes=(1,) * len(place.sizes))
+
+    def _switch(self, group: Sequence[Row], inner: str) -> Expr | None:
+        """The condition of a choice that is the same all along a loop, if there is one."""
+        for op in group:
+            for n in walk(op.expr) if not isinstance(op, Load) else ():
+                if isinstance(n, Call) and n.op == "where" and not self._moves(n.args[0], inner):
+                    return n.args[0]
+        return None
+
+    def _moves(self, e: Expr, inner: str) -> bool:
+        """Whether an expression may differ along an axis."""
+        return any(
+            n == Rank(inner)
+            or (isinstance(n, Access) and n.tensor in self.tiles and inner in self.tiles[n.tensor].axes)
+            for n in walk(e)
+        )
+
+    def _loop(
+        self,
+        group: Sequence[Row],
+        inner: str,
+        kept: Collection[str],
+        ahead: Mapping[str, tuple[str, Axis] | None],
+    ) -> None:
+        """The loop itself: vectors are mapped, kept or stored, and at most one fold takes them up."""
         axis = self.axes[inner]
         lines: list[str] = []
         names = {t: self.names("tile", t) for t in kept}
@@ -148,6 +228,8 @@ class Rows(Makers):
         for op in group:
             if isinstance(op, Load):
                 lines.append(f"const Vector {names[op.tile.name]} = {self._loaded(op, inner)};")
+                if (following := ahead.get(op.tile.name)) is not None:
+                    lines.append(self._fetched(op, inner, *following))
                 continue
             axes = op.axes if isinstance(op, Store) else op.tile.axes
             found = self._vectors(op.expr, inner, frozenset((*axes, inner)), names)
@@ -183,3 +265,19 @@ class Rows(Makers):
             self.line(text)
         self.line(f"return {result};")
         self.close("});")
+
+
+def _decided(group: Sequence[Row], condition: Expr, arm: int, kept: Collection[str]) -> list[Row]:
+    """Operations with the choices by a condition made; loads and ``kept`` tiles that none then reads are left out."""
+
+    def chosen(e: Expr) -> Expr:
+        return e.args[arm] if isinstance(e, Call) and e.op == "where" and e.args[0] == condition else e
+
+    done: list[Row] = []
+    needed: set[str] = set()
+    for op in reversed(group):
+        if isinstance(op, Load | Map) and op.tile.name in kept and op.tile.name not in needed:
+            continue
+        done.append(op if isinstance(op, Load) else replace(op, expr=transform(op.expr, chosen)))
+        needed |= reads(done[-1])
+    return done[::-1]

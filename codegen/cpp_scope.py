@@ -92,6 +92,7 @@ class Scope:
         types = {p.name: p.dtype for p in k.tensors} | {t.name: t.dtype for t in _typed_tiles(k)}
         self.checker = TypeChecker(types, {})
         self.axes: dict[str, Axis] = {}
+        self.loops: list[str] = []
         self.places: dict[str, Place] = {}
         self.lines: list[str] = []
         self.depth = 0

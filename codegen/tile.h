@@ -893,17 +893,23 @@ inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
   threads = at_most(threads, last - first);
   if (threads <= 1) {
     for (int64_t point = first; point < last; ++point) body(point);
+    fence();
     return;
   }
   const int64_t portion = at_least(1, (last - first) / (threads * 8));
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, portion)
-  for (int64_t point = first; point < last; ++point) body(point);
+#pragma omp parallel num_threads(int(threads))
+  {
+#pragma omp for schedule(dynamic, portion) nowait
+    for (int64_t point = first; point < last; ++point) body(point);
+    fence();
+  }
 #else
   std::atomic<int64_t> next(first);
   const auto work = [&] {
     for (int64_t from = next.fetch_add(portion); from < last; from = next.fetch_add(portion))
       for (int64_t point = from; point < at_most(last, from + portion); ++point) body(point);
+    fence();
   };
   std::vector<std::thread> others;
   for (int64_t t = 1; t < threads; ++t) others.emplace_back(work);

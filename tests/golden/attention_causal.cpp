@@ -117,13 +117,22 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
             M_4[q] = fold_vectors<Max>(k_n, M_4[q], [&](int64_t k) { return scale * load(&sum_5[q * 528 + k]); });
             ca_scale_8[q] = select<float>(M_4[q] == (-inf), 1.0f, exp(M_1_rows[q] - M_4[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_8[q];
-            L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
-              const Vector f_9 = exp(scale * load(&sum_5[q * 528 + k]) - M_4[q]);
-              store(&left_10[q * 544 + k], choose((M_4[q] == (-inf)), 1.0f, f_9));
-              return choose((M_4[q] == (-inf)), 1.0f, f_9);
-            });
+            const float M_4_one = M_4[q];
+            if (M_4_one == (-inf)) {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+                store(&left_10[q * 544 + k], splat(1.0f));
+                return splat(1.0f);
+              });
+            } else {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+                const Vector f_9 = exp(scale * load(&sum_5[q * 528 + k]) - M_4_one);
+                store(&left_10[q * 544 + k], f_9);
+                return f_9;
+              });
+            }
+            const float ca_scale_8_one = ca_scale_8[q];
             for (int64_t f = 0; f < f_n; f += LANES) {
-              store(&O_sum_3_rows[q * 64 + f], load(&O_sum_3_rows[q * 64 + f]) * ca_scale_8[q]);
+              store(&O_sum_3_rows[q * 64 + f], load(&O_sum_3_rows[q * 64 + f]) * ca_scale_8_one);
             }
           }
           // O_sum_3[q, f]: f32 += dot[k](left_10, V_11) in bf16
@@ -185,13 +194,22 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
             M_12[q] = fold_vectors<Max>(k_n, M_12[q], [&](int64_t k) { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), scale * load(&sum_13[q * 528 + k]), (-inf)); });
             ca_scale_15[q] = select<float>(M_12[q] == (-inf), 1.0f, exp(M_1_rows[q] - M_12[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_15[q];
-            L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
-              const Vector f_16 = exp(scale * load(&sum_13[q * 528 + k]) - M_12[q]);
-              store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), choose((M_12[q] == (-inf)), 1.0f, f_16), 0.0f));
-              return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), choose((M_12[q] == (-inf)), 1.0f, f_16), 0.0f);
-            });
+            const float M_12_one = M_12[q];
+            if (M_12_one == (-inf)) {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+                store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), 1.0f, 0.0f));
+                return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), 1.0f, 0.0f);
+              });
+            } else {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+                const Vector f_16 = exp(scale * load(&sum_13[q * 528 + k]) - M_12_one);
+                store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), f_16, 0.0f));
+                return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), f_16, 0.0f);
+              });
+            }
+            const float ca_scale_15_one = ca_scale_15[q];
             for (int64_t f = 0; f < f_n; f += LANES) {
-              store(&O_sum_3_rows[q * 64 + f], load(&O_sum_3_rows[q * 64 + f]) * ca_scale_15[q]);
+              store(&O_sum_3_rows[q * 64 + f], load(&O_sum_3_rows[q * 64 + f]) * ca_scale_15_one);
             }
           }
           // O_sum_3[q, f]: f32 += dot[k](left_17, V_18) in bf16 annihilating
@@ -217,8 +235,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     // store O[b, h, q, f] = where(L_2 == 0.0, 0.0, O_sum_3 / L_2 * f_19)
     for (int64_t q = 0; q < q_n; ++q) {
       f_19[q] = exp(M_1[q] - M_1[q]);
+      const float L_2_one = L_2[q];
+      const float f_19_one = f_19[q];
       for (int64_t f = 0; f < f_n; f += LANES) {
-        store(&O[b * O_0 + h * O_1 + (q0 + q) * O_2 + (f0 + f) * O_3], O_3, choose((L_2[q] == 0.0f), 0.0f, divide(load(&O_sum_3[q * 64 + f]), L_2[q]) * f_19[q]), f_n - f);
+        store(&O[b * O_0 + h * O_1 + (q0 + q) * O_2 + (f0 + f) * O_3], O_3, choose((L_2_one == 0.0f), 0.0f, divide(load(&O_sum_3[q * 64 + f]), L_2_one) * f_19_one), f_n - f);
       }
     }
   });

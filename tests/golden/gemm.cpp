@@ -79,7 +79,6 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
         stream(&C[(m0 + m) * C_0 + (n0 + n) * C_1], C_1, load(&sum_1[m * 128 + n]), n_n - n);
       }
     }
-    fence();
   });
 }
 

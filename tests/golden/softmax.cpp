@@ -41,6 +41,7 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
     });
     sum_3 = fold_vectors<Sum>(k_extent, Sum::identity<float>, [&](int64_t k) {
       const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_extent - k);
+      prefetch(&X[(n + 1) * X_0 + k * X_1]);
       const Vector f_4_lanes = exp(X_2 - max_1);
       store(&f_4[k], f_4_lanes);
       return f_4_lanes;
@@ -48,7 +49,6 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
     for (int64_t k = 0; k < k_extent; k += LANES) {
       stream(&Y[n * Y_0 + k * Y_1], Y_1, choose((sum_3 == 0.0f), 0.0f, divide(load(&f_4[k]), sum_3)), k_extent - k);
     }
-    fence();
   });
 }
 
