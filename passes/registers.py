@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from math import prod
 
-from ..ir.cascade import Access, Expr, Rank, walk
+from ..ir.cascade import Access, Call, Expr, Rank, walk
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import live_tiles, scoped_sizes
+from ..ir.ops import OPS
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, integer_products, operations, tiles_of
 
 # Bytes of an address, and elements of a row that share one.
@@ -52,13 +53,13 @@ def register_bytes(k: TileKernel, device: Device, warps: int, stages: int = 1) -
     exact = integer_products(k)
     shared = _shared(k, exact) if device.features & SHARED else frozenset()
     made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
-    ahead = _ahead(k)
+    ahead, decided = _ahead(k), _decided(k)
     heads = chained(k)
     same = copies(k, device, warps)
     most = 0
     for op, tiles, sizes in live_tiles(k):
         held = sum(_bytes(t, sizes) for t in tiles if t.name not in shared)
-        beside = (0 if op in exact else _beside(op, sizes)) + ahead.get(op, 0)
+        beside = (0 if op in exact else _beside(op, sizes)) + ahead.get(op, 0) + decided.get(op, 0)
         if isinstance(op, Dot) and not device.features & SHARED:
             # What is computed for a product lies with several warps, and with all of them for one that others hang on;
             # some units want it twice, made in f32.
@@ -67,7 +68,8 @@ def register_bytes(k: TileKernel, device: Device, warps: int, stages: int = 1) -
             computed = sum(_bytes(t, sizes) for t in tiles if t.name in made and t.name in (op.left, op.right))
             beside += times * computed // (same if heads else 1)
             if op.operand is None and "wmma" in device.features:
-                beside = max(beside, _by_hand(op, sizes, warps * device.warp))
+                # These are shared out over all threads.
+                most = max(most, same * held + _by_hand(op, sizes, warps * device.warp))
         most = max(most, same * (held + beside))
     return most + (_waiting(k) if stages > 1 and "wmma" in device.features else 0)
 
@@ -93,6 +95,25 @@ def _ahead(k: TileKernel) -> dict[Op, int]:
         if loop.rank in k.fixed and not any(isinstance(op, Dot) for op in loop.body):
             loads = sum(_bytes(op.tile, sizes) for op in loop.body if isinstance(op, Load))
             found |= dict.fromkeys(loop.body, loads)
+    return found
+
+
+def _decided(k: TileKernel) -> dict[Op, int]:
+    """Bytes of conditions on data that several operations of a body ask: they are decided once and held in between."""
+    found: dict[Op, int] = {}
+    axes = {name: t.axes for name, t in tiles_of(k).items()}
+    loops = [op for op in operations(k.body) if isinstance(op, For)]
+    sizes = {**scoped_sizes(k), **{loop.rank: loop.size for loop in loops}}
+    for body in (k.body, *(loop.body for loop in loops)):
+        asked: dict[Call, list[int]] = {}
+        for i, op in enumerate(body):
+            if isinstance(op, Map | Fold | Store):
+                for e in {n for n in walk(op.expr) if isinstance(n, Call) and OPS[n.op].rule == "compare"}:
+                    asked.setdefault(e, []).append(i)
+        for e, places in asked.items():
+            wide = {a for name in _tensors(e) for a in axes.get(name, ())}
+            for op in body[places[0] : places[-1] + 1] if len(places) > 1 else ():
+                found[op] = found.get(op, 0) + prod(_up(sizes[a]) for a in wide)
     return found
 
 
@@ -155,6 +176,8 @@ def _shared(k: TileKernel, exact: Collection[Op]) -> frozenset[str]:
         for n in walk(e)
         if isinstance(n, Access)
     }
+    # A factor that may be infinite is looked at before it is multiplied.
+    read |= {op.right for op in operations(k.body) if isinstance(op, Dot) and op.annihilates}
     return frozenset(loads - made - read)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import castile
 from castile.ir.device import DEVICES, device_of
 from castile.ir.mapping import Mapping
-from castile.ir.tile import TileKernel
+from castile.ir.tile import Dot, Fold, For, Op, TileKernel, operations
 from castile.passes.defaults_gpu import KNOBS
 from castile.passes.mapped import default_mapping, mapped, nominal
 from castile.passes.registers import chained, copies, register_bytes, registers_free
@@ -85,3 +86,39 @@ def test_one_stage_where_tiles_of_the_next_turn_would_wait_in_registers() -> Non
     c = castile.load(CASCADES / "attention_causal.cascade")
     assert default_mapping(c, "hip:gfx1100", nominal(c)).knob("stages") == 1
     assert default_mapping(c, "hip:gfx942", nominal(c)).knob("stages") == 2
+
+
+def test_conditions_that_several_operations_ask_are_held_in_between() -> None:
+    twice = kernels("top_p", {"n": 1, "k": 512, "j": 16})[1]
+    folds = [op for op in operations(twice.body) if isinstance(op, Fold)]
+    assert len(folds) == 2
+    once = replace(twice, body=tuple(_without(op, folds[1]) for op in twice.body))
+    device = device_of("cuda:90")
+    assert register_bytes(twice, device, 4) >= register_bytes(once, device, 4) + 512 * 16
+
+
+def _without(op: Op, other: Op) -> Op:
+    return replace(op, body=tuple(x for x in op.body if x != other)) if isinstance(op, For) else op
+
+
+def test_a_factor_that_may_be_infinite_passes_through_registers() -> None:
+    k = kernels("attention_sigmoid", {"q": 128, "k": 64, "f": 128})[1]
+    plain = replace(k, body=tuple(_plain(op) for op in k.body))
+    device = device_of("cuda:90")
+    # The tile of V, and a result of its own for what is rare.
+    assert register_bytes(k, device, 8) >= register_bytes(plain, device, 8) + 64 * 128 * 2
+
+
+def _plain(op: Op) -> Op:
+    if isinstance(op, For):
+        return replace(op, body=tuple(map(_plain, op.body)))
+    return replace(op, annihilates=False) if isinstance(op, Dot) else op
+
+
+def test_products_without_a_matrix_unit_are_shared_out_over_all_threads() -> None:
+    device = device_of("hip:gfx1100")
+    wide, low = (
+        next(k for k in kernels("attention_mla", {"q": q, "k": 16, "f": 64, "d": 64}) if chained(k)) for q in (32, 16)
+    )
+    assert copies(low, device, 8) == 2 * copies(wide, device, 8)
+    assert register_bytes(low, device, 8) < register_bytes(wide, device, 8)
