@@ -192,7 +192,8 @@ class Rows(Makers):
             place = self.places[name]
             if place.elements == 1 or inner in place.tile.axes or place.view is not None:
                 continue
-            one = self.names("one", name, f"{place.tile.name}_one")
+            self.looked += 1
+            one = self.names("one", f"{name} {self.looked}", f"{place.tile.name}_one")
             self.line(f"const {ctype(place.tile.dtype)} {one} = {self._element(name)};")
             self.places[name] = replace(place, name=one, sizes=(1,) * len(place.sizes))
 
