@@ -6,8 +6,9 @@ import numpy as np
 
 from ..ir.dtypes import DTYPES, round_to
 from .brackets import bracket
+from .emptiness import is_mask
 from .forms import UNIT, Atom, Form, Monomial, add, lift
-from .normal import is_mask, mul, nonnegative
+from .normal import mul, nonnegative
 
 # Float types that hold what a mask stands for.
 WITH_INFINITY = frozenset(n for n, row in DTYPES.items() if row.is_float and np.isinf(round_to(np.array(-np.inf), n)))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from ..ir.cascade import Const, Expr, Rank
 from .brackets import TRUE, bracket, compare, conjunction, conjuncts
 from .centred import centres, count_of
+from .emptiness import is_mask
 from .forms import LN2, UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, sub
 from .functions import aligned, exp, log
 from .lower import LN2_PARTS, MINUS_INF, Lowering, call
-from .normal import atom_nonnegative, const, is_mask, mul, select
+from .normal import atom_nonnegative, const, mul, select
 from .normal import power as raise_to
 from .places import NOWHERE, split_masks
 from .plan import Plan, carried, extended, rounded_exponent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.cascade import Cascade, Einsum, Monoid
+from .emptiness import filled
 from .forms import LN2, ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
 from .functions import aligned, exp, log
 from .naming import wanted_names
@@ -169,8 +170,9 @@ class Finisher:
 
     def _tensor(self, component: Component) -> Form:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
-        positive = atom_nonnegative(component.atom)
-        return lift(Atom("access", component.name, indices, dtype=component.atom.dtype, nonnegative=positive))
+        atom = component.atom
+        positive, some = atom_nonnegative(atom), filled(atom)
+        return lift(Atom("access", component.name, indices, dtype=atom.dtype, nonnegative=positive, filled=some))
 
     def _worth(self, component: Component) -> Form:
         value = self._tensor(component)

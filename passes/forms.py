@@ -38,10 +38,11 @@ class Atom:
     ``kind`` is one of: "access" (name: tensor, args: indices), "rank", "extent", "ln2", "inf", "fn" (name: operation),
     "cast" (name: dtype), "red" (name: reduction, ranks: what it binds, args: its bodies), "poly" (args: one sum),
     "aligned" (args: a sum of scaled values, whose common scale stays where it is), "lbr" (args: one predicate), and for
-    integers and predicates "int" and "pred" (name: operation).
+    integers and predicates "int" and "pred" (name: operation). ``filled`` is where something came into a tensor that
+    masks may leave empty (`emptiness`).
     """
 
-    __slots__ = ("args", "digest", "dtype", "free", "kind", "name", "nonnegative", "ranks", "reduced")
+    __slots__ = ("args", "digest", "dtype", "filled", "free", "kind", "name", "nonnegative", "ranks", "reduced")
     free: frozenset[str]
     reduced: frozenset[str]
     digest: bytes
@@ -55,9 +56,10 @@ class Atom:
         dtype: str = "f32",
         reduced: frozenset[str] = frozenset(),
         nonnegative: bool = False,
+        filled: Atom | None = None,
     ) -> None:
         self.kind, self.name, self.args, self.ranks, self.dtype = kind, name, args, ranks, dtype
-        self.nonnegative = nonnegative
+        self.nonnegative, self.filled = nonnegative, filled
         free = frozenset().union(*(a.free for a in args))
         self.free = free | {name} if kind == "rank" else free - set(ranks)
         self.reduced = frozenset(ranks).union(reduced, *(a.reduced for a in args))

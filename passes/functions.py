@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from ..ir.ops import OPS
 from .brackets import compare, conjunction, conjuncts, disjunction, lbr, negate
+from .emptiness import is_mask
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
-from .normal import atom_nonnegative, bracketed, const, factored, is_mask, mul, nonnegative, power
+from .normal import atom_nonnegative, bracketed, const, factored, mul, nonnegative, power
 
 
 def exp(f: Form) -> Form:
@@ -28,7 +29,7 @@ def exp(f: Form) -> Form:
         if masks and q > 0 and positive and m.exponent is None:
             # A positive multiple of 0 or -inf is the same 0 or -inf.
             for mask in masks:
-                brackets += conjuncts(mask.args[0])
+                brackets += conjuncts(_passes(mask, m.brackets))
         elif only is not None and only.kind == "inf":
             if q < 0:
                 return ZERO
@@ -68,6 +69,13 @@ def _unmasked(f: Form) -> tuple[Form, list[Atom]]:
         conditions.append(disjunction([passed, negate(compare("lt", ZERO, rest, integer=False))]))
         terms.append(Form({m: q}))
     return add(*terms), [p for c in conditions for p in conjuncts(c)]
+
+
+def _passes(mask: Atom, brackets: Iterable[Atom]) -> Atom:
+    """Where a mask leaves nothing out: where its condition holds, or where a bracket says that it is not looked at."""
+    condition = mask.args[0]
+    assert isinstance(condition, Atom)
+    return disjunction([condition, *(negate(b) for b in brackets)])
 
 
 def _terms(a: Atom) -> dict[Monomial, Fraction]:
@@ -147,10 +155,11 @@ def function(name: str, args: tuple[Form, ...]) -> Form:
             first, second = sorted(args, key=lambda f: f.digest)
             return first if first == second else lift(Atom("fn", name, (first, second)))
     if len(args) == 1 and name in OPS and OPS[name].at_neg_inf == 0.0:
-        masks = [a for m in args[0].terms for a, p in m.factors if a.kind == "lbr" and p == 1 and len(m.factors) == 1]
+        masks = [m for m, q in args[0].terms.items() if q > 0 and is_mask(Monomial(m.factors, m.exponent))]
         if masks:
-            bare = Form({m: q for m, q in args[0].terms.items() if not any(a.kind == "lbr" for a, _ in m.factors)})
-            return bracketed(conjunction(p for a in masks for p in conjuncts(a.args[0])), function(name, (bare,)))
+            bare = Form({m: q for m, q in args[0].terms.items() if m not in masks})
+            passed = conjunction(_passes(m.factors[0][0], m.brackets) for m in masks)
+            return bracketed(passed, function(name, (bare,)))
     return lift(Atom("fn", name, args))
 
 

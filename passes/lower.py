@@ -12,6 +12,7 @@ from math import inf
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
+from .emptiness import filled
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, parts_of, scale
 from .normal import atom_nonnegative
 
@@ -56,6 +57,8 @@ class Lowering:
         self.room = room
         self.guarded = guarded
         self.exponents = exponents
+        # Whether what is written is summed: there a factor that is 0 hides nothing in a product of two tiles.
+        self.inside = False
 
     def value(self, v: Value) -> Expr:
         return self.form(v) if isinstance(v, Form) else self.atom(v)
@@ -223,11 +226,11 @@ class Lowering:
         return e
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
-        """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times exp(-inf - -inf)."""
+        """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times what may be no number."""
         below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
-        above = [a for a, p in m.factors if p > 0 and self._may_be_empty(a)]
-        if not below and m.exponent is not None:
-            below = above[:1]
+        above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
+        if not below and (m.exponent is not None or any(_varies(a) for a, _ in m.factors if a not in above)):
+            below = [a for a in above if m.exponent is not None or (filled(a) is not None and not self.inside)][:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
         empty = call("eq", self.atom(below[0]), Const(0.0))
@@ -250,6 +253,11 @@ class Lowering:
             return a.name in self.guarded
         body = a.args[0] if a.kind == "red" and a.name == "sum" else None
         return isinstance(body, Form) and bool(body.terms) and all(m.exponent is not None for m in body.terms)
+
+    def _is_masked(self, a: Atom) -> bool:
+        """Whether a value is a sum of terms that are all masked, of whatever."""
+        body = a.args[0] if a.kind == "red" and a.name == "sum" else None
+        return self.guarded is not None and isinstance(body, Form) and all(m.brackets for m in body.terms)
 
     def _exponential(self, f: Form) -> Expr:
         """exp of a form, or exp2 where every term carries a factor ln 2."""
@@ -331,7 +339,13 @@ class Lowering:
         """The argument of a reduction: a float where the reduction is one."""
         if isinstance(x, Atom):
             return self.atom(x)
-        return self.float(x) if a.dtype in ("f32", "f64") else self.form(x, whole=None if a.name == "argmax" else True)
+        before, self.inside = self.inside, True
+        if a.dtype in ("f32", "f64"):
+            e = self.float(x)
+        else:
+            e = self.form(x, whole=None if a.name == "argmax" else True)
+        self.inside = before
+        return e
 
     def _integer(self, a: Atom) -> Expr:
         if a.name.startswith("cast:"):
@@ -367,10 +381,24 @@ class Lowering:
         return e
 
     def _comparison(self, f: Form, op: str) -> Expr:
-        """``f >= 0`` with its negative terms on the other side: q - k >= 0 is q >= k, k - q - 1 >= 0 is k > q."""
+        """``f >= 0`` with its negative terms on the other side: q - k >= 0 is q >= k, k - q - 1 >= 0 is k > q.
+
+        A number joins no data of 32 bits, which may wrap there: x + 1 >= 0 is x >= -1.
+        """
         left = {m: q for m, q in f.terms.items() if q > 0}
         right = {m: -q for m, q in f.terms.items() if q < 0}
         one = next(iter(UNIT.terms))
+        alone = {one: f.terms[one]} if one in f.terms else {}
+        if alone and _is_narrow(f):
+            left, right = ({m: q for m, q in side.items() if m != one} for side in (left, right))
+            if not right:
+                return call(op, self.form(Form(left), whole=True), literal(-alone[one], True))
+            if not left:
+                return call(op, literal(alone[one], True), self.form(Form(right), whole=True))
+            left, right = (
+                left | {m: q for m, q in alone.items() if q > 0},
+                right | {m: -q for m, q in alone.items() if q < 0},
+            )
         if op == "ge" and right.get(one) == ONE_FRACTION and len(right) > 1:
             del right[one]
             op = "gt"
@@ -424,6 +452,17 @@ def _reads(v: Value, memo: dict[bytes, int]) -> int:
             deepest = max(deepest, 1)
         memo[v.digest] = deepest
     return memo[v.digest]
+
+
+def _is_narrow(f: Form) -> bool:
+    """Whether arithmetic on the parts of a form is done in 32 bits."""
+    atoms = [a for m in f.terms for a, _ in m.factors]
+    return not any(a.kind in ("rank", "extent", "poly") or a.name == "argmax" or a.dtype == "i64" for a in atoms)
+
+
+def _varies(a: Atom) -> bool:
+    """Whether a factor has an element for each row, some of which may be no number, unlike a scale."""
+    return bool(a.free) and a.kind not in ("rank", "int")
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .centred import count_of, lower_powers
+from .emptiness import is_mask
 from .forms import Atom, Form, Monomial, Value, values_inside
-from .normal import is_mask
 from .plan import Plan
 
 # Names of what no tensor of the user's needs by itself.

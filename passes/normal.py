@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from ..ir.ops import OPS
 from .brackets import FALSE, TRUE, bracket, conjunction, lbr, negate
+from .emptiness import FILLED, filled, is_mask, pruned
 from .forms import LN2, ONE, ONE_FRACTION, UNIT, ZERO, ZERO_FRACTION, Atom, Form, Monomial, add, lift, scale, sub
 
 
@@ -33,17 +34,34 @@ def _spellings(x: float) -> tuple[float, ...]:
 
 
 def times(a: Monomial, b: Monomial) -> Monomial | None:
-    """The product of two monomials; None where their brackets contradict, so that it is 0."""
+    """The product of two monomials; None where their brackets contradict, so that it is 0.
+
+    What masks may leave empty cancels under a bracket (`emptiness`).
+    """
     factors = dict(a.factors)
-    for atom, power in b.factors:
-        factors[atom] = factors.get(atom, 0) + power
     brackets = set(a.brackets) | set(b.brackets)
+    for atom, power in b.factors:
+        before = factors.get(atom, 0)
+        factors[atom] = before + power
+        if before * power < 0 and before + power <= 0 and (some := filled(atom)) is not None:
+            brackets.add(some)
     if any(negate(p) in brackets for p in brackets):
         return None
     exponent = a.exponent or b.exponent
     if a.exponent is not None and b.exponent is not None:
         exponent = add(a.exponent, b.exponent)
-    return Monomial(factors, exponent, brackets)
+        brackets.update(_cancelled(a.exponent, b.exponent))
+    return pruned(Monomial(factors, exponent, brackets))
+
+
+def _cancelled(a: Form, b: Form) -> Iterable[Atom]:
+    """Where masked maxima that cancel in a sum of exponents are more than -inf."""
+    for m, q in a.terms.items():
+        other = b.terms.get(m, ZERO_FRACTION)
+        alone = len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
+        some = filled(m.factors[0][0]) if q * other < 0 and q + other <= 0 and alone else None
+        if some is not None and some.name == FILLED:
+            yield some
 
 
 def mul(*forms: Form) -> Form:
@@ -155,11 +173,6 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
 def _leading(f: Form) -> Monomial:
     """The term whose sign a sum has: the one that varies most, then a number, as people write X - mu and 1 - p."""
     return max(f.terms, key=lambda m: (len(m.free), m.is_one))
-
-
-def is_mask(m: Monomial) -> bool:
-    """Whether a monomial is 0 or -inf and nothing else."""
-    return len(m.factors) == 1 and m.factors[0][0].kind == "lbr" and m.exponent is None and not m.brackets
 
 
 def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monomial, Fraction]:

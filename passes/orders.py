@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
-from .brackets import compare, negate
+from .brackets import compare, lbr, negate
+from .emptiness import filled
 from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift
 from .functions import exp, function
 from .ledger import Ledger
@@ -39,7 +40,11 @@ class Orders(Ledger):
             return left
         outer = Form({m: q for m, q in body.terms.items() if not m.free & over and m.reduced & over})
         inside = Form({m: q for m, q in body.terms.items() if m not in outer.terms})
-        return add(outer, self._extreme_of(op, ranks, inside, dtype))
+        extreme = self._extreme_of(op, ranks, inside, dtype)
+        result, own = add(outer, extreme), extreme.atom
+        some = filled(own) if own is not None and next(iter(extreme.terms)) not in result.terms else None
+        # A maximum of what masks leave out is -inf still when it cancels against itself.
+        return result if some is None else add(result, lift(lbr(some)))
 
     def _extreme_of(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str) -> Form:
         over = frozenset(ranks)

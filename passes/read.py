@@ -15,11 +15,12 @@ from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Exten
 from ..ir.dtypes import DTYPES, rounds, wrap
 from ..ir.extents import bindings
 from ..ir.ops import OPS
+from ..ir.scalar import convert as saturated
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle, tensor_types
 from ..ir.verify import scan_step
-from .brackets import bracket, compare, conjunction, disjunction, negate, pred
+from .brackets import FALSE, TRUE, bracket, compare, conjunction, disjunction, negate, pred
 from .casts import cast
-from .forms import Atom, Form, Value, add, lift, neg, sub, values_inside
+from .forms import ZERO, Atom, Form, Value, add, lift, neg, sub, values_inside
 from .functions import function
 from .lower import is_integral
 from .normal import const, div, mul, nonnegative, select
@@ -175,6 +176,8 @@ class Reader:
             return cast(target, v) if rounds(target) or other else v
         if source == target and not DTYPES[source].is_float:
             return v
+        if DTYPES[source].is_float:
+            v = _as_truncated(v, source, target)
         return lift(Atom("int", f"cast:{target}", (v,), dtype=target))
 
     def _access(self, e: Access) -> Value:
@@ -187,7 +190,12 @@ class Reader:
         if dtype == "bool":
             return pred(f"access:{e.tensor}", *indices, reduced=reduced)
         nonneg = DTYPES[dtype].kind == "uint"
-        return lift(Atom("access", e.tensor, indices, dtype=dtype, reduced=reduced, nonnegative=nonneg))
+        atom = Atom("access", e.tensor, indices, dtype=dtype, reduced=reduced, nonnegative=nonneg)
+        if any(map(_is_masked, self.opaque.get(e.tensor, ()))):
+            # What masks leave empty there is told by its value: elsewhere 0 / 0 is no number.
+            some = negate(compare("eq", lift(atom), ZERO, integer=False))
+            atom = Atom("access", e.tensor, indices, (), dtype, reduced, nonneg, filled=some)
+        return lift(atom)
 
     def _carried(self, e: Access, indices: tuple[Form, ...]) -> frozenset[str]:
         """What was reduced on the way to an opaque tensor; a scan read at a fixed place has ended."""
@@ -214,22 +222,21 @@ class Reader:
                 return a
             if a.kind == "rank":
                 return changed[a.name]
-            if a.kind != "red":
+            if a.kind not in ("red", "pred") or not a.ranks:
                 return None
             body = a.args[0]
-            assert isinstance(body, Form)
             ranks_now = a.ranks
             captured = [r for r in ranks_now if r in coming]
             if captured:
                 fresh = {r: self._instance(r, body.free | coming | set(ranks_now)) for r in captured}
-                renamed = rewrite(body, _renamer(fresh), {})
-                assert isinstance(renamed, Form)
-                body, ranks_now = renamed, tuple(fresh.get(r, r) for r in ranks_now)
+                body, ranks_now = rewrite(body, _renamer(fresh), {}), tuple(fresh.get(r, r) for r in ranks_now)
             if changed.keys() & set(ranks_now):
                 # Inside, the reduction's own ranks shadow those that are replaced.
                 inner = self._substitute(body, {r: f for r, f in changed.items() if r not in ranks_now})
             else:
                 inner = rewrite(body, visit, memo)
+            if a.kind == "pred":
+                return Atom(a.kind, a.name, (inner,), ranks_now, a.dtype)
             assert isinstance(inner, Form)
             if not is_float(a.dtype) and a.name != "argmax":
                 return lift(Atom("red", a.name, (inner,), ranks_now, a.dtype))
@@ -291,12 +298,18 @@ class Reader:
     def _call(self, e: Call) -> Value:
         if e.op == "where":
             condition = self.predicate(e.args[0])
-            a, b = self._typed(e, settle(self.checker.infer(e)), 1)
+            within = settle(self.checker.infer(e))
+            a, b = self._typed(e, within, 1)
             if isinstance(a, Atom) and isinstance(b, Atom):
                 if any(self.reads_elsewhere(v) for v in (a, b)):
                     # The branch may be read out of bounds where the condition fails: it stays a select.
                     return pred("where", condition, a, b)
                 return disjunction([conjunction([condition, a]), conjunction([negate(condition), b])])
+            if condition in (TRUE, FALSE) and not is_float(within):
+                # The branch that goes may be what made the other's type.
+                taken = 1 if condition == TRUE else 2
+                kind = compute_type(self.checker.infer(e.args[taken]))
+                return _number((a, b)[taken - 1]) if kind == within else widened(_number((a, b)[taken - 1]), within)
             return select(condition, _number(a), _number(b))
         dtype = self.checker.infer(e)
         if OPS[e.op].rule == "compare":
@@ -373,6 +386,17 @@ def as_float(v: Form, source: str, target: str) -> Form:
     return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v)))
 
 
+def _as_truncated(v: Form, source: str, target: str) -> Form:
+    """A float that is about to become an integer, told from the integer that its form may look like: floats saturate,
+    integers wrap. ``u32(-1.0)`` -> ``u32(0)``; ``u32(-1.0 * k)`` -> ``u32(f32(-k))``."""
+    if v.constant is not None:
+        return const(int(saturated(np.asarray(float(v.constant)), target)))
+    if not is_integral(v):
+        return v
+    dtype = "f64" if source == "f64" else "f32"
+    return v if v.atom is not None and v.atom.dtype == dtype else lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype))
+
+
 def widened(v: Form, dtype: str) -> Form:
     """A value as one of a type in which the text computes, where nothing else says that it does."""
     if dtype == "f64" and not is_integral(v):
@@ -381,6 +405,14 @@ def widened(v: Form, dtype: str) -> Form:
     if own is not None and own.dtype == dtype:
         return v
     return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v) and dtype != "i32"))
+
+
+def _is_masked(v: Value) -> bool:
+    """Whether something in a value may be masked: a bracket over an exponential, or -inf where a condition fails."""
+    return any(
+        isinstance(x, Atom) and x.kind == "lbr" or isinstance(x, Form) and any(m.brackets for m in x.terms)
+        for x in values_inside(v)
+    )
 
 
 def _number(v: Value) -> Form:
@@ -399,7 +431,7 @@ def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
     def visit(a: Atom) -> Form | Atom | None:
         if a.kind == "rank" and a.name in names:
             return lift(Atom("rank", names[a.name], dtype="i64"))
-        if a.kind == "red" and set(a.ranks) & set(names):
+        if a.kind in ("red", "pred") and set(a.ranks) & set(names):
             # The name is bound again inside: that is an instance of its own.
             return a
         return None

@@ -261,8 +261,7 @@ class Writer(Finisher):
                 and atom.name in (e.output.dtype, f"cast:{e.output.dtype}")
             ):
                 inner = atom.args[0]
-                assert isinstance(inner, Form)
-                final = inner
+                final = inner if isinstance(inner, Form) else final
         if dtype == "f64" and isinstance(final, Form) and final.constant is not None:
             final = widened(final, dtype)
         expr = self._typed(final, dtype)

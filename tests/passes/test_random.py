@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 from corpus import FORMS
 
 import castile
-from castile.ir.cascade import Call, Cascade, literal_value, walk
+from castile.ir.cascade import Access, Call, Cascade, Cast, Expr, Reduce, literal_value, walk
 from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate, evaluate_values
+from castile.ir.ops import OPS
+from castile.ir.scalar import Scalars, Value
 from castile.passes.count import count_passes
 from castile.passes.derive import derive
 
@@ -24,6 +28,9 @@ from strategies import random_case
 # Random cascades in CI, and each night; in blocks, so that workers share them.
 BLOCK, CI, NIGHTLY = 250, 5000, 50000
 
+
+# Seeds at which a form was wrong once: what masks leave empty, captured ranks, integers' types and signs.
+FOUND = (6149, 6497, 7400, 9102, 12006, 12107, 12634, 13281, 13498, 13873)
 
 # Operations that have no value below 0.
 PARTIAL = ("log", "log2", "sqrt", "rsqrt")
@@ -51,8 +58,70 @@ def hides_nan(c: Cascade, inputs: dict[str, object], output: str) -> bool:
     return lost and values[output].array.dtype.kind != "f"
 
 
+# What masks are followed through, and what gives an empty sum's place to nothing else. Past a rounding that has no
+# infinity, a step, a minimum, a product of many, a user's monoid or a scan, they are known by their flags alone.
+FOLLOWED = frozenset({"add", "sub", "neg", "mul", "div", "exp", "exp2", "where", "sigmoid"})
+
+
+def is_followed(c: Cascade, e: Expr) -> bool:
+    """Whether a value is one in which the algebra tells what masks left out."""
+    match e:
+        case Access(tensor=tensor) if tensor in c.einsum_of:
+            own = c.einsum_of[tensor]
+            return own.output.dtype is None and len(own.outputs) == 1 and is_followed(c, own.expr)
+        case Access(tensor=tensor):
+            return any(p.name == tensor for p in c.params)
+        case Call(op="where", args=(_, a, b)):
+            return is_followed(c, a) and is_followed(c, b)
+        case Call(op=op, args=args):
+            return op in FOLLOWED and all(is_followed(c, a) for a in args)
+        case Reduce(op=op, args=args):
+            return op in ("sum", "max") and all(is_followed(c, a) for a in args)
+        case _:
+            return not isinstance(e, Cast)
+
+
+@contextmanager
+def watched(c: Cascade) -> Iterator[list[str]]:
+    """Notes where flags alone make a number: a 0 that hides what is none, or that went through what is not followed.
+
+    And where something is divided by 0: the sign of a 0 is nobody's promise.
+    """
+    seen: list[str] = []
+    call = Scalars.call
+
+    def noting(self: Scalars, e: Call, args: list[Value], guard: object) -> Value:
+        result = call(self, e, args, guard)  # type: ignore[arg-type]
+        if e.op == "div" and bool(((args[0].array != 0) & (args[1].array == 0)).any()):
+            seen.append("pole")
+        if e.op not in ("mul", "div", "add", "sub", "pow") or all(a.masked is None for a in args):
+            return result
+        with np.errstate(all="ignore"):
+            bare = OPS[e.op].numpy(*(a.array for a in args))
+        decided = np.isnan(bare) & ~np.isnan(result.array) if bare.dtype.kind == "f" else np.zeros((), bool)
+        loose = [~np.isfinite(a.array) & ~a.flag() for a in args if a.array.dtype.kind == "f"]
+        if any(bool((decided & x).any()) for x in loose):
+            seen.append("hidden")
+        elif bool(decided.any()) and not all(is_followed(c, a) for a in e.args):
+            seen.append("lost")
+        return result
+
+    Scalars.call = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield seen
+    finally:
+        Scalars.call = call  # type: ignore[method-assign]
+
+
 def excused(seed: int, text: str) -> bool:
     case = random_case(seed)
+    with watched(case.cascade) as seen:
+        evaluate(case.cascade, case.inputs)
+    # The oracle carries flags, which no kernel does (docs/algebra.md, section 8).
+    if ": nan for" in text and {"hidden", "lost"} & set(seen):
+        return True
+    if "pole" in seen and 0 in case.extents.values():
+        return True
     if ": nan for" in text and has_no_value(case.cascade):
         return True
     return text.split(":")[0] in case.cascade.outputs and hides_nan(case.cascade, case.inputs, text.split(":")[0])
@@ -93,8 +162,8 @@ def check(seed: int) -> str:
     try:
         return disagreement(c, d.cascade, inputs, empty)
     except CastileError as error:
-        # An argmax of nothing that the original never came to compute, as what iterates it is empty too.
-        return "" if empty and "empty" in str(error) else str(error)
+        # What the original never came to compute, as what iterates it is empty too: an argmax of nothing, k % 0.
+        return "" if empty and ("empty" in str(error) or "divided by zero" in str(error)) else str(error)
 
 
 def failures(first: int, count: int) -> list[str]:
@@ -107,6 +176,11 @@ def failures(first: int, count: int) -> list[str]:
         if text and not excused(seed, text):
             found.append(f"seed {seed} {FORMS[seed % len(FORMS)]}: {text}")
     return found
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_wrong_once(seed: int) -> None:
+    assert not check(seed)
 
 
 @pytest.mark.parametrize("first", range(0, CI, BLOCK))

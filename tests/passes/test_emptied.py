@@ -1,0 +1,142 @@
+"""What masks leave empty is 0 in every form, also where it cancels; and other small cases in which a form was wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import FORMS
+
+import castile
+from castile.ir.evaluate import evaluate
+from castile.passes.derive import derive
+
+ROWS = """
+def f(S: f32[q, k], n: i32[q], V: f32[k], v: f32[q]) -> Y:
+    X[q, k] = where(k < n[q], S[q, k], -inf)
+    M[q] = max[k](X[q, k])
+    P[q, k] = exp(X[q, k] - M[q])
+    L[q] = sum[k](P[q, k])
+    A[q, k] = P[q, k] / L[q]
+    Y[q] = """
+
+# What a row is of which masks may leave nothing, and whether it is 0 there also beside a factor that is no number.
+EMPTIED = {
+    "sum[k](A[q, k])": True,
+    "1 - sum[k](A[q, k])": False,
+    "L[q] / L[q]": True,
+    "L[q] / (L[q] * L[q])": True,
+    "L[q] * v[q]": True,
+    "sum[k](exp(X[q, k])) * v[q]": True,
+    "sum[k](A[q, k] * V[k])": True,
+    "sum[k](A[q, k] * V[k]) * v[q]": True,
+    "sum[k](A[q, k] * V[k]) / sum[k](A[q, k])": True,
+    "max[k](A[q, k])": True,
+    "max[k](P[q, k])": True,
+    "sum[k](f16(P[q, k]) * V[k]) / L[q]": True,
+    "sum[k](f16(A[q, k]) * V[k])": True,
+    "sum[k](f8e4m3(A[q, k]) * V[k])": True,
+    "sum[k](exp(minimum(X[q, k], 5.0)) * V[k])": True,
+    "sum[k](exp(maximum(X[q, k], -10000.0)) * V[k])": False,
+    "M[q] + log(L[q])": False,
+}
+
+
+def rows() -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    return {
+        "S": rng.standard_normal((6, 4)),
+        "n": np.array([0, 1, 2, 3, 4, 0]),
+        "V": rng.standard_normal(4),
+        "v": rng.standard_normal(6),
+    }
+
+
+def check(c: castile.Cascade, given: dict[str, Any]) -> None:
+    want = evaluate(c, given)
+    for level, gauge in FORMS:
+        d = derive(c, level, gauge)
+        assert castile.parse(str(d.cascade)) == d.cascade
+        for name, got in evaluate(d.cascade, given).items():
+            finite = np.isfinite(want[name])
+            np.testing.assert_allclose(got[finite], want[name][finite], 1e-3, 1e-6, err_msg=f"{level} {gauge} {name}")
+
+
+@pytest.mark.parametrize("value", EMPTIED)
+def test_rows_without_a_key(value: str) -> None:
+    c, given = castile.parse(ROWS + value + "\n"), rows()
+    check(c, given)
+    if EMPTIED[value]:
+        # What masks leave out may be anything, and so may what multiplies a row of nothing.
+        given["S"][:, 3], given["V"][3], given["v"][[0, 5]] = np.nan, np.inf, (np.nan, np.inf)
+        check(c, given)
+
+
+SMALL = {
+    "a mask in the other branch of a condition": (
+        """
+def f(X: f32[k], Y: f32[k]) -> O:
+    O = sum[k](exp(where(k < 2, X[k], where(k > 3, Y[k], -inf))))
+""",
+        {"X": np.arange(6.0), "Y": -np.arange(6.0)},
+    ),
+    "a mask in the other branch of a condition, under a function that is 0 there": (
+        """
+def f(X: f32[k], Y: f32[k]) -> O:
+    O = sum[k](sigmoid(where(k < 2, X[k], where(k > 3, Y[k], -inf))))
+""",
+        {"X": np.arange(6.0), "Y": -np.arange(6.0)},
+    ),
+    "floats saturate as integers, integers wrap": (
+        """
+def f(X: f32[k]) -> (A, B, C):
+    A[k] = u32(-1.0)
+    B[k] = u32(-1.0 * k)
+    C[k]: u8 = -3.0
+""",
+        {"X": np.zeros(3)},
+    ),
+    "unsigned numbers beside negative ones": (
+        """
+def f(T: u32[k], X: i32[k]) -> (A, B, C, D):
+    A[k]: bool = T[k] == -1
+    B[k]: bool = T[k] >= -1
+    C[k]: bool = X[k] >= -5
+    D[k]: bool = T[k] < -1
+""",
+        {"T": np.array([0, 1, 2**32 - 1]), "X": np.array([-6, 0, 2**31 - 1])},
+    ),
+    "a branch that goes had made the other's type": (
+        """
+def f(T: i32[j]) -> V:
+    V = (sum[j](T[j]) << 27) * where(True, sum[j](T[j]), argmax[j](T[j]))
+""",
+        {"T": np.array([2, 4, 6, 2, 0, 2, 6])},
+    ),
+    "a quotient of what a monoid makes of masks": (
+        """
+@monoid(identity=0.0)
+def plus(a, b) -> c:
+    c = a + b
+
+def f(X: f32[q, k]) -> O:
+    T[q] = plus[k](exp(where(k < q, X[q, k], -inf)))
+    O[q] = T[q] / T[q]
+""",
+        {"X": np.ones((3, 3))},
+    ),
+    "declared integers made of bools": (
+        """
+def f(X: f32[k]) -> O:
+    O[k]: i32 = i32((X[k] > 0.0) | (k > 1))
+""",
+        {"X": np.array([-1.0, 1.0, -1.0])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_cases(name: str) -> None:
+    text, given = SMALL[name]
+    check(castile.parse(text), given)
