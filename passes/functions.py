@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from ..ir.ops import OPS
-from .brackets import compare, conjunction, conjuncts, disjunction, lbr, negate
+from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, lbr, negate
 from .emptiness import is_mask
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
-from .normal import atom_nonnegative, bracketed, const, factored, mul, nonnegative, power
+from .normal import atom_nonnegative, bracketed, const, factored, masked, mul, nonnegative, power
 
 
 def exp(f: Form) -> Form:
@@ -152,15 +152,33 @@ def function(name: str, args: tuple[Form, ...]) -> Form:
                 return lift(Atom("fn", "abs", (scale(args[0], 1 / q) if q < 0 else args[0],)))
             return mul(outer, lift(Atom("fn", "abs", (Form({Monomial(inner): ONE_FRACTION}),)))) if inner else outer
         case "maximum" | "minimum":
-            first, second = sorted(args, key=lambda f: f.digest)
-            return first if first == second else lift(Atom("fn", name, (first, second)))
+            return _extreme(name, *sorted(args, key=lambda f: f.digest))
     if len(args) == 1 and name in OPS and OPS[name].at_neg_inf == 0.0:
-        masks = [m for m, q in args[0].terms.items() if q > 0 and is_mask(Monomial(m.factors, m.exponent))]
-        if masks:
-            bare = Form({m: q for m, q in args[0].terms.items() if m not in masks})
-            passed = conjunction(_passes(m.factors[0][0], m.brackets) for m in masks)
+        bare, passed = _opened(args[0])
+        if passed != TRUE:
             return bracketed(passed, function(name, (bare,)))
     return lift(Atom("fn", name, args))
+
+
+def _opened(f: Form) -> tuple[Form, Atom]:
+    """A form without its masks, and where they leave nothing out."""
+    masks = [m for m, q in f.terms.items() if q > 0 and is_mask(Monomial(m.factors, m.exponent))]
+    bare = Form({m: q for m, q in f.terms.items() if m not in masks})
+    return bare, conjunction(_passes(m.factors[0][0], m.brackets) for m in masks)
+
+
+def _extreme(name: str, a: Form, b: Form) -> Form:
+    """The greater or lesser of two: the lesser is masked where either is, the greater where both are.
+
+    minimum(a + lbr(p), b)  ->  minimum(a, b) + lbr(p)
+    """
+    if a == b:
+        return a
+    (bare, p), (other, q) = _opened(a), _opened(b)
+    if name == "minimum" and (p != TRUE or q != TRUE):
+        return masked(_extreme(name, *sorted((bare, other), key=lambda f: f.digest)), [p, q])
+    atom = lift(Atom("fn", name, (a, b)))
+    return atom if p == TRUE or q == TRUE else masked(atom, [disjunction([p, q])])
 
 
 def _sqrt(f: Form) -> Form:
