@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from ..ir.ops import OPS
-from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, lbr, negate
+from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, negate
 from .emptiness import is_mask
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
 from .normal import atom_nonnegative, bracketed, const, factored, masked, mul, nonnegative, power
@@ -105,14 +105,13 @@ def log(f: Form) -> Form:
             inside.append((a, p))
     if m.exponent is not None:
         parts.append(m.exponent)
-    parts += [lift(lbr(p)) for p in m.brackets]
     if q != 1:
         parts.append(const(math.log(q)))
     if len(inside) == 1 and inside[0][1] == 1 and inside[0][0].kind == "poly":
         parts.append(log_atom(inside[0][0]))
     elif inside:
         parts.append(lift(Atom("fn", "log", (Form({Monomial(inside): ONE_FRACTION}),))))
-    return add(*parts)
+    return masked(add(*parts), m.brackets)
 
 
 def log_atom(a: Atom) -> Form:

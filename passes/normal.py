@@ -9,7 +9,22 @@ from fractions import Fraction
 from ..ir.ops import OPS
 from .brackets import FALSE, TRUE, bracket, conjunction, lbr, negate
 from .emptiness import FILLED, filled, is_mask, pruned
-from .forms import LN2, ONE, ONE_FRACTION, UNIT, ZERO, ZERO_FRACTION, Atom, Form, Monomial, add, lift, scale, sub
+from .forms import (
+    LN2,
+    ONE,
+    ONE_FRACTION,
+    UNIT,
+    ZERO,
+    ZERO_FRACTION,
+    Atom,
+    Form,
+    Monomial,
+    add,
+    lift,
+    scale,
+    sub,
+    values_inside,
+)
 
 
 def const(value: int | float | Fraction) -> Form:
@@ -180,12 +195,21 @@ def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monom
     others = Form({m: q for m, q in f.terms.items() if m not in masks})
     content, q = others.single or factored(others)
     leaving = [(a, p) for a, p in content.factors if a.kind == "red" and _is_positive(a)]
-    taken = Monomial(leaving, content.exponent)
-    left = Monomial([f for f in content.factors if f not in leaving], None, content.brackets)
+    # Under brackets an exponent may read what they alone let be read.
+    leaves = content.exponent is not None and not (content.brackets and _reads_computed_places(content.exponent))
+    taken = Monomial(leaving, content.exponent if leaves else None)
+    inside = None if leaves else content.exponent
+    left = Monomial([f for f in content.factors if f not in leaving], inside, content.brackets)
     rest = add(mul(Form({left: ONE_FRACTION if q > 0 else -ONE_FRACTION})), Form(masks))
     product = times(taken, Monomial([(poly(rest), 1)]))
     assert product is not None
     return product, abs(q)
+
+
+def _reads_computed_places(f: Form) -> bool:
+    """Whether a form reads a tensor at an index that is not just a rank."""
+    indices = (i for x in values_inside(f) if isinstance(x, Atom) and x.kind == "access" for i in x.args)
+    return any(not isinstance(i, Form) or i.atom is None or i.atom.kind != "rank" for i in indices)
 
 
 def _is_positive(a: Atom) -> bool:
