@@ -2,9 +2,10 @@
 
     python benchmarks/bench_cross_compile.py [NAME ...] [--target T] [--results FILE]
 
-Needs triton and no GPU. Prints one JSON row for each example and target, and appends it to the results; rows that are
-there already are kept if they were made with what is the default mapping now. Exits 1 if a kernel does not compile,
-does not fit, or, of attention, softmax and GEMM, spills or lacks the matrix instruction of its device.
+Needs triton and no GPU. Prints one JSON row for each example and target, and puts it in the results; rows that are
+there already are kept if the same Triton would be given the same kernels now: a row's "digest" tells. Exits 1 if a
+kernel does not compile, does not fit, or, of attention, softmax and GEMM, spills or lacks the matrix instruction of its
+device; `--check` compiles nothing and exits 1 if a row is missing or not what today's code gives.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import castile
-from castile.codegen.triton_build import resources
+from castile.codegen.triton_build import compiled_digest, resources
 from castile.ir.cascade import Access, walk
 from castile.ir.device import DEVICES
 from castile.ir.errors import CastileError
 from castile.ir.footprint import scoped_sizes
+from castile.ir.mapping import Mapping
 from castile.ir.tile import Dot, For, Load, TileKernel, operations, tiles_of
 from castile.passes.mapped import default_mapping, mapped, nominal
 from castile.passes.registers import sides
+from castile.passes.tile import TileProgram
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "cascades"
@@ -47,13 +51,11 @@ def row_of(name: str, target: str) -> dict[str, Any]:
     "fills" is whether a product of 16-bit tiles, none of them gathered, is large enough for the matrix unit.
     """
     started = time.monotonic()
-    row: dict[str, Any] = {"example": name, "target": target}
+    row: dict[str, Any] = {"example": name, "target": target, "triton": version("triton")}
     try:
-        c = castile.load(EXAMPLES / f"{name}.cascade")
-        extents = nominal(c)
-        mapping = default_mapping(c, target, extents)
+        mapping, program = made(name, target)
         row["mapping"] = mapping.to_dict()
-        program = mapped(c, mapping, extents).program
+        row["digest"] = compiled_digest(program, mapping, target)
         row["fills"] = any(fills(k, LEAST.get(target, 16)) for k in program.kernels)
         found = resources(program, mapping, target)
         row |= found.to_dict()
@@ -61,6 +63,14 @@ def row_of(name: str, target: str) -> dict[str, Any]:
         row["error"] = f"{type(error).__name__}: {error.message}"
     row["seconds"] = round(time.monotonic() - started, 2)
     return row
+
+
+def made(name: str, target: str) -> tuple[Mapping, TileProgram]:
+    """An example's default mapping for a target, and its program under it."""
+    c = castile.load(EXAMPLES / f"{name}.cascade")
+    extents = nominal(c)
+    mapping = default_mapping(c, target, extents)
+    return mapping, mapped(c, mapping, extents).program
 
 
 def fills(k: TileKernel, least: int) -> bool:
@@ -98,16 +108,24 @@ def known(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return {(r["example"], r["target"]): r for r in rows if "error" not in r}
+    return {(r["example"], r["target"]): r for r in rows if "error" not in r and "digest" in r}
 
 
 def current(row: dict[str, Any]) -> bool:
-    """Whether a row was made with what is now the default mapping of its example."""
-    path = EXAMPLES / f"{row['example']}.cascade"
-    if not path.exists() or "fills" not in row:
+    """Whether a row was made of what is compiled now for its example, by this Triton."""
+    if not (EXAMPLES / f"{row['example']}.cascade").exists() or row.get("triton") != version("triton"):
         return False
-    c = castile.load(path)
-    return bool(default_mapping(c, row["target"], nominal(c)).to_dict() == row["mapping"])
+    mapping, program = made(row["example"], row["target"])
+    return bool(
+        row["mapping"] == mapping.to_dict() and row["digest"] == compiled_digest(program, mapping, row["target"])
+    )
+
+
+def write(path: Path, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """The rows in order, in place of what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for _, row in sorted(rows.items()))
+    path.write_text(text, encoding="utf-8")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -116,28 +134,25 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=GPUS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many; the next run goes on")
+    parser.add_argument("--check", action="store_true", help="only tell which rows are missing or stale")
     given = parser.parse_args(words)
-    names = given.names or sorted(p.stem for p in EXAMPLES.glob("*.cascade"))
-    done = {at: row for at, row in known(given.results).items() if current(row)}
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, sort_keys=True) + "\n" for _, row in sorted(done.items())]
-    given.results.write_text("".join(lines), encoding="utf-8")
-    bad = [text for row in done.values() for text in faults(row)]
+    examples = sorted(p.stem for p in EXAMPLES.glob("*.cascade"))
+    rows = {at: row for at, row in known(given.results).items() if at[0] in examples}
+    wanted = [(name, target) for name in given.names or examples for target in given.target or GPUS]
+    stale = [at for at in wanted if at not in rows or not current(rows[at])]
+    if given.check:
+        for at in stale:
+            print("stale:" if at in rows else "missing:", *at)
+        return 1 if stale else 0
     started = time.monotonic()
-    with given.results.open("a", encoding="utf-8") as file:
-        for name in names:
-            for target in given.target or GPUS:
-                if (name, target) in done:
-                    continue
-                if time.monotonic() - started > given.seconds:
-                    print("stopped; run again to go on", file=sys.stderr)
-                    return 1
-                row = row_of(name, target)
-                text = json.dumps(row, sort_keys=True)
-                print(text, flush=True)
-                file.write(text + "\n")
-                file.flush()
-                bad += faults(row)
+    for at in stale:
+        if time.monotonic() - started > given.seconds:
+            print("stopped; run again to go on", file=sys.stderr)
+            return 1
+        rows[at] = row_of(*at)
+        print(json.dumps(rows[at], sort_keys=True), flush=True)
+        write(given.results, rows)
+    bad = [text for at in wanted for text in faults(rows[at])]
     for text in bad:
         print(text, file=sys.stderr)
     return 1 if bad else 0

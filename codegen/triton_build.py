@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -96,14 +99,8 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     `InputError` for a mapping that does not fit the device, `EvaluationError` where Triton fails.
     """
     device = device_of(target)
-    source = print_triton(program, mapping, target)
-    printed = print_kernels(program, mapping, target)
-    types = {p.name: p.dtype for k in program.kernels for p in k.tensors}
-    by_value = {p.name for p in program.cascade.params if not p.indices}
-    request: dict[str, Any] = {
-        "target": _gpu(device),
-        "kernels": [_signature(k, types, by_value, mapping) for k in printed],
-    }
+    source, kernels = _asked(program, mapping, target)
+    request: dict[str, Any] = {"target": _gpu(device), "kernels": kernels}
     child = process("triton_compile.py", False, os.getpid())
     with child.lock:
         request["source"] = str(child.keep(source))
@@ -125,6 +122,32 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
         occupancy = _occupancy(device, 32 * mapping.knob("warps"), row["registers"], row["shared_bytes"])
         rows.append(KernelResources(**row, occupancy=occupancy))
     return Resources(tuple(rows))
+
+
+def _asked(program: Program, mapping: Knobs, target: str) -> tuple[str, list[dict[str, Any]]]:
+    """A program's module, and what the compiler is told of each of its kernels."""
+    types = {p.name: p.dtype for k in program.kernels for p in k.tensors}
+    by_value = {p.name for p in program.cascade.params if not p.indices}
+    printed = print_kernels(program, mapping, target)
+    return print_triton(program, mapping, target), [_signature(k, types, by_value, mapping) for k in printed]
+
+
+def compiled_digest(program: Program, mapping: Knobs, target: str) -> str:
+    """16 hexadecimal digits that stand for all that `resources` has compiled: kernels without their comments, their
+    signatures and options. Rows of resources that were kept elsewhere hold as long as it is the same.
+    """
+    source, kernels = _asked(program, mapping, target)
+    lines = source.split("\n")
+    parts = []
+    for x in ast.parse(source).body:
+        if isinstance(x, ast.Assign | ast.AnnAssign) or _is_jit(x):
+            parts += [t for t in lines[x.lineno - 1 : x.end_lineno] if not t.lstrip().startswith("#")]
+    text = json.dumps([target, parts, kernels], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_jit(x: ast.stmt) -> bool:
+    return isinstance(x, ast.FunctionDef) and [ast.unparse(d) for d in x.decorator_list] == ["triton.jit"]
 
 
 def _too_large(k: TileKernel, device: Device, shared: int) -> InputError:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 import castile  # noqa: E402
 from castile.codegen.triton import print_triton, standalone  # noqa: E402
-from castile.codegen.triton_build import CudaProgram, resources  # noqa: E402
+from castile.codegen.triton_build import CudaProgram, compiled_digest, resources  # noqa: E402
 from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
@@ -26,6 +27,8 @@ from castile.passes.tile import TileProgram  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CASCADES = ROOT / "examples" / "cascades"
+# What to do where kernels have changed.
+AGAIN = "run benchmarks/bench_cross_compile.py and commit its rows"
 MATRIX = {"cuda:80": "mma", "cuda:90": "wgmma", "hip:gfx942": "mfma"}
 
 
@@ -150,6 +153,43 @@ def test_the_benchmark_resumes(bench: ModuleType, tmp_path: Path) -> None:
     assert bench.main(["softmax", "--target", "cuda:90", "--results", str(results)]) == 0
     assert bench.main(["softmax", "--target", "cuda:90", "--results", str(results)]) == 0
     assert len(results.read_text().splitlines()) == 1
+
+
+def test_the_table_has_every_example_and_nothing_is_wrong_with_it(bench: ModuleType) -> None:
+    rows = bench.known(bench.RESULTS)
+    assert rows.keys() == {(p.stem, t) for p in CASCADES.glob("*.cascade") for t in bench.GPUS}, AGAIN
+    assert not [text for row in rows.values() for text in bench.faults(row)]
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_the_table_is_what_todays_code_gives(bench: ModuleType, part: int) -> None:
+    """A sample: each row tells of what it was compiled."""
+    rows = list(bench.known(bench.RESULTS).values())
+    for row in rows[17 + 29 * part :: 211]:
+        mapping, program = bench.made(row["example"], row["target"])
+        assert row["mapping"] == mapping.to_dict(), f"{row['example']} on {row['target']}: {AGAIN}"
+        assert row["digest"] == compiled_digest(program, mapping, row["target"]), AGAIN
+
+
+def test_a_digest_stands_for_what_is_compiled_and_not_for_comments() -> None:
+    program, mapping = made("softmax", "cuda:90")
+    same = replace(program, cascade=replace(program.cascade, doc="Another text."))
+    assert compiled_digest(program, mapping, "cuda:90") == compiled_digest(same, mapping, "cuda:90")
+    others = [(mapping, "cuda:80"), (Mapping.from_json({**mapping.to_dict(), "knobs": {"warps": 2}}), "cuda:90")]
+    digests = {compiled_digest(program, m, target) for m, target in [(mapping, "cuda:90"), *others]}
+    assert len(digests) == 3
+
+
+def test_a_row_of_something_else_is_compiled_again(bench: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    row = bench.known(bench.RESULTS)["softmax", "cuda:90"]
+    words = ["softmax", "--target", "cuda:90", "--results", str(results)]
+    assert bench.main([*words, "--check"]) == 1
+    bench.write(results, {("softmax", "cuda:90"): {**row, "digest": "0" * 16, "registers": 0}})
+    assert bench.main([*words, "--check"]) == 1
+    assert bench.main(words) == 0
+    assert bench.known(results)["softmax", "cuda:90"]["registers"] > 0
+    assert bench.main([*words, "--check"]) == 0
 
 
 def test_the_benchmark_tells_what_is_wrong(bench: ModuleType) -> None:
