@@ -10,25 +10,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import prod
 
-from ..ir.cascade import Call, Const, Rank, free_ranks
+from ..ir.cascade import Call, Const, Rank, free_ranks, tensors_read
 from ..ir.footprint import scoped_sizes, tile_bytes
 from ..ir.mapping import Mapping as TileMapping
-from ..ir.tile import Dot, For, Load, Op, Store, TileKernel, operations, tiles_of
+from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, operations, tiles_of
 from .fuse import ON_CHIP
 
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
 PANEL, LANES = 64, 16
 
-# Rows that share a packed operand, and twice as many where that leaves so many tasks; the depth of a contraction of
-# 16-bit operands, of which others and the keys of attention take half.
-ROWS, TASKS, DEPTH = 192, 16, 1024
+# Rows that share a packed operand; the depth of a contraction of 16-bit operands, of which others and the keys of
+# attention take half.
+ROWS, DEPTH = 192, 1024
 
-# With so few rows the shared operand is read once, where it lies: wide and shallow tiles go along its memory.
-FEW, WIDE, SHALLOW = 16, 512, 64
+# Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
+BLOCK, TASKS = (512, 256), 8
+
+# With so few rows the shared operand is read once, where it lies: tiles go along its memory. Up to FEWEST rows are not
+# even packed; then they are shallow.
+FEW, FEWEST, WIDE, SHALLOW = 16, 4, 512, 64
 
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
 # and for more, as what is done once for a row and group is to be little beside its products, and rows.
-GROUP, FEWEST, WIDEST, BROAD, TALL = 64, 4, 2048, 512, 256
+GROUP, WIDEST, BROAD, TALL = 64, 2048, 512, 256
 
 # Bytes of the largest tile.
 LARGEST = 1 << 22
@@ -91,6 +95,28 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
     return found
 
 
+def repeats(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int]) -> int:
+    """How often a fold beside a contraction is done again at most: once for each tile of a rank that it knows nothing
+    of, as the sum of a row is by every tile of the columns that the row is multiplied with."""
+    worst = 1
+    for k in kernels:
+        if not any(isinstance(op, Dot) and op.accumulate for op in operations(k.body)):
+            continue
+        known: dict[str, set[str]] = {}
+        for op in (x for x in operations(k.body) if not isinstance(x, For | Store)):
+            if isinstance(op, Load):
+                own = {r for i in op.source.indices for r in free_ranks(i)}
+            else:
+                read = (op.left, op.right) if isinstance(op, Dot) else tensors_read(op.expr)
+                own = set().union(*(known.get(t, set()) for t in read))
+            own |= {*op.tile.axes, *(op.over if isinstance(op, Fold | Dot) else ())}
+            known[op.tile.name] = known.get(op.tile.name, set()) | own
+            if isinstance(op, Fold) and len(own) > 1:
+                others = {g.rank for g in k.grid} - known[op.tile.name]
+                worst = max(worst, prod(-(-extents.get(r, 1) // tiles.get(r, 1)) for r in others))
+    return worst
+
+
 def _quotients(k: TileKernel, rank: str) -> set[int]:
     """The numbers by which a rank is divided where a kernel loads."""
     loads = [op for op in operations(k.body) if isinstance(op, Load)]
@@ -136,14 +162,19 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
             found[column] = _up(extents[column]) if small else PANEL if streamed else 2 * PANEL
         for row in op.tile.axes[:-1]:
             if row in grid:
-                tasks = (extents.get(row, 0) // (2 * ROWS)) * (extents.get(column, 0) // (2 * PANEL))
-                found[row] = 2 * ROWS if not streamed and tasks >= TASKS else ROWS
-        few = all(extents.get(r, 0) <= FEW for r in op.tile.axes[:-1]) and not streamed
+                blocks = [-(-extents.get(r, 0) // n) for r, n in zip((row, column), BLOCK, strict=True)]
+                large = not streamed and prod(blocks) >= TASKS
+                found[row] = ROWS if not large else BLOCK[0] if column in grid else 2 * ROWS
+                if large and column in grid:
+                    found[column] = BLOCK[1]
+        rows = max((extents.get(r, 0) for r in op.tile.axes[:-1]), default=0)
+        few = rows <= FEW and not streamed
         if few and column in grid and extents[column] > ON_CHIP:
             found[column] = WIDE
         for r in (*op.over, *op.tile.axes):
             if r in loops:
-                found[r] = SHALLOW if few else DEPTH if narrow and not streamed else DEPTH // 2
+                deep = narrow and not streamed and not few
+                found[r] = SHALLOW if few and rows <= FEWEST else DEPTH if deep else DEPTH // 2
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from ..ir.cascade import Cascade, Const, Expr, Rank
+from ..ir.cascade import Cascade, Const, Expr, Rank, free_ranks
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
@@ -16,7 +16,7 @@ from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from ..ir.types import tensor_types
-from .defaults import cpu_tiles, group_tiles, longest_row, shrunk
+from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk
 from .defaults_gpu import KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
 from .fuse import nominal_extents
@@ -174,6 +174,9 @@ CACHED_BYTES = 1 << 25
 # Rows of so many elements stay in the second cache, so that passes over them cost little.
 RESIDENT = 16384
 
+# What may be stored between kernels for little: so many times less than what they read.
+SMALL = 16
+
 # Programs that keep a CPU's cores busy, whatever their number.
 TASKS = 8
 
@@ -194,13 +197,28 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)
     knobs = {**CPU.knobs, "through": int(written >= CACHED_BYTES)}
-    tiles = cpu_tiles(plain.kernels, {r: n for r, n in extents.items() if r in c.ranks})
+    known = {r: n for r, n in extents.items() if r in c.ranks}
+    tiles = cpu_tiles(plain.kernels, known)
     rows = longest_row(plain.kernels, plain.sizes)
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
+    if repeats(plain.kernels, tiles, known) > 1 and (apart := _as_written(c, known)) is not None:
+        return shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     return _in_pieces(c, plain.kernels, found, extents, TASKS)
+
+
+def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:
+    """The mapping without merged passes, where that repeats nothing and what it stores between kernels is little."""
+    plain = mapped(c, replace(CPU, form="none"), extents)
+    tiles = cpu_tiles(plain.kernels, extents)
+    stored = {p.name: p for k in plain.kernels for p in k.tensors if p.name in k.outputs and p.name not in c.outputs}
+    sizes = [prod(plain.sizes.get(r, 1) for i in p.indices for r in free_ranks(i)) for p in stored.values()]
+    given = sum(prod(shape_of(c, p.name, extents)) for p in c.params)
+    if SMALL * sum(sizes) > given or repeats(plain.kernels, tiles, extents) > 1:
+        return None
+    return replace(CPU, form="none", tiles=tiles)
 
 
 def _apart(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int]) -> Mapping:
