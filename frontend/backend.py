@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..codegen import targets
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
+from .counting import count
 from .fx import fakes, op_name
 from .partition import Partition, Partitioner, Region, is_impure, lower_region
 from .region import RegionCall, extract, kernel_of, warn_fallback
@@ -115,6 +116,7 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
     """A graph of ATen with its regions as kernels."""
     target = targets.named(options.target) if options.target else "cpu"
     check = os.environ.get("CASTILE_CHECK", "") not in ("", "0")
+    count(gm.graph)
     partitioner = Partitioner(gm.graph, options.when == "always")
     done = Compiled(partitioner.run())
     for region in done.partition.regions:

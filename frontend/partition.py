@@ -213,6 +213,9 @@ class Partitioner:
         plain: set[Node] = set()
         for n in self.graph.nodes:
             name = op_name(n)
+            if n in self.able and _repeats(n):
+                copied.add(n)
+                continue
             if n not in self.able or not tensors_of(n) or name in TAKEN or name in PRODUCTS | ATTENTION | COPIES:
                 continue
             if name in CREATION:
@@ -464,6 +467,14 @@ ARITHMETIC = frozenset(
 
 def _is_map(name: str) -> bool:
     return name in POINTWISE or name in LOGIC or name in _OTHER_MAPS
+
+
+def _repeats(node: Node) -> bool:
+    """Whether a node copies a smaller tensor several times over, such as heads that are shared: no copy is needed."""
+    source: Any = node
+    while op_name(source) == "clone.default" or (is_view(source) and op_name(source) not in TAKEN):
+        source = source.args[0]
+    return op_name(node) == "clone.default" and 0 < numel(source) < numel(node)
 
 
 def _is_mask(node: Node) -> bool:

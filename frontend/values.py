@@ -64,16 +64,16 @@ def same(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for certain; asks no question that would guard a dynamic shape."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return _certain(a == b)
+    return certain(a == b)
 
 
 def divides(d: Size, n: Size) -> bool:
     if isinstance(d, int) and isinstance(n, int):
         return d > 0 and n % d == 0
-    return _certain(n % d == 0)
+    return certain(n % d == 0)
 
 
-def _certain(claim: Any) -> bool:
+def certain(claim: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(claim))
