@@ -230,7 +230,8 @@ def _turned(counting: Counting, node: Node, fake: torch.Tensor) -> Count | None:
 @rule("slice.Tensor")
 def _slice(counting: Counting, node: Node, fake: torch.Tensor) -> Count | None:
     source: Any = node.args[0]
-    axis, start, _, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    given: Any = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    axis, start, _, step = given
     count, at, by = counting.known.get(source), size_of(0 if start is None else start), size_of(step)
     if count is None or at is None or by != 1 or not isinstance(axis, int):
         return None
@@ -316,7 +317,7 @@ def count(graph: Graph) -> None:
             if made is not None:
                 for u in outside:
                     u.replace_input_with(node, made)
-    for node in reversed(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         if node in counting.known and not node.users:
             graph.erase_node(node)
 
@@ -331,9 +332,18 @@ def _neutral(node: Node, counting: Counting) -> None:
         found = counting.of(a, fake.shape)
         if found is None or not found.constant or found.first != neutral or not (_is_truth(a) and _is_truth(b)):
             continue
-        if isinstance(b, Node) and len(fakes(b)[0].shape) == fake.ndim and all(map(same, fakes(b)[0].shape, fake.shape)):
+        if (
+            isinstance(b, Node)
+            and len(fakes(b)[0].shape) == fake.ndim
+            and all(map(same, fakes(b)[0].shape, fake.shape))
+        ):
             node.replace_all_uses_with(b)
+            node.graph.erase_node(node)
             return
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.ndim == b.ndim and all(map(same, a.shape, b.shape))
 
 
 def _ranges(graph: Graph, found: Count, node: Node) -> Node | None:

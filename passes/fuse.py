@@ -6,7 +6,7 @@ ranks that it lacks, a reader would, unless the rank fits on chip and is one til
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, Reduce, tensors_read, walk
@@ -124,18 +124,21 @@ def rows_enough(e: Einsum, extents: Mapping[str, int]) -> bool:
     return prod(extents.get(r, 1) for r in e.ranks) >= ROWS_ENOUGH
 
 
-def cheapest_first(c: Cascade) -> tuple[Einsum, ...]:
+def cheapest_first(c: Cascade, wanted: Collection[str] = ()) -> tuple[Einsum, ...]:
     """The Einsums in an order that keeps sources before readers and else puts small iteration spaces first.
 
     So a norm's statistics come before the contraction that they scale, and what joins the two is an epilogue of it.
+    Output maps that nobody reads, nor wants for a step, come last, when it is known whose rows they belong to.
     """
     waiting = list(c.einsums)
+    read = {t for x in c.einsums for t in tensors_read(x.expr)} | set(wanted)
+    last = {x.name for x in c.einsums if is_map(x) and x.name in c.outputs and x.name not in read}
     made = {p.name for p in c.params}
     order: list[Einsum] = []
     while waiting:
         own = [(x, {o.name for o in x.outputs}) for x in waiting]
         ready = [x for x, names in own if set(tensors_read(x.expr)) <= made | names]
-        best = min(ready, key=lambda x: len({*x.ranks, *(r for n in x.reductions for r in n.ranks)}))
+        best = min(ready, key=lambda x: (x.name in last, len({*x.ranks, *(r for n in x.reductions for r in n.ranks)})))
         order.append(best)
         waiting.remove(best)
         made |= {o.name for o in best.outputs}

@@ -137,7 +137,7 @@ def tile_program(
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
     if tiling.group:
-        c = replace(c, einsums=cheapest_first(c))
+        c = replace(c, einsums=cheapest_first(c, _for_steps(c, steps)))
     counts = {p.name: p.count for p in pieces.values()}
     types = tensor_types(c)
     live = needed(c) | _for_steps(c, steps)
@@ -200,7 +200,8 @@ def _followers(
 ) -> list[Einsum]:
     """The Einsums after one that only need, of what comes with or after it, its results at their own rows, in order.
 
-    Reductions must have the same rows, maps at least these. What is inlined on the way is noted in ``inlined``.
+    Reductions must have the same rows, maps at least these; a map may also write down what the rows are made of, as the
+    sum that a norm is of. What is inlined on the way is noted in ``inlined``.
     """
     place = next(i for i, x in enumerate(c.einsums) if x.name == e.name)
     known = {p.name for p in c.params} | {o.name for x in c.einsums[:place] for o in x.outputs}
@@ -217,7 +218,9 @@ def _followers(
             inlined[x.name] = (x.output.ranks, _converted(replace(x, expr=expr), types))
             continue
         reads = [n for n in walk(expr) if isinstance(n, Access) and n.tensor not in known]
-        if not reads or not all(n.indices == rows.get(n.tensor) for n in reads):
+        if not all(n.indices == rows.get(n.tensor) for n in reads):
+            continue
+        if not reads and not _along(x, expr, e, inline):
             continue
         if is_map(x) and x.name in c.outputs:
             inner = any(isinstance(n, Reduce) for n in walk(expr)) and not set(x.output.ranks) <= set(e.ranks)
@@ -227,6 +230,15 @@ def _followers(
             found.append(replace(x, expr=expr))
             rows[x.name] = tuple(Rank(r) for r in x.output.ranks)
     return found
+
+
+def _along(x: Einsum, expr: Expr, e: Einsum, inline: Inliner) -> bool:
+    """Whether a map runs over the rows of a reduction and reads nothing but what that reads."""
+    if not isinstance(e.expr, Reduce) or not is_map(x):
+        return False
+    same = set(x.output.ranks) == {*e.output.ranks, *e.expr.ranks}
+    tensors = set(tensors_read(expr))
+    return same and bool(tensors) and tensors <= set(tensors_read(inline(e.expr)))
 
 
 def _for_steps(c: Cascade, steps: Mapping[str, Step]) -> set[str]:
