@@ -53,6 +53,7 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("apart", "cpu", (0, 1), 0, "what a tile of a contraction's summed ranks shares leaves its product"),
             Knob("group", "all", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
             Knob("join", "all", (0, 1), 0, "sums over one rank that need the same inner reductions are one kernel"),
+            Knob("scatter", "cpu", (0, 1), 0, "with join, sums over another rank add to their output from there"),
         )
     }
 )

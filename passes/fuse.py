@@ -6,7 +6,7 @@ ranks that it lacks, a reader would, unless the rank fits on chip and is one til
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
 
 from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, Reduce, tensors_read, walk
@@ -15,6 +15,9 @@ from ..ir.verify import scan_step
 
 # A rank of at most this extent is kept whole in one tile, so that what does not vary along it is computed once.
 ON_CHIP = 256
+
+# What the size of a rank that is kept on chip entire is a multiple of.
+VECTOR = 16
 
 # Rows from which on a kernel that has no other ranks to share out keeps every thread busy.
 ROWS_ENOUGH = 8
@@ -124,22 +127,53 @@ def rows_enough(e: Einsum, extents: Mapping[str, int]) -> bool:
     return prod(extents.get(r, 1) for r in e.ranks) >= ROWS_ENOUGH
 
 
-def cheapest_first(c: Cascade, wanted: Collection[str] = ()) -> tuple[Einsum, ...]:
+def cheapest_first(
+    c: Cascade, wanted: Collection[str] = (), tied: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Einsum, ...]:
     """The Einsums in an order that keeps sources before readers and else puts small iteration spaces first.
 
     So a norm's statistics come before the contraction that they scale, and what joins the two is an epilogue of it.
     Output maps that nobody reads, nor wants for a step, come last, when it is known whose rows they belong to.
+    ``tied`` is as in `in_order`.
     """
-    waiting = list(c.einsums)
     read = {t for x in c.einsums for t in tensors_read(x.expr)} | set(wanted)
     last = {x.name for x in c.einsums if is_map(x) and x.name in c.outputs and x.name not in read}
+
+    def cost(x: Einsum) -> tuple[bool, int]:
+        return x.name in last, len({*x.ranks, *(r for n in x.reductions for r in n.ranks)})
+
+    return in_order(c, c.einsums, tied, cost)
+
+
+def in_order(
+    c: Cascade,
+    einsums: Iterable[Einsum],
+    tied: Mapping[str, Sequence[str]] | None = None,
+    cost: Callable[[Einsum], tuple[bool, int]] = lambda _: (False, 0),
+) -> tuple[Einsum, ...]:
+    """Einsums with sources before readers; of those that could be next the cheapest, else the first, comes next.
+
+    ``tied`` names what is made with an Einsum, and comes right after it.
+    """
+    tied = tied or {}
+    waiting = list(einsums)
+    named = {x.name: x for x in waiting}
+    later = {name for names in tied.values() for name in names}
     made = {p.name for p in c.params}
     order: list[Einsum] = []
     while waiting:
-        own = [(x, {o.name for o in x.outputs}) for x in waiting]
-        ready = [x for x, names in own if set(tensors_read(x.expr)) <= made | names]
-        best = min(ready, key=lambda x: (x.name in last, len({*x.ranks, *(r for n in x.reductions for r in n.ranks)})))
-        order.append(best)
-        waiting.remove(best)
-        made |= {o.name for o in best.outputs}
+        found: list[list[Einsum]] = []
+        for x in waiting:
+            together = [x, *(named[name] for name in tied.get(x.name, ()))]
+            # A scan reads its own tensor.
+            if x.name not in later and all(set(tensors_read(y.expr)) <= made | _names(y) for y in together):
+                found.append(together)
+        best = min(found, key=lambda together: cost(together[0]))
+        order += best
+        waiting = [x for x in waiting if x not in best]
+        made = made.union(*map(_names, best))
     return tuple(order)
+
+
+def _names(x: Einsum) -> set[str]:
+    return {o.name for o in x.outputs}

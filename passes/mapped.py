@@ -72,6 +72,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         through=bool(mapping.knob("through")),
         resident=mapping.knob("resident"),
         join=bool(mapping.knob("join")),
+        scatter=bool(mapping.knob("scatter")),
         apart=bool(mapping.knob("apart")),
         splits=mapping.splits,
     )

@@ -57,9 +57,9 @@ from ..ir.types import TypeChecker, compute_type, settle, tensor_types
 from ..ir.verify import scan_step
 from .apart import apart
 from .count import needed
-from .fuse import ON_CHIP, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
+from .fuse import ON_CHIP, VECTOR, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
 from .inline import Inliner, renamed
-from .join import join
+from .join import Scatter, join
 from .neutral import neutral_body
 from .phases import ALL, Phase, bracket, phases, tile_end, without
 from .split import Piece, split
@@ -70,9 +70,6 @@ INLINE_NODES = 160
 
 # The integers up to which bf16 holds all.
 SMALL = 256
-
-# What the size of a held rank is a multiple of.
-VECTOR = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,8 @@ class Tiling:
     loops that need no mask end at a multiple of ``align``. With ``group``, what follows an Einsum over the same rows
     joins its kernel; with ``through``, outputs are stored past the caches;
     rows of at most ``resident`` elements are kept whole. With ``join``, sums that need the same inner reductions are
-    one kernel; with ``apart``, what is the same all over a tile of a contraction's summed ranks leaves its product.
+    one kernel, and with ``scatter`` those over another rank belong to it; with ``apart``, what is the same all over a
+    tile of a contraction's summed ranks leaves its product.
     ``splits`` says in how many pieces a reduced rank runs.
     """
 
@@ -99,6 +97,7 @@ class Tiling:
     through: bool = False
     resident: int = 0
     join: bool = False
+    scatter: bool = False
     apart: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
 
@@ -130,14 +129,17 @@ def tile_program(
     """
     tiling, steps, whole = tiling or Tiling(), dict(steps or {}), c
     bounded = frozenset((u.tensor, u.axis, u.index) for b in bindings(c) if b.param is None for u in b.within)
+    scatters: Mapping[str, Scatter] = {}
     if tiling.join and extents is not None:
-        c, joined = join(c, fusible(c, extents), extents)
-        steps |= joined
+        joined = join(c, fusible(c, extents), extents, tiling.scatter, tiling.splits)
+        c, scatters = joined.cascade, joined.scatters
+        steps |= joined.steps
     c, pieces = split(c, tiling.splits, user)
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
     if tiling.group:
-        c = replace(c, einsums=cheapest_first(c, _for_steps(c, steps)))
+        tied = {name: s.sums for name, s in scatters.items()}
+        c = replace(c, einsums=cheapest_first(c, _for_steps(c, steps), tied))
     counts = {p.name: p.count for p in pieces.values()}
     types = tensor_types(c)
     live = needed(c) | _for_steps(c, steps)
@@ -177,13 +179,17 @@ def tile_program(
             known = absorbed | {m.name for m in after}
             kept = {n for m in (e, *after) for n in stored(c, m, known)}
         absorbed |= {m.name for m in after}
+        scatter = scatters.get(e.name)
+        added = [replace(x, expr=inline(x.expr)) for x in c.einsums if scatter is not None and x.name in scatter.sums]
+        absorbed |= {x.name for x in added}
+        kept |= {x.name for x in added}
         piece = pieces.get(e.name)
         inside = frozenset(a for a, ranks in (always or {}).items() if ranks <= {*e.output.ranks, *free_ranks(a)})
         builder = _Builder(c, e, types, tiling, step, extents, inline.origin, piece, counts, bounded, inside)
-        kernel = builder.build(after, kept)
+        kernel = builder.build(after, kept, added)
         verify_kernel(kernel)
         kernels.append(kernel)
-        for o in (o for x in (e, *after) for o in x.outputs):
+        for o in (o for x in (e, *after, *added) for o in x.outputs):
             if o.name in kept and o.name not in c.outputs:
                 axes = tuple(Const(counts[r]) if r in counts else Rank(r) for r in o.ranks)
                 scratch.append(Param(o.name, types[o.name], axes))
@@ -310,11 +316,16 @@ class _Builder:
         # Streamed ranks whose tiles begin at multiples of their size.
         self.aligned: set[str] = set()
         self.results: dict[str, Expr] = {}
+        self.added: Sequence[Einsum] = ()
         self.count = 0
 
-    def build(self, after: list[Einsum], kept: set[str]) -> TileKernel:
-        """The kernel of the Einsum and of the maps after it; of its own tensors those in ``kept`` are stored."""
+    def build(self, after: list[Einsum], kept: set[str], added: Sequence[Einsum] = ()) -> TileKernel:
+        """The kernel of the Einsum and of the maps after it; of its own tensors those in ``kept`` are stored.
+
+        What is ``added`` to it sums over one of its rows, and has a row for each coordinate of its stream.
+        """
         e = self.e
+        self.added = added
         scan = scan_step(e)
         ranks = e.ranks
         self.checker = TypeChecker(self.types, self.c.monoid_of)
@@ -336,8 +347,12 @@ class _Builder:
         if scan is not None:
             self.sizes[scan.rank] = 1
             looped = (scan.rank, *self._mixed(scan.rank))
-        grid = tuple(GridRank(r, self.sizes[r]) for r in ranks if r not in looped)
-        self.frames[0].ranks |= {g.rank for g in grid}
+        if added:
+            looped = self._prepare(added)
+        grid = tuple(GridRank(r, self.sizes[r]) for r in ranks if r not in looped and r not in self.held)
+        self.frames[0].ranks |= {g.rank for g in grid} | set(self.held)
+        for x in added:
+            self._clear(x)
         for r in looped:
             self.frames.append(_Frame({r}))
         values = self._state() if len(e.outputs) > 1 else [self.value(e.expr, None)]
@@ -356,7 +371,7 @@ class _Builder:
         used = self._used(body)
         params = [p for p in self.c.params if p.name in used]
         outputs = {o.name: o for x in self.c.einsums for o in x.outputs}
-        written = {o.name for x in (e, *after) for o in x.outputs if o.name in kept}
+        written = {o.name for x in (e, *after, *added) for o in x.outputs if o.name in kept}
         params += [
             Param(n, self.types[n], tuple(Rank(r) for r in o.ranks)) for n, o in outputs.items() if n in used | written
         ]
@@ -385,6 +400,55 @@ class _Builder:
         self._close(extra)
         if not further:
             self.results[m.name] = Cast(m.output.dtype, value) if m.output.dtype is not None else value
+
+    # Sums that the stream adds up in memory
+
+    def _prepare(self, added: Sequence[Einsum]) -> tuple[str, ...]:
+        """The rank over which these sum, which becomes a loop; what they have not in common is held entire."""
+        over = self._over(added[0])
+        for r in self.e.ranks:
+            if any(r not in o.ranks for o in self.e.outputs):
+                self.held[r] = HeldRank(r, self.sizes[r], r)
+        return (over,)
+
+    def _over(self, x: Einsum) -> str:
+        assert isinstance(x.expr, Reduce)
+        return x.expr.ranks[0]
+
+    def _clear(self, x: Einsum) -> None:
+        """Put 0 wherever something is to be added."""
+        assert isinstance(self.e.expr, Reduce)
+        self._open(self.e.expr.ranks, self.tiling.stream)
+        self._put(x, Const(0.0))
+        self._close(self.e.expr.ranks)
+
+    def _put(self, x: Einsum, value: Expr) -> None:
+        axes = tuple(r for r in x.output.ranks if self.sizes[r] > 1)
+        self.frames[-1].ops.append(Store(Access(x.name, tuple(map(Rank, x.output.ranks))), axes, value))
+
+    def _add(self, x: Einsum, phase: Phase) -> None:
+        """Add the share of the tiles at hand to a sum in memory."""
+        assert isinstance(self.e.expr, Reduce)
+        assert isinstance(x.expr, Reduce)
+        ops = self.frames[-1].ops
+        element = without(x.expr.arg, phase.known, self.e.expr.ranks)
+        axes = tuple(r for r in x.output.ranks if self.sizes[r] > 1)
+        before = replace(self._tile(x.name, x.ranks, self.types[x.name]), axes=axes)
+        total = replace(self._tile("total", x.ranks, self.types[x.name]), axes=axes)
+        mask, inside = _masked(element)
+        over = x.expr.ranks
+        pair = self._factors(replace(x.expr, args=(inside,)), None, x.ranks, mask)
+        value = self.value(element, None) if pair is None else None
+        ops.append(Load(before, Access(x.name, tuple(map(Rank, x.output.ranks)))))
+        ops.append(Map(total, Access(before.name)))
+        if pair is not None:
+            ops.append(Dot(total, pair.left, pair.right, over, True, pair.operand, mask is not None))
+        else:
+            assert value is not None
+            ops.append(Fold(total, "sum", over, value, accumulate=True))
+        self._put(x, Access(total.name))
+
+    # What goes where
 
     def _tiled(self, ranks: tuple[str, ...]) -> tuple[str, ...]:
         """The two ranks that are tiled: the last, and the one along which the largest operand is shared, in doubt the
@@ -439,7 +503,11 @@ class _Builder:
             self.count += 1
             name = f"{base}_{self.count}"
         wanted = set(axes)
-        ordered = tuple(r for f in self.frames for r in self._in_order(f.ranks) if r in wanted and self.sizes[r] > 1)
+        scopes = [f.ranks for f in self.frames]
+        if self.added:
+            # Rows that are looped over stand where the output has them.
+            scopes[:2] = [set().union(*scopes[:2])]
+        ordered = tuple(r for s in scopes for r in self._in_order(s) if r in wanted and self.sizes[r] > 1)
         tile = Tile(name, ordered, dtype)
         self.types[name] = dtype
         self.own[name] = frozenset(wanted)
@@ -838,13 +906,24 @@ class _Builder:
                 value = Call("where", (self.value(mask, guard), value, Const(0.0)))
             plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
             made = not isinstance(e_part, Access) or e_part.tensor not in self.c.param_of
-            access = value if plain and not (operand is not None and made) else self._map(base, value, operand or "f32")
-            assert isinstance(access, Access)
-            if self.types[access.tensor] not in ("f32", "f64", operand):
-                access = self._map(base, value, operand or "f32")
-                assert isinstance(access, Access)
-            names.append(access.tensor)
+            if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
+                value = self._operand_tile(base, value, operand or "f32")
+            assert isinstance(value, Access)
+            names.append(value.tensor)
         return _Pair(names[0], names[1], operand)
+
+    def _kept(self, e: Expr) -> str:
+        """The type in which a tile is kept."""
+        assert isinstance(e, Access)
+        return self.types[e.tensor]
+
+    def _operand_tile(self, base: str, value: Expr, dtype: str) -> Expr:
+        """A tile with an operand of a contraction; several may read it."""
+        frame = self.frames[self._frame_of(self._depends(value), value)]
+        key = ("operand", value, dtype)
+        if key not in frame.made:
+            frame.made[key] = self._map(base, value, dtype)
+        return frame.made[key]
 
     def _is_small(self, e: Expr) -> bool:
         """Whether a value is an integer that every float type with the range of f32 holds."""
@@ -916,6 +995,8 @@ class _Builder:
         for phase in self._phases(e.ranks, shared):
             self._open(e.ranks, self.tiling.stream, bool(phase.known))
             self._advance(e, phase, state, ranks_of)
+            for x in self.added:
+                self._add(x, phase)
             self._close(e.ranks, phase)
         return [Access(tile.name) for tile in state.values()]
 
