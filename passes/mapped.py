@@ -181,6 +181,9 @@ SMALL = 16
 # Programs that keep a CPU's cores busy, whatever their number.
 TASKS = 8
 
+# Rows of a loop that was parallel: whole blocks of the micro-kernel, few beside those that a mask cuts off.
+SCATTERED = 252
+
 # What every mapping for the CPU begins with.
 CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1, "join": 1})
 
@@ -207,6 +210,7 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         return shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
+    found = _scattered(c, found, extents)
     return _in_pieces(c, plain.kernels, found, extents, TASKS)
 
 
@@ -220,6 +224,22 @@ def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:
     if SMALL * sum(sizes) > given or repeats(plain.kernels, tiles, extents) > 1:
         return None
     return replace(CPU, form="none", tiles=tiles)
+
+
+def _scattered(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+    """The mapping with sums over a parallel rank made where the rank's tiles are at hand, if there are such sums and
+    the ranks that stay parallel keep all cores busy."""
+    before = mapped(c, mapping, extents)
+    found = replace(mapping, knobs={**mapping.knobs, "scatter": 1})
+    tiles = dict(found.tiles)
+    old = {k.name: k for k in before.kernels}
+    changed = [(k, old[k.name]) for k in mapped(c, found, extents).kernels if old.get(k.name, k) != k]
+    for k, was in changed:
+        if prod(-(-before.sizes[g.rank] // g.size) for g in k.grid if g.rank in before.sizes) < TASKS:
+            return mapping
+        looped = {g.rank for g in was.grid} - {g.rank for g in k.grid} - {h.rank for h in k.held}
+        tiles |= {r: min(tiles[r], SCATTERED) for r in looped if r in tiles}
+    return replace(found, tiles=tiles) if changed else mapping
 
 
 def _apart(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int]) -> Mapping:

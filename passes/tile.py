@@ -406,6 +406,8 @@ class _Builder:
     def _prepare(self, added: Sequence[Einsum]) -> tuple[str, ...]:
         """The rank over which these sum, which becomes a loop; what they have not in common is held entire."""
         over = self._over(added[0])
+        # A tile of one element would leave nothing to sum.
+        self.sizes[over] = max(2, self.sizes[over])
         for r in self.e.ranks:
             if any(r not in o.ranks for o in self.e.outputs):
                 self.held[r] = HeldRank(r, self.sizes[r], r)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.evaluate import evaluate
-from castile.ir.extents import resolve
+from castile.ir.extents import resolve, shape_of
 from castile.passes.grad import forward, grad
 from castile.passes.mapped import Mapped, default_mapping, mapped
 
@@ -48,9 +49,10 @@ def gradient(name: str, saved: tuple[str, ...]) -> tuple[castile.Cascade, dict[s
     return g, given
 
 
-def program(g: castile.Cascade, given: dict[str, Any]) -> Mapped:
+def program(g: castile.Cascade, given: dict[str, Any], **knobs: int) -> Mapped:
     extents = resolve(g, {}, {n: np.shape(x) for n, x in given.items()})
-    return mapped(g, default_mapping(g, "cpu", extents), extents)
+    plain = default_mapping(g, "cpu", extents)
+    return mapped(g, replace(plain, knobs={**plain.knobs, **knobs}), extents)
 
 
 def test_some_gradients() -> None:
@@ -69,9 +71,35 @@ def test_gradients_with_what_was_saved(first: int) -> None:
     check(SAVED[first : first + TOGETHER], ("lse",))
 
 
-def check(names: list[str], saved: tuple[str, ...]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [(), ("lse",)], ids=["", "saved"])
+def test_gradients_that_are_scattered(saved: tuple[str, ...]) -> None:
+    """Small examples have too few rows to scatter anything by themselves."""
+    found = {n: x for n in SMOOTH if (x := gradient(n, saved)) is not None}
+    names = [n for n, x in found.items() if program(*x).kernels != program(*x, scatter=1).kernels]
+    assert names
+    for first in range(0, len(names), TOGETHER):
+        check(names[first : first + TOGETHER], saved, scatter=1)
+
+
+@pytest.mark.parametrize("extents", [{"q": 0, "k": 0}, {"q": 1, "k": 1}, {"b": 1, "h": 8, "q": 263, "k": 263}], ids=str)
+def test_scattered_gradients_at_odd_extents(extents: dict[str, int]) -> None:
+    g, _ = gradient("attention_causal", ("lse",)) or pytest.fail("attention has a gradient")
+    sizes = resolve(g, {**dict.fromkeys(g.ranks, 5), **extents})
+    rng = np.random.default_rng(1)
+    given = {}
+    for p in g.params:
+        array = np.asarray(rng.standard_normal(shape_of(g, p.name, sizes))).astype(numpy_dtype(p.dtype))
+        given[p.name] = array if p.indices else array[()]
+    run = CpuProgram.build(program(g, given, scatter=1).program)
+    assert [p.name for p in run.scratch] == ["D", "dQ_sum"]
+    results = dict(zip(g.outputs, run(**given), strict=True))
+    assert all(j.ok for j in judge(g, given, results))
+
+
+def check(names: list[str], saved: tuple[str, ...], **knobs: int) -> None:
     cases = {n: found for n in names if (found := gradient(n, saved)) is not None}
-    programs = CpuProgram.build_all([program(g, given).program for g, given in cases.values()])
+    programs = CpuProgram.build_all([program(g, given, **knobs).program for g, given in cases.values()])
     faults = []
     for (name, (g, given)), run in zip(cases.items(), programs, strict=True):
         got = run(**given)

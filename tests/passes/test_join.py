@@ -12,7 +12,7 @@ import castile
 from castile.ir.bound import judge
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import resolve
-from castile.ir.tile import Dot, Fold, operations
+from castile.ir.tile import Dot, Fold, Load, operations
 from castile.passes.derive import derive
 from castile.passes.grad import forward, grad
 from castile.passes.mapped import default_mapping, mapped
@@ -30,12 +30,14 @@ def backward(name: str) -> tuple[castile.Cascade, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("splits", [{}, {"q": 2}], ids=str)
+@pytest.mark.parametrize("scatter", [False, True], ids=["", "scattered"])
 @pytest.mark.parametrize("name", ["attention", "attention_causal", "attention_gqa", "attention_window"])
-def test_gradients_of_attention(name: str, splits: dict[str, int]) -> None:
+def test_gradients_of_attention(name: str, scatter: bool, splits: dict[str, int]) -> None:
     g, inputs = backward(name)
     derivation = derive(g)
     splits = {r: n for r, n in splits.items() if r in derivation.cascade.ranks}
-    got = interpret(derivation, inputs, Tiling(3, 2, 2, hold=True, group=True, join=True, align=2, splits=splits))
+    tiling = Tiling(3, 2, 2, hold=True, group=True, join=True, scatter=scatter, align=2, splits=splits)
+    got = interpret(derivation, inputs, tiling)
     for judgement in judge(g, inputs, got):
         assert judgement.ok, str(judgement)
 
@@ -44,16 +46,47 @@ def test_keys_and_values_share_their_scores() -> None:
     g, _ = backward("attention")
     extents = resolve(g, dict.fromkeys(g.ranks, 64))
     plain = default_mapping(g, "cpu", extents)
-    apart, joined = (mapped(g, replace(plain, knobs={**plain.knobs, "join": n}), extents).kernels for n in (0, 1))
+    both = ({**plain.knobs, "join": n, "scatter": 0} for n in (0, 1))
+    apart, joined = (mapped(g, replace(plain, knobs=knobs), extents).kernels for knobs in both)
     assert [k.outputs for k in apart][1:] == [("dQ",), ("dK",), ("dV",)]
     assert [set(k.outputs) for k in joined][1:] == [{"dQ"}, {"dK", "dV"}]
     assert sum(isinstance(op, Dot) for op in operations(joined[2].body)) == 4
 
 
+def test_queries_add_up_their_gradient_where_its_shares_are_made() -> None:
+    g, _ = backward("attention_causal")
+    extents = resolve(g, {**dict.fromkeys(g.ranks, 64), "q": 600, "k": 600})
+    mapping = default_mapping(g, "cpu", extents)
+    stream = mapped(g, mapping, extents).kernels[1]
+    assert set(stream.outputs) == {"dQ_sum", "dK", "dV"}
+    assert [r.rank for r in stream.grid] == ["b", "h"]
+    dots = [op for op in operations(stream.body) if isinstance(op, Dot)]
+    assert len(dots) == 2 * 5, "five products for the tiles that a mask cuts, five for the others"
+    loaded = [op.source for op in operations(stream.body) if isinstance(op, Load) and op.source.tensor == "dQ_sum"]
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("knobs", [{"join": 0, "scatter": 1}, {"join": 1, "scatter": 0}], ids=str)
+def test_what_is_not_asked_for_is_not_scattered(knobs: dict[str, int]) -> None:
+    g, _ = backward("attention")
+    extents = resolve(g, dict.fromkeys(g.ranks, 64))
+    plain = default_mapping(g, "cpu", extents)
+    kernels = mapped(g, replace(plain, knobs={**plain.knobs, **knobs}), extents).kernels
+    assert any(k.outputs == ("dQ",) for k in kernels)
+
+
+def test_few_heads_stay_parallel_along_their_keys() -> None:
+    g, _ = backward("attention")
+    for heads, scattered in ((1, 0), (64, 1)):
+        mapping = default_mapping(g, "cpu", resolve(g, {**dict.fromkeys(g.ranks, 64), "b": 1, "h": heads}))
+        assert mapping.knob("scatter") == scattered
+
+
 def test_a_mask_goes_into_an_operand_of_the_product() -> None:
     g, _ = backward("attention_causal")
     extents = resolve(g, dict.fromkeys(g.ranks, 64))
-    kernels = mapped(g, default_mapping(g, "cpu", extents), extents).kernels[1:]
+    plain = default_mapping(g, "cpu", extents)
+    kernels = mapped(g, replace(plain, knobs={**plain.knobs, "scatter": 0}), extents).kernels[1:]
     masked = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot) and op.annihilates]
     assert len(masked) == 3
     assert not any(isinstance(op, Fold) for k in kernels for op in operations(k.body))
