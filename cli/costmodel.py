@@ -50,11 +50,25 @@ def train(
 
 
 @app.command("eval")
-def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", min=0)] = 0, json: Json = False) -> None:
+def evaluate(
+    records: From = None,
+    compiled: Annotated[
+        Path | None, typer.Option("--compiled", help="Rows of bench_cross_compile.py: how well registers are foreseen.")
+    ] = None,
+    cascades: Annotated[
+        Path, typer.Option("--cascades", help="The folder of the cascades that those rows name.")
+    ] = Path("examples/cascades"),
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    json: Json = False,
+) -> None:
     """Say how well a model chooses on shapes and operators that it was not trained on, beside the roofline alone.
 
-    On the rows that came with castile, or on --records.
+    On the rows that came with castile, or on --records. With --compiled instead how well the registers of GPU kernels
+    are foreseen before they are compiled.
     """
+    if compiled is not None:
+        _registers(compiled, cascades, seed, json)
+        return
     from ..autotune.dataset import SPLITS, leave_one_out, shipped
     from ..costmodel.shipped import shipped_rows
 
@@ -81,6 +95,28 @@ def evaluate(records: From = None, seed: Annotated[int, typer.Option("--seed", m
     out().print(table)
     if usual:
         say(f"the default mapping's regret: {sum(usual) / len(usual):.1%}")
+
+
+def _registers(path: Path, cascades: Path, seed: int, json: bool) -> None:
+    from ..autotune.compiled import compiled_rows, register_scores
+
+    try:
+        with path.open(encoding="utf-8") as lines:
+            found = register_scores(compiled_rows(lines, cascades), seed)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+    if json or not found:
+        emit(found)
+        return
+    from rich.table import Table
+
+    title = f"{found['rows']:.0f} programs of {found['examples']:.0f} examples, {found['spilling']:.0f} spill"
+    table = Table("registers by", "mean error", "median", "R²", "spills missed", "spills feared", title=title)
+    for who, prefix in (("model, examples left out", ""), ("passes alone", "plain_")):
+        errors = [f"{found[f'{prefix}{n}']:.1%}" for n in ("error", "median_error")]
+        spills = [f"{found[f'{prefix}spills_{n}']:.0f}" for n in ("missed", "feared")]
+        table.add_row(who, *errors, f"{found[f'{prefix}r2']:.3f}", *spills)
+    out().print(table)
 
 
 @app.command()
