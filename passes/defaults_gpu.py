@@ -99,17 +99,56 @@ def relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[
         need = _need(kernels, mapping, device)
         if need <= 1:
             break
-        found = []
-        for other in _smaller(kernels, mapping, device):
-            made = build(other)
-            other = _manned(made, other, device)
-            found.append((_need(made, other, device), other, made))
-        # Of those that relieve alike the first.
-        least = min((n for n, _, _ in found), default=need)
-        if least >= need:
+        better = _relief(kernels, mapping, device, need, build)
+        if better is None:
             break
-        _, mapping, kernels = next(x for x in found if x[0] <= max(1.0, RELIEF * least))
+        mapping, kernels = better
     return mapping
+
+
+def _relief(
+    kernels: tuple[TileKernel, ...],
+    mapping: Mapping,
+    device: Device,
+    need: float,
+    build: Callable[[Mapping], tuple[TileKernel, ...]],
+) -> tuple[Mapping, tuple[TileKernel, ...]] | None:
+    """Of the mappings that need less the one that relieves most, of those that relieve alike the first.
+
+    What a kernel takes follows from its tiles' sizes, so that only a mapping about to be chosen is built: it may hold
+    a rank whole that it names a smaller tile for.
+    """
+    others = list(_smaller(kernels, mapping, device))
+    made = [tuple(_resized(k, mapping.tiles, m.tiles) for k in kernels) for m in others]
+    sure = [m.tiles == mapping.tiles for m in others]
+    found = []
+    for i, sized in enumerate(made):
+        others[i] = _manned(sized, others[i], device)
+        found.append(_need(sized, others[i], device))
+    while min(found, default=need) < need:
+        i = next(i for i, n in enumerate(found) if n <= max(1.0, RELIEF * min(found)))
+        if sure[i]:
+            return others[i], made[i]
+        made[i], sure[i] = build(others[i]), True
+        others[i] = _manned(made[i], others[i], device)
+        found[i] = _need(made[i], others[i], device)
+    return None
+
+
+def _resized(k: TileKernel, old: Dict[str, int], new: Dict[str, int]) -> TileKernel:
+    """A kernel with the sizes of other tiles; the bounds of its loops stay as they are."""
+    other = {r: n for r, n in new.items() if n != old.get(r)}
+
+    def resized(op: Op) -> Op:
+        if not isinstance(op, For):
+            return op
+        size = other[op.rank] if op.rank in other and op.size == old.get(op.rank) else op.size
+        return replace(op, size=size, body=tuple(map(resized, op.body)))
+
+    if not other:
+        return k
+    grid = tuple(replace(g, size=other[g.rank]) if g.rank in other and g.size == old.get(g.rank) else g for g in k.grid)
+    return replace(k, grid=grid, body=tuple(map(resized, k.body)))
 
 
 def _manned(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> Mapping:

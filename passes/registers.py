@@ -55,10 +55,12 @@ def register_bytes(k: TileKernel, device: Device, warps: int, stages: int = 1) -
     made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
     ahead, decided = _ahead(k), _decided(k)
     heads = chained(k)
-    same = copies(k, device, warps)
-    most = 0
+    same = _copies(k, heads, device, warps)
+    most, each = 0, dict[str, int]()
     for op, tiles, sizes in live_tiles(k):
-        held = sum(_bytes(t, sizes) for t in tiles if t.name not in shared)
+        if not each:
+            each = {t.name: 0 if t.name in shared else _bytes(t, sizes) for t in tiles_of(k).values()}
+        held = sum(each[t.name] for t in tiles)
         beside = (0 if op in exact else _beside(op, sizes)) + ahead.get(op, 0) + decided.get(op, 0)
         if isinstance(op, Dot) and not device.features & SHARED:
             # What is computed for a product lies with several warps, and with all of them for one that others hang on;
@@ -135,10 +137,16 @@ def chained(k: TileKernel) -> tuple[Dot, ...]:
 
 def copies(k: TileKernel, device: Device, warps: int) -> int:
     """How many warps hold the same, because the products that others hang on have too few rows for all of them."""
+    return _copies(k, chained(k), device, warps)
+
+
+def _copies(k: TileKernel, heads: Collection[Dot], device: Device, warps: int) -> int:
+    if not heads:
+        return 1
     axes = {name: t.axes for name, t in tiles_of(k).items()}
     sizes = dict(scoped_sizes(k)) | {op.rank: op.size for op in operations(k.body) if isinstance(op, For)}
     most = 1
-    for op in chained(k):
+    for op in heads:
         if op.operand is None and "mfma" not in device.features:
             continue
         rows, columns = sides(op, axes, sizes)
