@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -179,9 +180,7 @@ class KernelPrinter(Rows):
                 self._prepare(op, plan)
         at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
         self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {ROWS})")
-        start = base if whole.base != "0" else at
-        if start == base:
-            self.line(f"const int64_t {base} = {whole.base} + {at};")
+        start, begins = base if whole.base != "0" else at, len(self.lines)
         self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
         places, stack, finite = dict(self.places), self.stack, dict(self.finite)
         used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
@@ -194,6 +193,8 @@ class KernelPrinter(Rows):
                 self.places[name] = replace(place, name=rows)
         self.axes[rank] = Axis(ROWS, start, count, whole.index)
         self._sequence(strip.ops, rank)
+        if start == base and any(re.search(rf"\b{base}\b", line) for line in self.lines[begins:]):
+            self.lines.insert(begins, "  " * self.depth + f"const int64_t {base} = {whole.base} + {at};")
         self.axes[rank] = whole
         self.places, self.stack, self.finite = places, stack, finite
         self.close()

@@ -151,13 +151,13 @@ CASTILE_INLINE T select(bool condition, T a, T b) {
 
 template <class T>
 CASTILE_INLINE T minimum(T a, T b) {  // NaN if either is
-  if constexpr (std::is_floating_point_v<T>) return (b < a) | (b != b) ? b : a;
+  if constexpr (std::is_floating_point_v<T>) return ((b < a) | (b != b)) ? b : a;
   else return b < a ? b : a;
 }
 
 template <class T>
 CASTILE_INLINE T maximum(T a, T b) {  // NaN if either is
-  if constexpr (std::is_floating_point_v<T>) return (a < b) | (b != b) ? b : a;
+  if constexpr (std::is_floating_point_v<T>) return ((a < b) | (b != b)) ? b : a;
   else return a < b ? b : a;
 }
 
@@ -182,7 +182,7 @@ CASTILE_INLINE T floormod(T a, T b) {
     return b == 0 ? r : r != 0 ? ((r < 0) != (b < 0) ? r + b : r) : std::copysign(T(0), b);
   } else if constexpr (std::is_signed_v<T>) {
     const T d = b == 0 || b == -1 ? T(1) : b, r = a % d;
-    return r + ((r != 0) & ((r ^ d) < 0) ? d : T(0));
+    return r + (((r != 0) & ((r ^ d) < 0)) ? d : T(0));
   } else {
     return a % (b == 0 ? T(1) : b);
   }

@@ -81,6 +81,17 @@ def form_name(level: str, gauge: str, streams: Sequence[Stream], centred: bool) 
     return "moving reference" if centred else "separated"
 
 
+def divides_integers(v: Value) -> bool:
+    """Whether integers are divided by what may be 0."""
+    return any(
+        isinstance(x, Atom)
+        and x.name in ("floordiv", "mod")
+        and isinstance(by := x.args[1], Form)
+        and not (by.constant or 0)
+        for x in values_inside(v)
+    )
+
+
 class _Deriver(Teller):
     """One derivation."""
 
@@ -160,10 +171,11 @@ class _Deriver(Teller):
         return {v.digest for v in values_inside(*roots, parts=certain)}
 
     def _needs_guard(self, a: Atom) -> bool:
-        """Whether a condition around a reduction may be what gives it a meaning: reads in bounds, a fiber not empty."""
+        """Whether a condition around a reduction may be what gives it a meaning: reads in bounds, a fiber not empty,
+        a divisor that is not 0."""
         if a.name == "argmax":
             return True
-        return any(self.reader.reads_elsewhere(x) for x in a.args)
+        return any(self.reader.reads_elsewhere(x) or divides_integers(x) for x in a.args)
 
     def _live(self, roots: list[Value], tensors: list[str]) -> list[Atom]:
         """Every reduction that the outputs need, after those that it needs; tensors that stay are gone into."""

@@ -22,6 +22,10 @@ Hook = Callable[[Atom], Expr | None]
 # ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
 LN2_PARTS = (0.6875, 0.005615234375, LN2 - 0.6875 - 0.005615234375)
 
+# Extended exponents below 2^30 are carried, as f32 ends at 2^128: beyond, neighbouring scores share one exponent and
+# what is left of them leaves the range of an exponential.
+EXPONENT_ROOM = 98
+
 MINUS_INF: Expr = Call("neg", (Const(inf),))
 
 
@@ -229,18 +233,35 @@ class Lowering:
         """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times what may be no number."""
         below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
-        if not below and (m.exponent is not None or any(_varies(a) for a, _ in m.factors if a not in above)):
-            below = [a for a in above if m.exponent is not None or (filled(a) is not None and not self.inside)][:1]
+        if not below and m.exponent is not None:
+            below = above[:1]
+        elif not below and not self.inside and any(p < 0 and _may_be_zero(a) for a, p in m.factors):
+            # where(k < n, x / n, 0) sums up to 0 if n is 0.
+            below = [a for a in above if self._is_masked(a) or filled(a) is not None][:1]
+        elif not below and not self.inside and any(_varies(a) for a, _ in m.factors if a not in above):
+            below = [a for a in above if filled(a) is not None][:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
-        empty = call("eq", self.atom(below[0]), Const(0.0))
+        empty = self._empty(below[0])
         for a in below[1:]:
-            empty = call("or", empty, call("eq", self.atom(a), Const(0.0)))
+            empty = call("or", empty, self._empty(a))
         gauge = self._gauge(below[0]) if above else None
         if gauge is not None and m.exponent is None:
             # Above and below share a scale, which cancels, except that nothing but -inf in the data gives NaN.
-            e = call("mul", e, call("exp", call("sub", self.form(gauge), self.form(gauge))))
+            g = self.form(gauge)
+            if gauge.atom is not None and gauge.atom.name in self.exponents:
+                # An exponent too large to be told from its neighbours overflows here: NaN, and no wrong number.
+                g = call("mul", g, Const(2.0**EXPONENT_ROOM))
+            e = call("mul", e, call("exp", call("sub", g, g)))
         return call("where", empty, Const(0.0), e)
+
+    def _empty(self, a: Atom) -> Expr:
+        """Whether nothing came into a sum. One under an extended exponent that is too large may be 0 of weakness."""
+        gauge = self._gauge(a)
+        nothing = call("eq", self.atom(a), Const(0.0))
+        if gauge is None or gauge.atom is None or gauge.atom.name not in self.exponents:
+            return nothing
+        return call("and", nothing, call("eq", self.form(gauge), MINUS_INF))
 
     def _gauge(self, a: Atom) -> Form | None:
         return self.guarded.get(a.name) if self.guarded is not None and a.kind == "access" else None
@@ -458,6 +479,11 @@ def _is_narrow(f: Form) -> bool:
     """Whether arithmetic on the parts of a form is done in 32 bits."""
     atoms = [a for m in f.terms for a, _ in m.factors]
     return not any(a.kind in ("rank", "extent", "poly") or a.name == "argmax" or a.dtype == "i64" for a in atoms)
+
+
+def _may_be_zero(a: Atom) -> bool:
+    """Whether a divisor is data."""
+    return a.kind == "access" or (bool(a.free) and a.kind != "rank")
 
 
 def _varies(a: Atom) -> bool:

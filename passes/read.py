@@ -25,7 +25,7 @@ from .functions import function
 from .lower import is_integral
 from .normal import const, div, mul, nonnegative, select
 from .normal import power as raise_to
-from .rewriting import rewrite
+from .rewriting import remake, rewrite
 from .separate import Reductions
 
 
@@ -216,12 +216,20 @@ class Reader:
             return value
         coming = frozenset().union(*(f.free for f in changed.values()))
         memo: dict[bytes, Value] = {}
+        # Coordinates are i64, and so is arithmetic on them; an index that is read may be narrower.
+        wide = {r: f if _is_wide(f) else widened(f, "i64") for r, f in changed.items()}
+        inside: dict[bytes, Value] = {}
+
+        def within(a: Atom) -> Form | Atom | None:
+            return wide[a.name] if a.kind == "rank" and a.name in wide else visit(a)
 
         def visit(a: Atom) -> Form | Atom | None:
             if not a.free & set(changed):
                 return a
             if a.kind == "rank":
                 return changed[a.name]
+            if a.kind == "int" and a.dtype == "i64" and wide != changed:
+                return remake(a, tuple(rewrite(x, within, inside) for x in a.args))
             if a.kind not in ("red", "pred") or not a.ranks:
                 return None
             body = a.args[0]
@@ -405,6 +413,11 @@ def widened(v: Form, dtype: str) -> Form:
     if own is not None and own.dtype == dtype:
         return v
     return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v) and dtype != "i32"))
+
+
+def _is_wide(f: Form) -> bool:
+    """Whether arithmetic on a form is done in i64."""
+    return any(a.kind in ("rank", "extent") or a.dtype == "i64" for m in f.terms for a, _ in m.factors)
 
 
 def _is_masked(v: Value) -> bool:

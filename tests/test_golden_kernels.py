@@ -6,6 +6,8 @@ Both are rewritten by ``pytest tests/test_golden_kernels.py --update-golden``; r
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,3 +74,14 @@ def test_the_page_shows_what_is_printed(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update-golden"):
         PAGE.write_text(wanted, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == wanted, "the page is old; --update-golden renews it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clang_warns_of_nothing(name: str) -> None:
+    clang = next(filter(None, map(shutil.which, ("clang++", *(f"clang++-{n}" for n in range(20, 12, -1))))), None)
+    if clang is None:
+        pytest.skip("no clang++ here")
+    text = ROOT / "tests" / "golden" / f"{name}.cpp"
+    flags = ("-std=c++17", "-Wall", "-Werror", "-fsyntax-only", f"-I{ROOT / 'codegen'}")
+    done = subprocess.run([clang, *flags, str(text)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -88,7 +88,6 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         char* const V_11_panels = local + 182272;
         pack<bf16, bf16>(Matrix<const bf16>{V_11, V_2, V_3}, k_n, f_n, V_11_panels);
         for (int64_t q_at = 0; q_at < q_n; q_at += 6) {
-          const int64_t q1 = q0 + q_at;
           const int64_t q_rows = at_most(6, q_n - q_at);
           float* const L_2_rows = L_2 + q_at;
           float* const M_1_rows = M_1 + q_at;

@@ -126,6 +126,22 @@ def f(X: f32[q, k]) -> O:
 """,
         {"X": np.ones((3, 3))},
     ),
+    "an index that is read, narrower than a coordinate": (
+        """
+def f(T: i32[j], X: f32[k]) -> (W, O):
+    W[k] = (k << 39) - (k << 19)
+    O[j] = W[T[j]]
+""",
+        {"T": np.array([4, 0, 1]), "X": np.zeros(5)},
+    ),
+    "means of as many as there are, or of none": (
+        """
+def f(V: f32[q, k], n: i32[q]) -> (A, B):
+    A[q] = sum[k](where(k < n[q], V[q, k] / n[q], 0.0))
+    B[q] = sum[k](where(k < n[q], V[q, k] * rsqrt(f32(n[q])), 0.0))
+""",
+        {"V": np.ones((3, 4)), "n": np.array([0, 2, 4])},
+    ),
     "declared integers made of bools": (
         """
 def f(X: f32[k]) -> O:

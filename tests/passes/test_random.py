@@ -95,7 +95,8 @@ def watched(c: Cascade) -> Iterator[set[str]]:
 
     def noting(self: Scalars, e: Call, args: list[Value], guard: object) -> Value:
         result = call(self, e, args, guard)  # type: ignore[arg-type]
-        if e.op == "div" and bool(((args[0].array != 0) & (args[1].array == 0)).any()):
+        finite = all(bool(np.isfinite(a.array.astype(float)).all()) for a in args)
+        if finite and result.array.dtype.kind == "f" and bool(np.isinf(result.array).any()):
             seen.add("pole")
         if e.op == "div" and bool(((args[0].array == 0) & (args[1].array == 0)).any()):
             seen.add("empty")

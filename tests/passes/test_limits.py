@@ -1,0 +1,52 @@
+"""Where forms are known to differ from the oracle (docs/algebra.md, section 13): what fails here may be good news."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import castile
+from castile.ir.bound import error_bound
+from castile.ir.evaluate import evaluate
+from castile.passes.derive import derive
+
+PAST = {
+    "a minimum over a rank": "min[k](exp(where(k > 9, X[k], -inf)))",
+    "a step": "floor(sum[k](exp(where(k > 9, X[k], -inf))))",
+}
+
+
+@pytest.mark.parametrize("name", PAST)
+def test_masks_end_at(name: str) -> None:
+    c = castile.parse(f"def f(X: f32[k], v: f32) -> O:\n    O = {PAST[name]} * v\n")
+    given = {"X": np.ones(3), "v": np.array(np.inf)}
+    assert evaluate(c, given)["O"] == 0
+    assert np.isnan(evaluate(derive(c).cascade, given)["O"])
+
+
+def test_sums_cancel_over_an_empty_rank() -> None:
+    c = castile.parse("def f(X: f32[k]) -> O:\n    O = sum[k](X[k]) / sum[k](X[k])\n")
+    given = {"X": np.ones(0)}
+    assert evaluate(c, given)["O"] == 0
+    assert evaluate(derive(c).cascade, given)["O"] == 1
+
+
+def test_nothing_is_demanded_of_a_sum_whose_parts_overflow() -> None:
+    c = castile.parse("def f(X: f32[k]) -> O:\n    O = sum[k](X[k])\n")
+    assert error_bound(c, {"X": np.array([3e38, 3e38, -3e38])})["O"] == np.inf
+    assert error_bound(c, {"X": np.array([1e38, 1e38, -1e38])})["O"] < 1e33
+
+
+UNSIZED = """
+def f(X: f32[t, 8], n: i32[t]) -> Y:
+    Q[t, d] = 2.0 * X[t, d]
+    S[t, d] = where(d < n[t], Q[t, (d + 4) % 8], -inf)
+    P[t, d] = exp(S[t, d] - max[d](S[t, d]))
+    Y[t, d] = P[t, d] / sum[d](P[t, d])
+"""
+
+
+def test_extents_of_indices_alone_run_as_written() -> None:
+    d = derive(castile.parse(UNSIZED))
+    assert "only indices say how large d is" in d.barriers[0].reason
+    assert d.cascade == castile.parse(UNSIZED)
