@@ -201,11 +201,20 @@ class Lanes:
         steps = [coefficient(a, self.axis) for a in e.args]
         if None not in steps and not any(isinstance(n, Access) and self._varying(n) for n in walk(e)):
             return self._coordinates(e.op, e.args, (steps[0] or 0) - (steps[1] or 0))
+        if all(DTYPES[settle(self.checker.infer(a))].is_integer for a in e.args):
+            return self._integers(e.op, e.args)
         if any(settle(self.checker.infer(a)) != "f32" for a in e.args):
             raise NotVectors
         # Values that are equal must compare so: no quotient by way of a reciprocal.
         a, b = (replace(self, exact=True).value(x) for x in e.args)
         return Text(f"({_wide(a)} {_COMPARISONS[e.op]} {_wide(b)})", ATOM, True)
+
+    def _integers(self, op: str, args: tuple[Expr, ...]) -> Text:
+        """``a op b`` for integers of 32 bits or fewer that data give."""
+        a, b = (self.integer(x) for x in args)
+        if a.kind != b.kind:
+            raise NotVectors
+        return Text(f"({a.at(ATOM)} {_COMPARISONS[op]} {b.at(ATOM)})", ATOM, True)
 
     def _varying(self, n: Access) -> bool:
         found = self.tile(n.tensor)

@@ -19,9 +19,9 @@ from .fuse import ON_CHIP
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
 PANEL, LANES = 64, 16
 
-# Rows that share a packed operand; the depth of a contraction of 16-bit operands, of which others and the keys of
-# attention take half.
-ROWS, DEPTH = 192, 1024
+# Rows that share a packed operand; fewer where each goes over a band, as in a sliding window: all of them go over what
+# any one needs. The depth of a contraction of 16-bit operands; others and the keys of attention take half.
+ROWS, BAND, DEPTH = 192, 64, 1024
 
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
@@ -164,7 +164,8 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
             if row in grid:
                 blocks = [-(-extents.get(r, 0) // n) for r, n in zip((row, column), BLOCK, strict=True)]
                 large = not streamed and prod(blocks) >= TASKS
-                found[row] = ROWS if not large else BLOCK[0] if column in grid else 2 * ROWS
+                some = BAND if streamed and _banded(k) else ROWS
+                found[row] = some if not large else BLOCK[0] if column in grid else 2 * ROWS
                 if large and column in grid:
                     found[column] = BLOCK[1]
         rows = max((extents.get(r, 0) for r in op.tile.axes[:-1]), default=0)
@@ -176,6 +177,12 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
                 deep = narrow and not streamed and not few
                 found[r] = SHALLOW if few and rows <= FEWEST else DEPTH if deep else DEPTH // 2
     return found
+
+
+def _banded(k: TileKernel) -> bool:
+    """Whether all loops begin and end where an expression says."""
+    loops = [op for op in operations(k.body) if isinstance(op, For)]
+    return bool(loops) and all(op.lower is not None and op.upper is not None for op in loops)
 
 
 def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:

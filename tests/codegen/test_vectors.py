@@ -26,6 +26,7 @@ CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 # Extents by example: none a multiple of a vector but where it must be, some rows masked out.
 SIZES = {
     "attention_causal": {"b": 1, "h": 2, "q": 203, "k": 131, "d": 20, "f": 24},
+    "attention_document": {"b": 1, "h": 1, "q": 71, "k": 71, "d": 16, "f": 16},
     "attention_window": {"b": 1, "h": 1, "q": 97, "k": 97, "d": 16, "f": 17},
     "gemm": {"m": 29, "n": 131, "k": 65},
     "softmax": {"n": 9, "k": 77},
@@ -101,6 +102,20 @@ def test_a_cached_row_is_one_kernel_without_loops() -> None:
     text = print_cpp([kernel], "softmax")
     assert "fold_vectors<Max>" in text
     assert "fold_vectors<Sum>" in text
+
+
+def test_a_choice_that_a_row_decides_is_made_before_its_loop() -> None:
+    """And ids of documents are compared in lanes."""
+    text = print_cpp(program("attention_document", "bf16").kernels, "attention")
+    assert "if (M_4_one == (-inf)) {" in text
+    assert "load(&doc_k_6[k])" in text
+    assert "fold<" not in text
+
+
+def test_rows_apart_are_fetched_ahead_and_tiles_of_one_row_are_not() -> None:
+    (row,) = program("softmax", WIDE).kernels
+    assert "prefetch(" in print_cpp([row], "softmax")
+    assert "prefetch(" not in print_cpp(program("attention_causal", WIDE).kernels, "attention")
 
 
 def test_attention_runs_by_strips_with_packed_operands() -> None:

@@ -1,0 +1,46 @@
+"""What the CPU's mapping is where nothing was tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import castile
+from castile.ir.extents import resolve
+from castile.ir.mapping import Mapping
+from castile.passes.mapped import default_mapping
+
+CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
+
+
+def default(name: str, **extents: int) -> Mapping:
+    c = castile.load(CASCADES / f"{name}.cascade")
+    return default_mapping(c, "cpu", resolve(c, extents))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiles"),
+    [
+        ((1024, 1024, 1024), {"m": 512, "n": 256, "k": 1024}),
+        ((256, 256, 1024), {"m": 192, "n": 256, "k": 1024}),
+        ((8, 4096, 4096), {"m": 16, "n": 512, "k": 512}),
+        ((2, 4096, 4096), {"m": 16, "n": 512, "k": 64}),
+    ],
+)
+def test_tiles_of_a_product_follow_its_rows(shape: tuple[int, int, int], tiles: dict[str, int]) -> None:
+    assert default("gemm", **dict(zip("mnk", shape, strict=True))).tiles == tiles
+
+
+def test_sums_of_a_row_are_not_made_again_for_each_tile_of_columns() -> None:
+    """Merged into the product they would be; attention's stay, as its scores are no little thing to store."""
+    sizes = {"m": 1024, "n": 1024, "k": 1024}
+    assert default("layernorm_gemm", **sizes).form == "none"
+    assert default("rmsnorm_gemm", **sizes).form == "full"
+    long = {"b": 1, "h": 2, "q": 512, "k": 512, "d": 64, "f": 1024}
+    assert default("attention", **long).form == "full"
+
+
+def test_fewer_rows_share_a_band() -> None:
+    sizes = {"b": 1, "h": 2, "q": 512, "k": 512, "d": 64, "f": 64}
+    assert default("attention_window", **sizes).tiles["q"] < default("attention_causal", **sizes).tiles["q"]
