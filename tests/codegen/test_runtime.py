@@ -193,6 +193,9 @@ def locked() -> Any:
     [
         ({"X": X.astype(np.float64)}, "float64, not f32"),
         ({"X": X.astype(">f4")}, "not f32"),
+        ({"X": X.astype(np.float16)}, "float16, not f32"),
+        ({"X": X.astype(ml_dtypes.bfloat16)}, "bfloat16, not f32"),
+        ({"X": X.astype(complex)}, "complex128, not f32"),
         ({"X": X[0]}, "1 axis, not 2"),
         ({"X": X.tolist()}, "is no array"),
         ({"X": None}, "is no array"),
@@ -205,6 +208,8 @@ def locked() -> Any:
         ({"out": X}, "overlaps `X`"),
         ({"out": np.empty((7, 12), np.float32)}, "wrong shape"),
         ({"out": np.empty((7, 11))}, "float64, not f32"),
+        ({"out": np.empty((7, 11), np.int32)}, "int32, not f32"),
+        ({"out": np.empty((7, 11), ">f4")}, "not f32"),
         ({"out": locked()}, "is read-only"),
         ({"out": (locked(), locked())}, "2 arrays for 1 output"),
         ({"out": np.lib.stride_tricks.as_strided(np.empty(80, np.float32), (7, 11), (0, 4))}, "share memory"),
@@ -237,7 +242,7 @@ def test_threads_call_one_program(programs: dict[str, CpuProgram]) -> None:
             if not np.array_equal(programs["scaled"](X=X, s=1.0, i=i), X + i):
                 wrong.append(i)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for w in workers:
         w.start()
     for w in workers:
