@@ -228,7 +228,9 @@ def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:
 
 def _scattered(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
     """The mapping with sums over a parallel rank made where the rank's tiles are at hand, if there are such sums and
-    the ranks that stay parallel keep all cores busy."""
+    the ranks that stay parallel keep all cores busy. Under strict numerics the batch must not decide that."""
+    if c.numerics == "strict":
+        return mapping
     before = mapped(c, mapping, extents)
     found = replace(mapping, knobs={**mapping.knobs, "scatter": 1})
     tiles = dict(found.tiles)

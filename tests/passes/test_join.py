@@ -82,6 +82,13 @@ def test_few_heads_stay_parallel_along_their_keys() -> None:
         assert mapping.knob("scatter") == scattered
 
 
+def test_the_batch_decides_nothing_under_strict_numerics() -> None:
+    g = replace(backward("attention")[0], numerics="strict")
+    sizes = ({**dict.fromkeys(g.ranks, 64), "b": n} for n in (1, 64))
+    one, many = (default_mapping(g, "cpu", resolve(g, s)) for s in sizes)
+    assert {**one.knobs, "through": 0} == {**many.knobs, "through": 0}
+
+
 def test_a_mask_goes_into_an_operand_of_the_product() -> None:
     g, _ = backward("attention_causal")
     extents = resolve(g, dict.fromkeys(g.ranks, 64))
