@@ -43,7 +43,8 @@ def races() -> Iterator[Race]:
         for n in (1024, 4096, 16384):
             for causal in (False, True):
                 yield attention(d, n, causal)
-            yield backward(d, n)
+            for causal in (False, True):
+                yield backward(d, n, causal)
     for n in (4096, 16384):
         for name in VARIANTS:
             yield variant(name, n)
@@ -92,7 +93,7 @@ def _flash(causal: bool, inputs: Inputs) -> Call:
     from flash_attn import flash_attn_func  # type: ignore[import-not-found, unused-ignore]
 
     q, k, v = (inputs[n].transpose(1, 2).contiguous() for n in "QKV")
-    return partial(flash_attn_func, q, k, v, softmax_scale=float(inputs["scale"]), causal=causal)
+    return lambda: flash_attn_func(q, k, v, softmax_scale=float(inputs["scale"]), causal=causal).transpose(1, 2)
 
 
 def _flex(mask: str, inputs: Inputs) -> Call:
@@ -146,24 +147,24 @@ def attention(d: int, n: int, causal: bool) -> Race:
     return Race(f"{name} d={d} n={n}", _example(name), extents, peers, flops=flops, tiny=TINY)
 
 
-def _sdpa_backward(backend: str, inputs: Inputs) -> Call:
+def _sdpa_backward(backend: str, causal: bool, inputs: Inputs) -> Call:
     """The gradients of a forward pass that has run already."""
     import torch
 
     q, k, v = (inputs[n].detach().requires_grad_() for n in "QKV")
-    o = _sdpa(backend, False, {**inputs, "Q": q, "K": k, "V": v})()
+    o = _sdpa(backend, causal, {**inputs, "Q": q, "K": k, "V": v})()
     return lambda: torch.autograd.grad(o, (q, k, v), inputs["dO"], retain_graph=True)
 
 
-def _flex_backward(inputs: Inputs) -> Call:
+def _flex_backward(mask: str, inputs: Inputs) -> Call:
     import torch
 
     q, k, v = (inputs[n].detach().requires_grad_() for n in "QKV")
-    o = _flex("", {**inputs, "Q": q, "K": k, "V": v})()
+    o = _flex(mask, {**inputs, "Q": q, "K": k, "V": v})()
     return lambda: torch.autograd.grad(o, (q, k, v), inputs["dO"], retain_graph=True)
 
 
-def _forward(inputs: dict[str, Any]) -> dict[str, Any]:
+def _forward(causal: bool, inputs: dict[str, Any]) -> dict[str, Any]:
     """A backward pass reads what the forward pass left: the output and its log-sum-exp, in f32 and a head at a time."""
     import torch
 
@@ -172,26 +173,31 @@ def _forward(inputs: dict[str, Any]) -> dict[str, Any]:
         for h in range(o.shape[1]):
             q, k, v = (inputs[n][b, h].float() for n in "QKV")
             s = float(inputs["scale"]) * (q @ k.T)
+            if causal:
+                s.masked_fill_(torch.ones_like(s, dtype=torch.bool).triu_(1), float("-inf"))
             lse[b, h] = torch.logsumexp(s, -1)
             o[b, h] = (torch.exp(s - lse[b, h][:, None]) @ v).to(o.dtype)
     return {**inputs, "O": o, "LSE": lse}
 
 
-def backward(d: int, n: int) -> Race:
+def backward(d: int, n: int, causal: bool) -> Race:
     """Gradients of attention from the saved output and log-sum-exp: five products against the forward pass's two."""
     heads, batch = 2048 // d, max(1, 16384 // n)
     extents = {"b": batch, "h": heads, "q": n, "k": n, "d": d, "f": d}
     peers: dict[str, Peer] = {
-        "flash": partial(_sdpa_backward, "FLASH_ATTENTION"),
-        "cudnn": partial(_sdpa_backward, "CUDNN_ATTENTION"),
-        "efficient": partial(_sdpa_backward, "EFFICIENT_ATTENTION"),
-        "flex": _flex_backward,
+        "flash": partial(_sdpa_backward, "FLASH_ATTENTION", causal),
+        "cudnn": partial(_sdpa_backward, "CUDNN_ATTENTION", causal),
+        "efficient": partial(_sdpa_backward, "EFFICIENT_ATTENTION", causal),
+        "flex": partial(_flex_backward, "causal" if causal else ""),
     }
     if n <= 4096:
-        peers["torch math"] = partial(_sdpa_backward, "MATH")
-    flops = 10.0 * batch * heads * n * n * d
+        peers["torch math"] = partial(_sdpa_backward, "MATH", causal)
+    flops = 10.0 * batch * heads * n * n * d * (0.5 if causal else 1.0)
     c = _example("attention_backward")
-    return Race(f"backward d={d} n={n}", c, extents, peers, flops=flops, tiny=TINY, prepare=_forward)
+    if causal:
+        c = castile.parse(str(c).replace("exp(S[b, h, q, k] -", "exp(where(q >= k, S[b, h, q, k], -inf) -"))
+    name = f"backward causal d={d} n={n}" if causal else f"backward d={d} n={n}"
+    return Race(name, c, extents, peers, flops=flops, tiny=TINY, prepare=partial(_forward, causal))
 
 
 def _with_window(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -298,6 +304,18 @@ def gemm(n: int) -> Race:
     return Race(f"gemm n={n}", _example("gemm"), extents, peers, flops=2.0 * n**3, tiny=tiny)
 
 
+def unpacked(inputs: Inputs) -> tuple[Any, Any, Any]:
+    """Codes of `gemm_int4` as bytes, with the scale and the zero of each: [k, n]."""
+    import torch
+
+    words = inputs["W"].view(torch.int32)
+    shifts = 4 * torch.arange(8, device=words.device, dtype=torch.int32)
+    codes = (words[:, None] >> shifts[None, :, None]) & 15
+    k = inputs["A"].shape[1]
+    spread = [inputs[name].repeat_interleave(128, 0)[:k] for name in ("scale", "zero")]
+    return codes.reshape(-1, words.shape[1])[:k].to(torch.uint8), spread[0], spread[1]
+
+
 def int4(m: int) -> Race:
     """4-bit weights in groups of 128, 8192 by 8192, beside a product of 16-bit ones and gemlite's own."""
     n = 8192
@@ -306,28 +324,28 @@ def int4(m: int) -> Race:
     def half(inputs: Inputs) -> Call:
         import torch
 
-        x = inputs["A"]
-        w = torch.randn(n, x.shape[1], device=x.device).to(x.dtype)
-        return partial(torch.nn.functional.linear, x, w)
+        codes, scale, zero = unpacked(inputs)
+        w = (scale.float() * (codes.float() - zero.float())).to(inputs["A"].dtype).T.contiguous()
+        return partial(torch.nn.functional.linear, inputs["A"], w)
 
     def gemlite(inputs: Inputs) -> Call:
-        import torch
         from gemlite.core import DType, GemLiteLinear  # type: ignore[import-not-found, unused-ignore]
 
         layer = GemLiteLinear(
             4, group_size=128, in_features=n, out_features=n, input_dtype=DType.FP16, output_dtype=DType.FP16
         )
-        codes = torch.randint(0, 16, (n, n), dtype=torch.uint8, device="cuda")
-        scales = torch.rand(n * n // 128, 1, device="cuda").half()
-        layer.pack(codes, scales, torch.full_like(scales, 8.0), None)
-        return partial(layer, torch.randn(m, n, device="cuda").half())
+        codes, scale, zero = unpacked(inputs)
+        # Codes lie output by output, and a scale and a zero for each group of them.
+        groups = [x[::128].T.reshape(-1, 1).half() for x in (scale, zero)]
+        layer.pack(codes.T.contiguous(), *groups, None)
+        return partial(layer, inputs["A"].half())
 
     extents = {"m": m, "n": n, "k": n}
     return Race(
         f"int4 m={m}",
         c,
         extents,
-        {"half": half, "gemlite": gemlite},
+        {"torch half": half, "gemlite": gemlite},
         bytes=0.5 * n * n,
         tiny={"m": 3, "n": 16, "k": 128},
     )

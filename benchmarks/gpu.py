@@ -1,11 +1,12 @@
 """castile on the GPU that is present, in parts of at most nine minutes each; run again, it goes on where it stopped.
 
-    python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--results FILE] [--dry]
+    python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--share 1/3] [--dry]
 
 ``correct``: every example against the float64 oracle, fresh inputs, outputs poisoned first. ``race``: ratios against
 torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's softmax, Inductor, flash-attn and
 gemlite, forward and backward, where these are present. ``profile``: rows for a cost model (cascade key, mapping,
-resources, times). ``machine``: clocks, driver, versions, measured copy and GEMM ceilings. The L2 cache is flushed
+resources, times). ``machine``: clocks idle and under load, driver, versions, measured
+copy and GEMM ceilings. A peer whose outputs differ from ours is not raced. The L2 cache is flushed
 before every call; times are medians of interleaved calls. It needs the repository, torch and triton. ``--dry`` runs the
 same logic on the CPU, under Triton's interpreter, at tiny sizes, without peers that need a GPU.
 """
@@ -13,16 +14,12 @@ same logic on the CPU, under Triton's interpreter, at tiny sizes, without peers 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +28,14 @@ import numpy as np
 
 import castile
 from castile.benchmarks._gpu_races import Call, Race, races
+from castile.benchmarks._gpu_run import Job, Options, Row, run_part
 from castile.ir.bound import judge
 from castile.ir.device import DEVICES, device_of
 from castile.ir.dtypes import DTYPES, numpy_dtype
 from castile.ir.errors import CastileError
 from castile.ir.extents import bindings, resolve, shape_of
-from castile.passes.mapped import default_mapping, nominal
+from castile.passes.defaults_gpu import need
+from castile.passes.mapped import default_mapping, mapped, nominal
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "cascades"
@@ -48,101 +47,11 @@ SAMPLE, EXTENT = 200, 257
 # Elements of inputs up to which a race's outputs are compared with the oracle; part `correct` covers the cascades.
 MOST_CHECKED = 1 << 27
 
+# How far a peer's outputs may be from ours, as a part of their length, and calls timed before all peers are there.
+ALIKE, FEW_CALLS = 0.03, 3
+
 # Bytes written between calls, more than any L2 cache.
 FLUSH_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run goes: ``target`` is the device's, "interpret" in a dry run."""
-
-    target: str
-    seconds: float
-    only: str
-    results: Path
-    dry: bool
-    job_seconds: float = 150.0
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.dry else "cuda"
-
-
-# Rows
-
-
-def known(path: Path) -> set[tuple[str, str]]:
-    """The part and name of every row that is there."""
-    if not path.exists():
-        return set()
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return {(r["part"], r["name"]) for r in rows}
-
-
-def run_part(part: str, jobs: Iterator[tuple[str, Callable[[], dict[str, Any]]]], options: Options) -> int:
-    """Do what no row is there for, until the time is up; 0 when nothing is left and nothing was wrong.
-
-    The name of the job at hand stands in a file beside the results: one that took the process down, or that took too
-    long, gets a row that says so and is not tried again.
-    """
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    at_hand = options.results.with_suffix(".running")
-    bad = 0
-    if at_hand.exists():
-        died, name = json.loads(at_hand.read_text(encoding="utf-8"))
-        bad += (died, name) not in known(options.results) and _keep(died, name, options, {"error": "the process died"})
-        at_hand.unlink()
-    done, started, left = known(options.results), time.monotonic(), 0
-    for name, job in jobs:
-        if (part, name) in done or options.only not in name:
-            continue
-        if time.monotonic() - started > options.seconds:
-            left += 1
-            continue
-        at_hand.write_text(json.dumps([part, name]), encoding="utf-8")
-        watch = threading.Timer(options.job_seconds, _stop, (part, name, options))
-        watch.daemon = True
-        watch.start()
-        try:
-            row = job()
-        except Exception as error:  # one failure must not cost the other rows
-            row = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        watch.cancel()
-        bad += _keep(part, name, options, row)
-        at_hand.unlink()
-        if "error" in row and not _usable(options):
-            print("the device is in no state to go on; run again", file=sys.stderr)
-            return 1
-    if left:
-        print(f"{left} left; run again to go on", file=sys.stderr)
-    return 1 if bad or left else 0
-
-
-def _keep(part: str, name: str, options: Options, found: Mapping[str, Any]) -> bool:
-    """Print and append a row; whether it holds an error."""
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    text = json.dumps({"part": part, "name": name, "target": options.target, "date": date, **found}, sort_keys=True)
-    print(text, flush=True)
-    with options.results.open("a", encoding="utf-8") as file:
-        file.write(text + "\n")
-    return "error" in found
-
-
-def _stop(part: str, name: str, options: Options) -> None:
-    """End the process: a kernel or a compiler that hangs cannot be told to stop."""
-    _keep(part, name, options, {"error": f"it took more than {options.job_seconds:.0f} s"})
-    options.results.with_suffix(".running").unlink(missing_ok=True)
-    os._exit(1)
-
-
-def _usable(options: Options) -> bool:
-    """Whether the device still answers: after a fault in a kernel no call of the same process does."""
-    import torch
-
-    try:
-        return options.dry or bool((torch.ones(2, device="cuda") + 1).sum().item() == 4)
-    except Exception:
-        return False
 
 
 # Inputs
@@ -180,16 +89,17 @@ def numbers(x: Any) -> Any:
 # Correctness
 
 
-def correct(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def correct(options: Options) -> Iterator[tuple[str, Job]]:
     for path in sorted(EXAMPLES.glob("*.cascade")):
         yield path.stem, partial(correct_row, path, options)
 
 
-def correct_row(path: Path, options: Options) -> dict[str, Any]:
+def correct_row(path: Path, options: Options, row: Row) -> None:
     """One example: how far from the oracle, as a multiple of its bound. Raises `AssertionError` past it."""
     c = castile.load(path)
     extents = sizes(c, 5 if options.dry else EXTENT)
     kernel = castile.compile(c, options.target, extents)
+    row |= {"mapping": kernel.mapping.to_dict(), "extents": dict(extents)}
     worst = 0.0
     for seed in range(2):
         inputs = tensors(c, extents, seed, options.device)
@@ -199,7 +109,7 @@ def correct_row(path: Path, options: Options) -> dict[str, Any]:
             poison(x)
         kernel(**inputs, out=outs if len(outs) > 1 else outs[0])
         worst = max(worst, compare(c, extents, inputs, outs, seed))
-    return {"worst": worst, "mapping": kernel.mapping.to_dict(), "extents": dict(extents)}
+        row["worst"] = worst
 
 
 def sizes(c: castile.Cascade, most: int) -> dict[str, int]:
@@ -286,7 +196,7 @@ def summary(values: list[float]) -> dict[str, float]:
 # Races
 
 
-def race(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def race(options: Options) -> Iterator[tuple[str, Job]]:
     for r in races():
         yield r.name, partial(race_row, r, options)
 
@@ -299,38 +209,68 @@ def _forget() -> None:
         torch.compiler.reset()
 
 
-def race_row(r: Race, options: Options) -> dict[str, Any]:
-    """Times of castile and of the peers that are here, and castile's speed as a multiple of each."""
+def race_row(r: Race, options: Options, row: Row) -> None:
+    """Times of castile and of the peers that are here, and castile's speed as a multiple of each.
+
+    A peer that gives other numbers is left out. A few calls come first, so that a row which runs out of time has them.
+    """
     extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
     kernel = castile.compile(r.cascade, options.target, extents)
     inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
+    ours = outs if isinstance(outs, tuple) else (outs,)
     checked = sum(x.numel() for x in inputs.values() if hasattr(x, "numel")) <= MOST_CHECKED
     if checked:
-        compare(r.cascade, extents, inputs, outs if isinstance(outs, tuple) else (outs,), 0)
+        compare(r.cascade, extents, inputs, ours, 0)
     calls: dict[str, Call] = {"castile": partial(kernel, **inputs, out=outs)}
-    absent: dict[str, str] = {}
+    row |= {"absent": {}, "checked": checked, "mapping": kernel.mapping.to_dict()}
+    _timed(r, calls, options, row, FEW_CALLS)
     for name, build in r.peers.items():
         if options.dry and not name.startswith("torch"):
             continue
         _forget()
         try:
             call = build(inputs)
-            call()
-            calls[name] = call
-        except Exception as error:  # a peer that cannot run here
-            absent[name] = f"{type(error).__name__}: {error}"[:200]
-    measured = {name: summary(values) for name, values in times_us(calls, options).items()}
+            alike(ours, call())
+        except Exception as error:  # a peer that cannot run here, or computes something else
+            row["absent"][name] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        calls[name] = call
+        _timed(r, {n: calls[n] for n in ("castile", name)}, options, row, FEW_CALLS)
+    _timed(r, calls, options, row)
+
+
+def _timed(r: Race, calls: Mapping[str, Call], options: Options, row: Row, repeats: int = 30) -> None:
+    """Times of calls put in a row, and what follows from them."""
+    measured = {name: summary(values) for name, values in times_us(calls, options, repeats).items()}
     ours = measured["castile"]["median_us"]
-    row: dict[str, Any] = {"times": measured, "absent": absent, "checked": checked, "mapping": kernel.mapping.to_dict()}
-    row["speed"] = {n: round(m["median_us"] / ours, 4) for n, m in measured.items() if n != "castile"}
+    row["times"] = {**row.get("times", {}), **measured}
+    row["speed"] = {n: round(m["median_us"] / ours, 4) for n, m in row["times"].items() if n != "castile"}
     if not options.dry:
         row["tflops"], row["tb_per_s"] = round(r.flops / ours / 1e6, 2), round(r.bytes / ours / 1e6, 3)
-    return row
+
+
+def alike(ours: tuple[Any, ...], theirs: Any) -> None:
+    """Raise `AssertionError` for a peer whose outputs differ by more than the rounding of 16-bit numbers explains."""
+    others = theirs if isinstance(theirs, tuple | list) else (theirs,)
+    if len(others) != len(ours):
+        raise AssertionError(f"it gives {len(others)} outputs in place of {len(ours)}")
+    for x, y in zip(ours, others, strict=True):
+        if tuple(x.shape) != tuple(y.shape):
+            raise AssertionError(f"its output is {list(y.shape)} in place of {list(x.shape)}")
+        # By the first axis, as a copy in f32 of all may not fit.
+        pairs = [(a.float(), b.float()) for a, b in zip(x, y, strict=True)] if x.ndim else [(x.float(), y.float())]
+        apart = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+        size = sum(float((a**2).sum()) for a, _ in pairs)
+        if not apart <= ALIKE**2 * size:
+            raise AssertionError(f"it computes something else: {(apart / size) ** 0.5 if size else apart:.3g} apart")
 
 
 # Rows for a cost model
 
+
+# The least tile that is tried.
+LEAST_TILE = 16
 
 # What a row of the profile changes of the default mapping.
 CHANGES: tuple[Mapping[str, int], ...] = (
@@ -350,56 +290,84 @@ CHANGES: tuple[Mapping[str, int], ...] = (
 )
 
 
-def profile(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def profile(options: Options) -> Iterator[tuple[str, Job]]:
     for r in races():
         for change in CHANGES:
             label = ",".join(f"{k}={v}" for k, v in change.items()) or "default"
-            yield f"{r.name} {label}", partial(profile_row, r, change, options)
+            yield f"{r.name} {label}", partial(profile_row, r, change, {}, options)
+        if options.only in r.name or options.only.startswith(r.name):
+            for rank, size in other_tiles(r, options):
+                yield f"{r.name} tile {rank}={size}", partial(profile_row, r, {}, {rank: size}, options)
 
 
-def profile_row(r: Race, change: Mapping[str, int], options: Options) -> dict[str, Any]:
+def other_tiles(r: Race, options: Options) -> list[tuple[str, int]]:
+    """Tiles of half and of twice the default's size, as far as registers and shared memory hold the kernels."""
+    extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
+    mapping, device = default_mapping(r.cascade, options.target, extents), device_of(options.target)
+    found = []
+    for rank, size in mapping.tiles.items():
+        for other in (size // 2, 2 * size):
+            if LEAST_TILE <= other <= 2 * extents[rank]:
+                changed = replace(mapping, tiles={**mapping.tiles, rank: other})
+                if need(mapped(r.cascade, changed, extents).kernels, changed, device) <= 1:
+                    found.append((rank, other))
+    return found
+
+
+def profile_row(r: Race, change: Mapping[str, int], tiles: Mapping[str, int], options: Options, row: Row) -> None:
     extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
     mapping = default_mapping(r.cascade, options.target, extents)
-    mapping = replace(mapping, knobs={**mapping.knobs, **change})
+    mapping = replace(mapping, tiles={**mapping.tiles, **tiles}, knobs={**mapping.knobs, **change})
     kernel = castile.compile(r.cascade, options.target, extents, mapping)
+    row |= {"key": r.cascade.key, "extents": dict(extents), "mapping": mapping.to_dict()}
+    row["resources"] = {} if options.dry else kernel.resources.to_dict()
     inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
     values = times_us({"castile": partial(kernel, **inputs, out=outs)}, options)["castile"]
-    taken = {} if options.dry else kernel.resources.to_dict()
-    row = {"key": r.cascade.key, "extents": dict(extents), "mapping": mapping.to_dict(), "resources": taken}
-    return {**row, **summary(values), "times_us": [round(t, 2) for t in values]}
+    row |= {**summary(values), "times_us": [round(t, 2) for t in values]}
 
 
 # The machine
 
 
-def machine(options: Options) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def machine(options: Options) -> Iterator[tuple[str, Job]]:
     yield "machine", partial(machine_row, options)
 
 
-def machine_row(options: Options) -> dict[str, Any]:
+def machine_row(options: Options, row: Row) -> None:
     """What ran all this, and its measured ceilings."""
     import torch
     import triton
 
-    found: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
+    row |= {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
+    row |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     size = 64 if options.dry else 8192
     kind = torch.float32 if options.dry else torch.bfloat16
     a, b = (torch.randn(size, size, device=options.device).to(kind) for _ in range(2))
     x = torch.empty(1 << (10 if options.dry else 30), dtype=torch.uint8, device=options.device)
     y = torch.empty_like(x)
     measured = times_us({"gemm": partial(torch.matmul, a, b), "copy": partial(y.copy_, x)}, options)
-    found["gemm_tflops"] = round(2.0 * size**3 / statistics.median(measured["gemm"]) / 1e6, 2)
-    found["copy_tb_per_s"] = round(2.0 * x.numel() / statistics.median(measured["copy"]) / 1e6, 3)
+    row["gemm_tflops"] = round(2.0 * size**3 / statistics.median(measured["gemm"]) / 1e6, 2)
+    row["copy_tb_per_s"] = round(2.0 * x.numel() / statistics.median(measured["copy"]) / 1e6, 3)
     if not options.dry:
-        found["device"] = torch.cuda.get_device_name()
-        fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-        try:
-            command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-            found[fields] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        except OSError:
-            found[fields] = ""
-    return found
+        row["device"] = torch.cuda.get_device_name()
+        row["idle"] = _clocks()
+        # A second or two of products wait in the queue while the clocks are read.
+        for _ in range(int(2e6 / statistics.median(measured["gemm"]))):
+            torch.matmul(a, b)
+        row["under_load"] = _clocks()
+        torch.cuda.synchronize()
+
+
+def _clocks() -> dict[str, str]:
+    """What the driver tells of the device, by its own names."""
+    fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(fields.split(","), (x.strip() for x in text.partition("\n")[0].split(",")), strict=False))
 
 
 PARTS = {"correct": correct, "race": race, "profile": profile, "machine": machine}
@@ -417,12 +385,21 @@ def present() -> str:
     return max(below, key=lambda t: int(t.partition(":")[2])) if below else device_of(found).target
 
 
+def share(text: str) -> tuple[int, int]:
+    """``2/3`` as (1, 3)."""
+    part, _, of = text.partition("/")
+    if not (part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
+        raise argparse.ArgumentTypeError(f"a share is written as 1/3, not {text!r}")
+    return int(part) - 1, int(of)
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--seconds", type=float, default=520.0)
     parser.add_argument("--only", default="", help="names with this text in them")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--share", type=share, default=(0, 1), help="1/3 is the first of three that run together")
     parser.add_argument("--dry", action="store_true")
     given = parser.parse_args(words)
     try:
@@ -430,7 +407,7 @@ def main(words: list[str] | None = None) -> int:
     except CastileError as error:
         print(error, file=sys.stderr)
         return 2
-    options = Options(target, given.seconds, given.only, given.results, given.dry)
+    options = Options(target, given.seconds, given.only, given.results, given.dry, share=given.share)
     return run_part(given.part, PARTS[given.part](options), options)
 
 

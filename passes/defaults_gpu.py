@@ -96,10 +96,10 @@ def relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[
     kernels = build(mapping)
     for _ in range(ROUNDS):
         mapping = _manned(kernels, mapping, device)
-        need = _need(kernels, mapping, device)
-        if need <= 1:
+        wanted = need(kernels, mapping, device)
+        if wanted <= 1:
             break
-        better = _relief(kernels, mapping, device, need, build)
+        better = _relief(kernels, mapping, device, wanted, build)
         if better is None:
             break
         mapping, kernels = better
@@ -110,7 +110,7 @@ def _relief(
     kernels: tuple[TileKernel, ...],
     mapping: Mapping,
     device: Device,
-    need: float,
+    wanted: float,
     build: Callable[[Mapping], tuple[TileKernel, ...]],
 ) -> tuple[Mapping, tuple[TileKernel, ...]] | None:
     """Of the mappings that need less the one that relieves most, of those that relieve alike the first.
@@ -124,14 +124,14 @@ def _relief(
     found = []
     for i, sized in enumerate(made):
         others[i] = _manned(sized, others[i], device)
-        found.append(_need(sized, others[i], device))
-    while min(found, default=need) < need:
+        found.append(need(sized, others[i], device))
+    while min(found, default=wanted) < wanted:
         i = next(i for i, n in enumerate(found) if n <= max(1.0, RELIEF * min(found)))
         if sure[i]:
             return others[i], made[i]
         made[i], sure[i] = build(others[i]), True
         others[i] = _manned(made[i], others[i], device)
-        found[i] = _need(made[i], others[i], device)
+        found[i] = need(made[i], others[i], device)
     return None
 
 
@@ -162,7 +162,7 @@ def _manned(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -
         fewer = replace(mapping, knobs={**mapping.knobs, "warps": warps // 2})
         if warps <= FEWEST or any(copies(k, device, warps) == 1 for k in products):
             break
-        if _need(kernels, fewer, device) > max(1.0, _need(kernels, mapping, device)):
+        if need(kernels, fewer, device) > max(1.0, need(kernels, mapping, device)):
             break
         mapping = fewer
     return mapping
@@ -184,7 +184,7 @@ def _smaller(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) 
             yield replace(mapping, tiles={**mapping.tiles, rank: _up(size) // 2})
 
 
-def _need(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> float:
+def need(kernels: tuple[TileKernel, ...], mapping: Mapping, device: Device) -> float:
     """What the most demanding kernel takes of registers or shared memory, as a share of what is there."""
     warps, stages = mapping.knob("warps"), mapping.knob("stages")
     return max(
