@@ -23,7 +23,8 @@ from .fuse import nominal_extents
 from .inbounds import always_read
 from .pipeline import Pass, run_pipeline
 from .split import default_splits
-from .tile import TileProgram, Tiling, tile_program
+from .tile import TileProgram, tile_program
+from .tiling import Tiling
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve
 from castile.passes.derive import derive
-from castile.passes.tile import TileProgram, Tiling, tile_program
+from castile.passes.tile import TileProgram, tile_program
+from castile.passes.tiling import Tiling
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))

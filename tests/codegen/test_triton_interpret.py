@@ -25,7 +25,8 @@ from castile.ir.extents import resolve  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
 from castile.ir.tile import Fold, For, Map  # noqa: E402
 from castile.passes.derive import derive  # noqa: E402
-from castile.passes.tile import TileProgram, Tiling, tile_program  # noqa: E402
+from castile.passes.tile import TileProgram, tile_program  # noqa: E402
+from castile.passes.tiling import Tiling  # noqa: E402
 
 # Small tiles that divide nothing; what a GPU would hold on chip is held.
 HELD = Tiling(8, 4, 8, hold=True, align=4)

@@ -16,7 +16,8 @@ from castile.ir.tile import Dot, Fold, Load, operations
 from castile.passes.derive import derive
 from castile.passes.grad import forward, grad
 from castile.passes.mapped import default_mapping, mapped
-from castile.passes.tile import Tiling, tile_program
+from castile.passes.tile import tile_program
+from castile.passes.tiling import Tiling
 
 
 def backward(name: str) -> tuple[castile.Cascade, dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ from castile.ir.mapping import Mapping
 from castile.passes.derive import derive
 from castile.passes.mapped import mapped
 from castile.passes.split import split
-from castile.passes.tile import Tiling
+from castile.passes.tiling import Tiling
 
 
 def cuttable(c: castile.Cascade) -> list[str]:

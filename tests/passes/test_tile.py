@@ -33,7 +33,8 @@ from castile.ir.tile import (
 )
 from castile.ir.types import tensor_types
 from castile.passes.derive import Derivation, derive
-from castile.passes.tile import Tiling, tile_program
+from castile.passes.tile import tile_program
+from castile.passes.tiling import Tiling
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))

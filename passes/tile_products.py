@@ -1,0 +1,180 @@
+"""Contractions: sums of products whose factors fall apart into two operands, as tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from ..ir.cascade import Access, Call, Const, Expr, Reduce
+from ..ir.dtypes import DTYPES
+from ..ir.spans import span
+from ..ir.tile import Dot, Fold, Map, Tile
+from ..ir.types import settle
+from .apart import apart
+from .tile_loops import Loops
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The operands of a contraction by their tiles, and the type to which it rounds them."""
+
+    left: str
+    right: str
+    operand: str | None
+
+
+# The integers up to which bf16 holds all.
+SMALL = 256
+
+
+class Products(Loops):
+    """Finds the operands of contractions."""
+
+    def _factors(
+        self, e: Reduce, guard: Expr | None, outer: Iterable[str] | None = None, mask: Expr | None = None
+    ) -> Pair | None:
+        """The two operands of a contraction, as tiles; None where the product does not fall apart into two."""
+        if guard is not None or (outer is None and not DTYPES[self._reduced_type(e)].is_float):
+            return None
+        factors = factors_of(e.arg)
+        over = frozenset(e.ranks)
+        scope = frozenset().union(*(f.ranks for f in self.frames)) - over
+        wide = frozenset(r for r in scope if self.sizes.get(r, 1) > 1)
+        sides = [self._varies(f) & wide for f in factors]
+        if len(factors) < 2:
+            return None
+        exclusive = [s for s in sides if s]
+        if not exclusive:
+            return None
+        first = exclusive[0]
+        if mask is not None:
+            # The mask goes to the left operand, which must vary with all that it varies with.
+            wanted = self._varies(mask) & wide
+            first = next((s for s in exclusive if wanted <= s), frozenset())
+            if not first:
+                return None
+        left = [f for f, s in zip(factors, sides, strict=True) if s <= first]
+        right = [f for f, s in zip(factors, sides, strict=True) if not s <= first]
+        mine = frozenset().union(*(self._varies(f) & wide for f in left))
+        theirs = frozenset().union(*(self._varies(f) & wide for f in right)) if right else frozenset()
+        if not right or not mine - theirs or not theirs - mine:
+            return None
+        if not all(over <= frozenset().union(*map(self._varies, part)) for part in (left, right)):
+            return None
+        result = (frozenset(outer) if outer is not None else self._outer(e, guard)) & wide
+        if mine | theirs != result:
+            return None
+        operand = self._operand((left, right), result)
+        names = []
+        for base, part in (("left", left), ("right", right)):
+            narrow = self._narrow(part)
+            if operand is not None and narrow is not None and not (mask is not None and base == "left"):
+                access = self._access(narrow, guard, self.types[narrow.tensor])
+                assert isinstance(access, Access)
+                names.append(access.tensor)
+                continue
+            e_part = multiplied(part)
+            value = self.value(e_part, guard)
+            if mask is not None and base == "left":
+                value = Call("where", (self.value(mask, guard), value, Const(0.0)))
+            plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
+            made = not isinstance(e_part, Access) or e_part.tensor not in self.c.param_of
+            if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
+                value = self._operand_tile(base, value, operand or "f32")
+            assert isinstance(value, Access)
+            names.append(value.tensor)
+        return Pair(names[0], names[1], operand)
+
+    def _kept(self, e: Expr) -> str:
+        """The type in which a tile is kept."""
+        assert isinstance(e, Access)
+        return self.types[e.tensor]
+
+    def _operand_tile(self, base: str, value: Expr, dtype: str) -> Expr:
+        """A tile with an operand of a contraction; several may read it."""
+        frame = self.frames[self._frame_of(self._depends(value), value)]
+        key = ("operand", value, dtype)
+        if key not in frame.made:
+            frame.made[key] = self._map(base, value, dtype)
+        return frame.made[key]
+
+    def _is_small(self, e: Expr) -> bool:
+        """Whether a value is an integer that every float type with the range of f32 holds."""
+        found = span(e, self.checker)
+        return found is not None and max(-found[0], found[1]) <= SMALL
+
+    def _narrow(self, part: list[Expr]) -> Access | None:
+        """A tensor of 16-bit floats that is one operand of a contraction by itself."""
+        e = part[0]
+        if len(part) != 1 or not isinstance(e, Access) or e.tensor in self.local or e.tensor in self.results:
+            return None
+        return e if self.types[e.tensor] in ("bf16", "f16") and e.indices else None
+
+    def _operand(self, parts: Iterable[list[Expr]], result: frozenset[str]) -> str | None:
+        """The type to which a contraction rounds its operands: that of both, or bf16 where one is, if that is allowed.
+
+        A format with the range of f32 may stand for the other operand (design, section 2: numerics).
+        """
+        narrow = [self._narrow(p) for p in parts]
+        types = {self.types[n.tensor] if n is not None else None for n in narrow}
+        if len(types) == 1:
+            return types.pop()
+        if "bf16" not in types or "f16" in types or self.c.numerics == "strict":
+            return None
+        return "bf16"
+
+    def _sum_apart(self, e: Reduce, total: Tile, over: tuple[str, ...]) -> bool:
+        """Add a tile's sum of products with what does not vary over the tile taken out; False where nothing can be."""
+        ranks = frozenset(over)
+        if not self.aligned & ranks or total.dtype != "f32" or self.c.numerics == "strict":
+            return False
+        found = apart(factors_of(e.arg), lambda f: bool(self._varies(f) & ranks), self._is_small)
+        if found is None:
+            return False
+        pair = self._factors(replace(e, args=(multiplied(found.inside),)), None)
+        if pair is None:
+            return False
+        depends = self._depends(Access(pair.left)) | self._depends(Access(pair.right))
+        part = self._tile("part", depends - ranks, "f32")
+        ops = self.frames[-1].ops
+        value: Expr = Access(part.name)
+        if found.shift is not None:
+            narrow = self._narrow(list(found.others))
+            if narrow is not None and pair.operand is not None:
+                rest = self._access(narrow, None, pair.operand)
+            else:
+                rest = self.value(multiplied(found.others), None)
+            ones = self._tile("ones", self._depends(rest) - ranks, "f32")
+            ops.append(Fold(ones, "sum", over, rest))
+            shift = self.value(found.shift, None)
+            value = Call(found.sign, (value, Call("mul", (shift, Access(ones.name)))))
+        for f in found.outside:
+            value = Call("mul", (self.value(f, None), value))
+        # The sums are taken up right where they are made, so all else comes before.
+        ops.append(Dot(part, pair.left, pair.right, over, False, pair.operand))
+        ops.append(Map(total, Call("add", (Access(total.name), value))))
+        return True
+
+    def _reduced_type(self, e: Reduce) -> str:
+        return settle(self.checker.infer(e)) if e.op not in ("any", "all") else "bool"
+
+
+def factors_of(e: Expr) -> list[Expr]:
+    """The factors of a product, left to right."""
+    if isinstance(e, Call) and e.op == "mul":
+        return factors_of(e.args[0]) + factors_of(e.args[1])
+    return [e]
+
+
+def multiplied(factors: Sequence[Expr]) -> Expr:
+    """The product of factors, left to right."""
+    return reduce(lambda a, b: Call("mul", (a, b)), factors)
+
+
+def mask_of(e: Expr) -> tuple[Expr | None, Expr]:
+    """``where(p, value, 0.0)`` as (p, value), nested conditions joined; (None, e) for anything else."""
+    if isinstance(e, Call) and e.op == "where" and e.args[2] == Const(0.0):
+        inner, value = mask_of(e.args[1])
+        return (e.args[0] if inner is None else Call("and", (e.args[0], inner))), value
+    return None, e
