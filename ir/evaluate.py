@@ -106,6 +106,7 @@ class Oracle(Reductions):
         self.shapes = {n: a.shape for n, a in inputs.items()}
         self.shapes.update({o.name: shape_of(c, o.name, extents) for e in c.einsums for o in e.outputs})
         self.live = _live(c)
+        self.terms = _terms(c, extents)
         self.running: dict[str, tuple[tuple[int, ...], Value]] = {}
         self.boxes: OrderedDict[tuple[str, Box], Value] = OrderedDict()
         self.kept_bytes = 0
@@ -183,6 +184,7 @@ class Oracle(Reductions):
                 shape = " x ".join(str(b - a) for a, b in box)
                 hint = "evaluate a sample of the outputs: evaluate(c, inputs, at={rank: coordinates})"
                 raise EvaluationError(f"`{name}` has {shape} elements, too many to hold", hint=hint, loc=e.loc)
+        before, self.summed = self.summed, self.terms[e.name]
         try:
             if len(e.outputs) > 1:
                 return self._state(e, {n: b for n, b in boxes.items() if only in ("", n)})
@@ -192,6 +194,8 @@ class Oracle(Reductions):
         except EvaluationError as error:
             error.einsum = error.einsum or e.name
             raise
+        finally:
+            self.summed = before
 
     def _blocks(self, e: Einsum, box: Box) -> Value:
         """Evaluate over a box of the output, in blocks small enough that temporaries fit."""
@@ -330,6 +334,19 @@ def _live(c: Cascade) -> list[Einsum]:
             needed.update(tensors_read(e.expr))
             found.append(e)
     return found[::-1]
+
+
+def _terms(c: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
+    """For each Einsum, by its first output: the terms of the longest sum in it, or of one that takes in its value."""
+    found: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for e in reversed(c.einsums):
+        own = [math.prod(extents[r] for r in n.ranks) for n in e.reductions if n.op == "sum" or n.op in c.monoid_of]
+        outer = max(wanted.get(o.name, 1) for o in e.outputs)
+        found[e.name] = max([outer, *own])
+        for name in tensors_read(e.expr):
+            wanted[name] = max(wanted.get(name, 1), *(own or [outer]))
+    return found
 
 
 def _in_place(e: Einsum) -> frozenset[str]:

@@ -197,16 +197,17 @@ def sum_error(
     return np.asarray(inherited + np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own))
 
 
-# Terms of the sums into which a difference may fall apart: those of a long tile.
+# Terms at most of the sums into which a difference may fall apart: those of a long tile.
 PARTS = 4096
 
 
-def parts_error(magnitude: Array) -> Array:
-    """What a difference of integers is off by for each element of a sum that a kernel made of the sums of its parts.
+def parts_error(magnitude: Array, terms: int) -> Array:
+    """What a difference of integers is off by for each of the ``terms`` of a sum that a kernel made of the sums of the
+    difference's parts; 0 where nothing is summed.
 
     ``magnitude`` is the sum of the parts' absolute values: a part is no smaller where the difference is.
     """
-    return np.asarray(unit("f32") * growth(PARTS) * magnitude)
+    return np.asarray(unit("f32") * growth(min(PARTS, terms)) * magnitude)
 
 
 def prod_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], dtype: str) -> Array:

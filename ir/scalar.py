@@ -125,6 +125,8 @@ class Scalars:
     """
 
     numerics = "standard"
+    # Terms of the longest sum that takes in what is computed.
+    summed = 1
 
     def __init__(self, checker: TypeChecker, values: Mapping[str, Value], track: bool = False) -> None:
         self.checker = checker
@@ -146,12 +148,16 @@ class Scalars:
                 return self.cast(value, name, self.dtype(arg))
             case Call(op="where"):
                 return self.where(e, scope, guard)
-            case Call(op="mul") if self.track and self.numerics != "strict" and DTYPES[self.dtype(e)].is_float:
+            case Call(op="mul") if self.track and self._in_parts(e):
                 return self.call(e, [self._factor(a, scope, guard) for a in e.args], guard)
             case Call():
                 return self.call(e, [self.at(a, scope, guard) for a in e.args], guard)
             case _:
                 return self.leaf(e, scope, guard)
+
+    def _in_parts(self, e: Expr) -> bool:
+        """Whether a kernel may sum the parts of a product's factors apart."""
+        return self.summed > 1 and self.numerics != "strict" and DTYPES[self.dtype(e)].is_float
 
     def _factor(self, e: Expr, scope: Scope, guard: Array | None) -> Value:
         """A factor of a product of floats. A difference of integers is exact, yet a kernel may sum its parts apart."""
@@ -159,7 +165,7 @@ class Scalars:
         match e:
             case Call(op="add" | "sub", args=args) if DTYPES[self.dtype(e)].is_integer:
                 a, b = (np.abs(self.at(x, scope, guard).array.astype(np.float64)) for x in args)
-                return Value(value.array, value.masked, value.slack() + rounding.parts_error(a + b))
+                return Value(value.array, value.masked, value.slack() + rounding.parts_error(a + b, self.summed))
         return value
 
     def leaf(self, e: Expr, scope: Scope, guard: Array | None) -> Value:

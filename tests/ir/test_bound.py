@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from naive import Meaningless, Naive
 from strategies import Case, cases, random_case
 
-from castile.ir.bound import error_bound, judge, relative_error
+from castile.ir.bound import error_bound, judge, reference, relative_error
 from castile.ir.errors import EvaluationError
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import bindings
@@ -313,3 +313,21 @@ def test_the_relative_error_reads_only_what_is_there(name: str) -> None:
     bound = {b.rank: 5 for b in bindings(c) if b.param is not None}
     for error in relative_error(c, bound).values():
         assert 0 <= error < 0.05
+
+
+def test_parts_of_a_difference_are_summed_apart_only_where_something_is_summed() -> None:
+    dequantised = "W[k, n] = (U[k, n] - z[n]) * s[n]"
+    rng = np.random.default_rng(0)
+    values = {"U": rng.integers(0, 16, (64, 8)), "z": np.full(8, 8), "s": np.ones(8, np.float32)}
+    alone = parse(f"def f(U: i32[k, n], z: i32[n], s: f32[n]) -> W:\n    {dequantised}\n")
+    ((_, bound),) = reference(alone, values).values()
+    assert bound.max() < 1e-6
+    product = parse(
+        f"def f(U: i32[k, n], z: i32[n], s: f32[n], X: f32[m, k]) -> Y:\n    {dequantised}\n"
+        "    Y[m, n] = sum[k](X[m, k] * W[k, n])\n"
+    )
+    ones = {**values, "X": np.ones((4, 64), np.float32)}
+    ((want, bound),) = reference(product, ones).values()
+    parts = np.float32(values["U"].sum(0)) - np.float32(64 * 8)
+    assert np.all(np.abs(parts - want) <= bound)
+    assert 0 < bound.max() < 0.02
