@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Expr, Extent, walk
 from ..ir.interval import is_affine
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations
+from ..ir.tile import For, Load, Store, TileKernel, expressions, operations
 from .names import Names, safe
 
 
@@ -44,7 +44,7 @@ def runtime_ranks(k: TileKernel) -> tuple[str, ...]:
     for op in operations(k.body):
         if isinstance(op, For):
             ranks[op.rank] = None
-        for e in _expressions(op):
+        for e in expressions(op):
             ranks.update(dict.fromkeys(n.rank for n in walk(e) if isinstance(n, Extent)))
     return tuple(r for r in ranks if r not in k.fixed)
 
@@ -53,7 +53,7 @@ def bounded_ranks(k: TileKernel) -> frozenset[str]:
     """The ranks of loops that all end where an expression says: these need no extent."""
     found = {op.rank for op in operations(k.body) if isinstance(op, For)}
     found -= {op.rank for op in operations(k.body) if isinstance(op, For) and op.upper is None}
-    found -= {n.rank for op in operations(k.body) for e in _expressions(op) for n in walk(e) if isinstance(n, Extent)}
+    found -= {n.rank for op in operations(k.body) for e in expressions(op) for n in walk(e) if isinstance(n, Extent)}
     return frozenset(found - {g.rank for g in k.grid} - {h.of for h in k.held})
 
 
@@ -73,24 +73,6 @@ def checked_indices(op: Load | Store, declared: Sequence[Expr]) -> frozenset[int
     access, guard = (op.source, op.guard) if isinstance(op, Load) else (op.target, None)
     open_guard = guard is not None and any(isinstance(n, Access) for n in walk(guard))
     return frozenset(i for i, e in enumerate(access.indices) if not is_affine(e) or (open_guard and e != declared[i]))
-
-
-def _expressions(op: Op) -> Iterator[Expr]:
-    """The expressions of one operation, those of a loop's body not among them."""
-    match op:
-        case Load(source=source, guard=guard):
-            yield from source.indices
-            if guard is not None:
-                yield guard
-        case Map(expr=expr) | Fold(expr=expr):
-            yield expr
-        case Store(target=target, expr=expr):
-            yield from target.indices
-            yield expr
-        case For(lower=lower, upper=upper):
-            yield from (e for e in (lower, upper) if e is not None)
-        case Dot():
-            return
 
 
 def entry_names(kernels: Sequence[TileKernel]) -> tuple[str, ...]:

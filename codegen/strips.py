@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..ir.cascade import Expr, Rank, tensors_read, walk
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, operations
+from ..ir.cascade import Rank, tensors_read, walk
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, expressions, operations
 
 # The rows that the dot's micro-kernel holds in registers, and those up to which a tile is not cut into strips.
 ROWS, FEW = 6, 16
@@ -110,18 +110,7 @@ def _mixes(op: Op, axis: str) -> bool:
             if axis in over:
                 return True
     own = set(op.axes if isinstance(op, Store) else op.tile.axes)
-    return axis not in own and any(isinstance(n, Rank) and n.name == axis for e in _exprs(op) for n in walk(e))
-
-
-def _exprs(op: Op) -> tuple[Expr, ...]:
-    match op:
-        case Load(source=source, guard=guard):
-            return (*source.indices, *(() if guard is None else (guard,)))
-        case Map(expr=expr) | Fold(expr=expr):
-            return (expr,)
-        case Store(target=target, expr=expr):
-            return (*target.indices, expr)
-    return ()
+    return axis not in own and any(isinstance(n, Rank) and n.name == axis for e in expressions(op) for n in walk(e))
 
 
 Row = Map | Fold | Store

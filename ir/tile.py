@@ -185,6 +185,24 @@ def operations(body: tuple[Op, ...]) -> Iterator[Op]:
             yield from operations(op.body)
 
 
+def expressions(op: Op) -> Iterator[Expr]:
+    """The expressions of one operation, those of a loop's body not among them."""
+    match op:
+        case Load(source=source, guard=guard):
+            yield from source.indices
+            if guard is not None:
+                yield guard
+        case Map(expr=expr) | Fold(expr=expr):
+            yield expr
+        case Store(target=target, expr=expr):
+            yield from target.indices
+            yield expr
+        case For(lower=lower, upper=upper):
+            yield from (e for e in (lower, upper) if e is not None)
+        case Dot():
+            return
+
+
 def tiles_of(k: TileKernel) -> dict[str, Tile]:
     """The kernel's tiles by name."""
     return {op.tile.name: op.tile for op in operations(k.body) if isinstance(op, Load | Map | Fold | Dot)}

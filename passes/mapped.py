@@ -211,7 +211,7 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         return shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
-    found = _scattered(c, found, extents)
+    found = _scattered(c, plain.kernels, found, extents)
     return _in_pieces(c, plain.kernels, found, extents, TASKS)
 
 
@@ -227,10 +227,11 @@ def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:
     return replace(CPU, form="none", tiles=tiles)
 
 
-def _scattered(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+def _scattered(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int]) -> Mapping:
     """The mapping with sums over a parallel rank made where the rank's tiles are at hand, if there are such sums and
-    the ranks that stay parallel keep all cores busy. Under strict numerics the batch must not decide that."""
-    if c.numerics == "strict":
+    the ranks that stay parallel keep all cores busy. Under strict numerics the batch must not decide that;
+    only a kernel of several sums scatters others."""
+    if c.numerics == "strict" or all(len(k.outputs) < 2 for k in kernels):
         return mapping
     before = mapped(c, mapping, extents)
     found = replace(mapping, knobs={**mapping.knobs, "scatter": 1})

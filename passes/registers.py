@@ -16,7 +16,21 @@ from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import live_tiles, scoped_sizes
 from ..ir.ops import OPS
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, Tile, TileKernel, integer_products, operations, tiles_of
+from ..ir.tile import (
+    Dot,
+    Fold,
+    For,
+    Load,
+    Map,
+    Op,
+    Store,
+    Tile,
+    TileKernel,
+    expressions,
+    integer_products,
+    operations,
+    tiles_of,
+)
 
 # Bytes of an address, and elements of a row that share one.
 ADDRESS, VECTOR = 8, 8
@@ -180,7 +194,7 @@ def _shared(k: TileKernel, exact: Collection[Op]) -> frozenset[str]:
         n.tensor
         for op in operations(k.body)
         if op not in exact
-        for e in _exprs(op)
+        for e in expressions(op)
         for n in walk(e)
         if isinstance(n, Access)
     }
@@ -215,21 +229,6 @@ def _beside(op: Op, sizes: Mapping[str, int]) -> int:
 
 def _tensors(e: Expr) -> Iterator[str]:
     return (n.tensor for n in walk(e) if isinstance(n, Access))
-
-
-def _exprs(op: Op) -> Iterator[Expr]:
-    match op:
-        case Load(source=source, guard=guard):
-            yield from source.indices
-            if guard is not None:
-                yield guard
-        case Map(expr=expr) | Fold(expr=expr):
-            yield expr
-        case Store(target=target, expr=expr):
-            yield from target.indices
-            yield expr
-        case For(lower=lower, upper=upper):
-            yield from (e for e in (lower, upper) if e is not None)
 
 
 def _up(n: int) -> int:
