@@ -31,7 +31,7 @@ from ..ir.errors import InputError, VerifyError
 from ..ir.extents import resolve
 from ..ir.ops import RESERVED
 from ..ir.verify import verify
-from . import sdpa
+from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
 from .values import Size, Unsupported, Value, Workspace, number, same
 

@@ -15,7 +15,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.errors import CastileError
-from .aten import HANDLERS, LOGIC, POINTWISE
+from .aten import HANDLERS
+from .aten_pointwise import LOGIC, POINTWISE
 from .fx import FLEX, Lowered, Lowering, fakes, hint, op_name
 from .values import Unsupported
 

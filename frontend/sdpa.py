@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Rank, walk
-from .aten import Site, accumulator, combine, contract, handles, masked_at_infinity, multiplied, softmax_parts, total
+from .aten import Site, combine, handles
+from .aten_layers import accumulator, contract, multiplied
+from .aten_reductions import masked_at_infinity, softmax_parts, total
 from .values import Unsupported, Value, call, number, same
 
 MINUS_INF: Expr = Call("neg", (Const(math.inf),))
