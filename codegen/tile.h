@@ -1032,6 +1032,42 @@ CASTILE_APART void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a,
   }
 }
 
+template <int VECTORS, class Put, class U>
+CASTILE_INLINE void dot_rows(Put put, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b, int64_t b_row,
+                             int64_t width, int64_t k) {
+  switch (rows) {
+    case 1: dot_block<1, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    case 2: dot_block<2, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    case 3: dot_block<3, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    case 4: dot_block<4, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    case 5: dot_block<5, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    default: dot_block<BLOCK_ROWS, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+  }
+}
+
+template <int VECTORS, class U>
+CASTILE_INLINE void dot_some(Into into, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b, int64_t b_row,
+                             int64_t width, int64_t k) {
+  dot_rows<VECTORS>(into, rows, i, j, a, b, b_row, width, k);
+}
+
+// Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
+// for a function takes the compiler as long as the rest of a kernel.
+template <int VECTORS, class F, class U>
+CASTILE_INLINE void dot_some(Through<F> put, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b,
+                             int64_t b_row, int64_t width, int64_t k) {
+  if (VECTORS == PANEL_VECTORS && rows == BLOCK_ROWS && width == PANEL) {
+    dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, a, b, b_row, PANEL, k);
+    return;
+  }
+  constexpr int64_t ROW = VECTORS * LANES;
+  alignas(64) float part[BLOCK_ROWS * ROW];
+  dot_rows<VECTORS>(Into{Matrix<float>{part, ROW, 1}, false}, rows, 0, 0, a, b, b_row, ROW, k);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t l = 0; l < width; l += LANES) put.some(i + row, j + l, load(&part[row * ROW + l]), width - l);
+  }
+}
+
 // All rows of one panel of columns. The rows are split evenly: 16 are 6 + 5 + 5, as a block of few rows waits for loads.
 template <int VECTORS, class Put, class U>
 inline void dot_panel(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
@@ -1039,15 +1075,7 @@ inline void dot_panel(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
-    const Matrix<const U> ai = {a.data + i * a.row, a.row, a.column};
-    switch (rows) {
-      case 1: dot_block<1, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-      case 2: dot_block<2, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-      case 3: dot_block<3, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-      case 4: dot_block<4, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-      case 5: dot_block<5, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-      default: dot_block<6, VECTORS>(put, i, j, ai, b, b_row, width, k); break;
-    }
+    dot_some<VECTORS>(put, rows, i, j, Matrix<const U>{a.data + i * a.row, a.row, a.column}, b, b_row, width, k);
     i += rows;
   }
 }
