@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..costmodel.features import features
+from ..costmodel.features import NAMES, features
 from ..costmodel.model import CostModel
+from ..costmodel.shipped import DATA
 from ..ir.cascade import Cascade
 from ..ir.device import DEVICES, Device
 from ..ir.errors import CastileError, InputError
@@ -34,6 +36,19 @@ PARTS = 20
 
 KINDS = (Dot, Load, Store, Map, Fold, For)
 UNITS = (*sorted(SHARED), "mfma", "wmma")
+
+# What is known of a kernel before it is compiled. The first two are not learned from: they are where learning begins.
+OWN = ("registers", "limit", "tiles", "beside", "chained", "warps", "stages", "lanes")
+OFFERED = (
+    *OWN,
+    *(f"operations_{kind.__name__}" for kind in KINDS),
+    *("tensors", "indices", "grid"),
+    *(f"unit_{u}" for u in UNITS),
+    *NAMES,
+)
+
+# The model of registers that ships with castile.
+SHIPPED = DATA / "registers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +89,7 @@ def compiled_rows(lines: Iterable[str], cascades: Path) -> Compiled:
             kernels = mapped(here[0], mapping, here[1]).kernels
         except CastileError:
             continue
-        most = max((_of(k, here[1], device, mapping) for k in kernels), default=None)
+        most = max((kernel_row(k, here[1], device, mapping) for k in kernels), default=None)
         if most is not None and row["registers"] > 0:
             found.append((most, row["registers"], row["spill_bytes"], name))
     rows = np.array([f for f, *_ in found], dtype=float)
@@ -97,8 +112,9 @@ def _row(line: str) -> dict[str, Any]:
     )
 
 
-def _of(k: TileKernel, extents: Mapping[str, int], device: Device, mapping: Tuned) -> tuple[float, ...]:
-    """The features of a kernel, the registers of a thread that `passes` foresees and those that there are first."""
+def kernel_row(k: TileKernel, extents: Mapping[str, int], device: Device, mapping: Tuned) -> tuple[float, ...]:
+    """The features of a kernel (`OFFERED`): the registers of a thread that `passes` foresees and those that there are
+    first."""
     warps, stages = mapping.knob("warps"), mapping.knob("stages")
     each = 4 * warps * device.warp
     limit = min(device.registers_per_thread, device.registers_per_unit // (warps * device.warp))
@@ -109,6 +125,30 @@ def _of(k: TileKernel, extents: Mapping[str, int], device: Device, mapping: Tune
     shape = (len(k.tensors), sum(len(p.indices) for p in k.tensors), len(k.grid))
     units = tuple(float(u in device.features) for u in UNITS)
     return (*own, *(counts[kind] for kind in KINDS), *shape, *units, *features((k,), extents, device, mapping))
+
+
+def trained(data: Compiled, seed: int = 0, bags: int = 1) -> CostModel:
+    """A model of all the rows, for `foreseen`."""
+    _, example = np.unique(data.examples, return_inverse=True)
+    label = np.log(data.registers) - np.log(np.maximum(1.0, data.plain))
+    return CostModel.train(data.rows, label, example, seed, bags, OFFERED)
+
+
+def register_model(folder: Path = SHIPPED) -> CostModel | None:
+    """The model of registers that ships with castile; None where there is none, or one of other features."""
+    with suppress(InputError):
+        return CostModel.load(folder, OFFERED)
+    return None
+
+
+def foreseen(rows: Sequence[tuple[float, ...]], model: CostModel | None) -> Array:
+    """The registers of a thread that kernels will take, ``[N]``, as far as is known before they are compiled; more than
+    there are where they will spill. ``rows`` are of `kernel_row`. Without a model, as `passes` foresees them."""
+    known = np.array(rows, dtype=float).reshape(len(rows), len(OFFERED))
+    plain = known[:, OWN.index("registers")]
+    if model is None or not len(rows):
+        return plain
+    return np.exp(model.predict(known)[0]) * np.maximum(1.0, np.minimum(plain, known[:, OWN.index("limit")]))
 
 
 def register_scores(data: Compiled, seed: int = 0) -> dict[str, float]:
@@ -125,8 +165,8 @@ def register_scores(data: Compiled, seed: int = 0) -> dict[str, float]:
     for p in np.unique(part):
         test = part == p
         if not test.all():
-            model = CostModel.train(data.rows[~test], label[~test], example[~test], seed, bags=1)
-            guess[test] = np.exp(model.trees.predict(data.rows[test]).mean(axis=0) + base[test])
+            model = CostModel.train(data.rows[~test], label[~test], example[~test], seed, 1, OFFERED)
+            guess[test] = np.exp(model.predict(data.rows[test])[0] + base[test])
     known = np.isfinite(guess)
     if not known.any():
         return {}

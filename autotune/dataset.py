@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..costmodel.features import NAMES, features, roofline_s
-from ..costmodel.model import CostModel
+from ..costmodel.model import BAGS, CostModel
 from ..costmodel.shipped import DATA, shipped_rows
 from ..ir.cascade import Cascade
 from ..ir.device import Device
@@ -41,6 +41,15 @@ class Dataset:
     @property
     def ratios(self) -> Array:
         return np.log(self.times / self.rooflines)
+
+    def taken(self, which: Array) -> Dataset:
+        """Some of the rows."""
+        return Dataset(*(getattr(self, f)[which] for f in self.__dataclass_fields__))
+
+
+def learned(data: Dataset, seed: int = 0, bags: int = BAGS) -> CostModel:
+    """A model of the rows: their times, and the order within a workload."""
+    return CostModel.train(data.rows, data.ratios, data.workloads, seed, bags, times=data.times)
 
 
 def row_of(c: Cascade, mapping: Tuned, extents: Mapping[str, int], device: Device) -> tuple[tuple[float, ...], float]:
@@ -99,9 +108,11 @@ def judged(records: Iterable[Record], device: Device, model: CostModel | None) -
         return []
     guess = None if model is None else np.exp(model.predict(np.array(rows))[0]) * rooflines
     column = {name: i for i, name in enumerate(NAMES)}
-    counts = np.exp2(np.array(rows)) - 1.0
-    work = sum(counts[:, column[name]] for name in ("matrix_flops", "vector_ops", "special_ops"))
-    memory = counts[:, column["memory_bytes"]]
+    *units, memory = (
+        np.exp2([row[column[name]] for row in rows]) - 1.0
+        for name in ("matrix_flops", "vector_ops", "special_ops", "memory_bytes")
+    )
+    work = np.sum(units, axis=0)
     return [
         Judged(r, float(work[i]), float(memory[i]), None if guess is None else float(guess[i]))
         for i, r in enumerate(found)
@@ -138,12 +149,13 @@ def leave_one_out(data: Dataset, what: str, seed: int = 0) -> dict[str, float]:
         keys = np.random.default_rng(seed).permutation(len(data)) % 10
     else:
         keys = data.workloads if what == "shape" else data.operators
-    guess = np.full(len(data), np.nan)
+    guess, order = np.full(len(data), np.nan), np.full(len(data), np.nan)
     for key in np.unique(keys):
         test = keys == key
         if not test.all():
-            model = CostModel.train(data.rows[~test], data.ratios[~test], data.workloads[~test], seed)
+            model = learned(data.taken(~test), seed)
             guess[test] = model.predict(data.rows[test])[0] + np.log(data.rooflines[test])
+            order[test] = model.order(data.rows[test], data.rooflines[test])
     known = np.isfinite(guess)
     if not known.any():
         return {}
@@ -155,9 +167,9 @@ def leave_one_out(data: Dataset, what: str, seed: int = 0) -> dict[str, float]:
     result = scores(guess[known], data.times[known])
     result["workloads"] = float(len(set(data.workloads[known])))
     if what != "random":
-        orders = {"": guess, "roofline_": np.log(data.rooflines)}
-        for (name, order), top in itertools.product(orders.items(), (1, 8)):
-            found = regrets(order[known], data.times[known], data.workloads[known], top)
+        orders = {"": order, "roofline_": np.log(data.rooflines)}
+        for (name, first), top in itertools.product(orders.items(), (1, 8)):
+            found = regrets(first[known], data.times[known], data.workloads[known], top)
             result[f"{name}top{top}"] = float(np.mean(found))
     plain = scores(np.log(data.rooflines[known]), data.times[known])
     return {**result, **{f"roofline_{name}": value for name, value in plain.items()}}

@@ -43,6 +43,9 @@ _SCRATCH = "castile-tune-"
 # Where a candidate ended so, its worker may no longer be what it was.
 _SPOILING = ("overrun", "wrong", "wavering")
 
+# Rounds of a comparison.
+ROUNDS = 200
+
 # How a worker is started. The folder that the user is in is no place to import from.
 WORKER = (
     sys.executable,
@@ -353,7 +356,9 @@ class Measurer:
                     return Outcome("overrun", reply["detail"])
         return Outcome(death.status, death.detail)
 
-    def compete(self, mappings: Sequence[Tuned], seconds: float, rounds: int = 200) -> list[tuple[float, ...]] | None:
+    def compete(
+        self, mappings: Sequence[Tuned], seconds: float, rounds: int = ROUNDS
+    ) -> list[tuple[float, ...]] | None:
         """Seconds of several mappings, timed in turn, round after round. None where the worker did not survive it."""
         request = {
             "op": "compete",

@@ -1,8 +1,8 @@
 """Tuning for a GPU that is not here: candidates are compiled for it, rejected by what they take of it, and ranked.
 
 Triton compiles for any architecture anywhere, so shared memory, registers and spills of a candidate are facts; only its
-time is an estimate, by the roofline under the occupancy that these leave. Candidates that look best beforehand are
-compiled first, for as long as the budget lasts.
+time is an estimate, by the roofline under the occupancy that these leave. Candidates that look best beforehand, by the
+registers that a model foresees, are compiled first, for as long as the budget lasts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 
 from ..codegen import targets
+from ..codegen.triton_build import occupancy_of
 from ..costmodel.features import seconds
 from ..ir.cascade import Cascade
 from ..ir.device import Device, device_of
 from ..ir.errors import CastileError, UsageError
 from ..ir.extents import resolve
-from ..ir.footprint import footprint
+from ..ir.footprint import footprint, staged_bytes
 from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import TileKernel
 from ..passes.mapped import mapped
+from .compiled import foreseen, kernel_row, register_model
 from .measure import Limits, Measurer
 from .space import space_of
 
@@ -39,16 +41,19 @@ HIDING = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Shortlisted:
-    """A candidate that fits: ``estimate_s`` in seconds, and what its kernels take (as `Resources.to_dict`)."""
+    """A candidate that fits: ``estimate_s`` in seconds, what its kernels take (as `Resources.to_dict`), and the
+    registers of a thread that were foreseen before it was compiled."""
 
     mapping: Tuned
     estimate_s: float
     resources: Mapping[str, Any]
+    foreseen: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """Candidates that fit a device, by estimated time; ``rejected`` counts the others by reason."""
+    """Candidates that fit a device, by estimated time; ``rejected`` counts the others by reason; ``register_error`` is
+    by how much the registers that were foreseen were off, the mean of all that were compiled."""
 
     target: str
     device: str
@@ -57,6 +62,7 @@ class Shortlist:
     compiled: int
     space: int
     seconds: float
+    register_error: float = math.nan
 
 
 def shortlist(
@@ -83,23 +89,23 @@ def shortlist(
     extents = resolve(c, shapes)
     space = space_of(c, extents, target, device)
     mappings = [space.mapping(*one) for one in space.combinations(seed)]
-    order = _draft(c, mappings, extents, device, seed, DRAFT * budget_s)
-    if trials is not None:
-        order = order[:trials]
+    drafted = _draft(c, mappings, extents, device, seed, DRAFT * budget_s)
+    order = list(drafted)[:trials]
     found: list[Shortlisted] = []
     rejected: Counter[str] = Counter()
     compiled = 0
     with Measurer(c, extents, target, seed, Limits(), builders=2) as bench:
         while compiled < len(order) and (monotonic() - began < budget_s or not compiled):
-            batch = [mappings[i] for i in order[compiled : compiled + bench.builders]]
             left = max(1.0, budget_s - (monotonic() - began)) if compiled else math.inf
-            for m, outcome in zip(batch, bench.resources(batch, left), strict=True):
+            places = order[compiled : compiled + bench.builders]
+            batch = [mappings[i] for i in places]
+            for i, m, outcome in zip(places, batch, bench.resources(batch, left), strict=True):
                 if outcome.status != "ok":
                     rejected[outcome.status] += 1
                     continue
                 kernels = mapped(c, m, extents).kernels
                 time_s = estimate_s(kernels, extents, device, m, outcome.told["kernels"])
-                found.append(Shortlisted(m, time_s, outcome.told["total"]))
+                found.append(Shortlisted(m, time_s, outcome.told["total"], drafted[i]))
             compiled += len(batch)
             progress(compiled, len(order))
     kept = _without_spills(found, rejected)
@@ -107,22 +113,44 @@ def shortlist(
         reasons = ", ".join(f"{n} {what}" for what, n in rejected.items()) or "nothing was compiled"
         raise UsageError(f"no mapping of `{c.name}` fits {target}", got=reasons, hint="give it more time")
     ranked = tuple(sorted(kept, key=lambda s: s.estimate_s))
-    return Shortlist(target, device.name, ranked, dict(rejected), compiled, len(mappings), monotonic() - began)
+    error = float(np.mean([abs(s.foreseen / max(1, s.resources["registers"]) - 1) for s in found]))
+    took = monotonic() - began
+    return Shortlist(target, device.name, ranked, dict(rejected), compiled, len(mappings), took, error)
 
 
 def _draft(
     c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], device: Device, seed: int, seconds: float
-) -> list[int]:
-    """Places of the default, then of as many mappings as can be judged in some seconds, the best estimate first."""
-    end = monotonic() + seconds
-    estimates: dict[int, float] = {}
-    for i in np.random.default_rng(seed).permutation(np.arange(1, len(mappings))):
-        if monotonic() > end and estimates:
+) -> dict[int, float]:
+    """Places of the default, then of as many mappings as can be judged in some seconds, the best estimate first; with
+    each the registers of a thread that its kernels are foreseen to take."""
+    end, model = monotonic() + seconds, register_model()
+    programs: dict[int, tuple[TileKernel, ...]] = {}
+    rows: list[tuple[float, ...]] = []
+    for i in (0, *np.random.default_rng(seed).permutation(np.arange(1, len(mappings)))):
+        if monotonic() > end and len(programs) > 1:
             break
         with suppress(CastileError):
             kernels = mapped(c, mappings[i], extents).kernels
-            estimates[int(i)] = estimate_s(kernels, extents, device, mappings[i])
-    return [0, *sorted(estimates, key=lambda i: estimates[i])]
+            rows += [kernel_row(k, extents, device, mappings[i]) for k in kernels]
+            programs[int(i)] = kernels
+    known = iter(foreseen(rows, model))
+    most, estimates = {}, {}
+    for i, kernels in programs.items():
+        registers = [float(next(known)) for _ in kernels]
+        taken = [_taken(k, device, mappings[i], r) for k, r in zip(kernels, registers, strict=True)]
+        estimates[i] = estimate_s(kernels, extents, device, mappings[i], taken)
+        most[i] = min(max(registers, default=0.0), float(device.registers_per_thread))
+    return {i: most[i] for i in sorted(estimates, key=lambda i: (i != 0, estimates[i]))}
+
+
+def _taken(k: TileKernel, device: Device, mapping: Tuned, registers: float) -> dict[str, float]:
+    """What a kernel will take, as far as it is foreseen: its share of a unit's threads, and what it spills."""
+    threads = mapping.knob("warps") * device.warp
+    limit = min(device.registers_per_thread, device.registers_per_unit // threads)
+    shared = staged_bytes(k) * mapping.knob("stages")
+    held = math.ceil(min(registers, limit))
+    occupancy = occupancy_of(device, 32 * mapping.knob("warps"), held, shared)
+    return {"occupancy": occupancy, "spill_bytes": 4.0 * max(0.0, registers - limit)}
 
 
 def _without_spills(found: Sequence[Shortlisted], rejected: Counter[str]) -> list[Shortlisted]:

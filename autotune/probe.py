@@ -1,7 +1,7 @@
 """What this machine is, and what it can do when asked: the `Device` that mappings are judged by, measured.
 
 The rates come from a small C++ program, compiled and run here: reads and copies beyond every cache and within each,
-chains of fused multiply-adds in vector registers, and vectors of exponentials.
+chains of multiply-adds in vector registers, and vectors of exponentials.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,11 @@ _SOURCE = r"""
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) || defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
 #if defined(__AVX512F__)
 #define BYTES 64
 #elif defined(__AVX__)
@@ -61,7 +67,52 @@ template <class V, class F> static double chains(double seconds) {
   return best;
 }
 
+// Operations in a second of chains of an instruction that adds so many products to each lane of an accumulator.
+template <class A, class B, class F> static double dots(double seconds, int operations, B x, B y, F step) {
+  A a[12];
+  memset(a, 0, sizeof a);
+  double best = 0;
+  for (double end = now() + seconds; now() < end;) {
+    double t = now();
+    A c[12];
+    for (int i = 0; i < 12; i++) c[i] = a[i];
+    for (int n = 0; n < 100000; n++)
+      for (int i = 0; i < 12; i++) c[i] = step(c[i], x, y);
+    for (int i = 0; i < 12; i++) a[i] = c[i];
+    __asm__ volatile("" : "+m"(a));
+    double rate = 100000.0 * 12 * operations / (now() - t);
+    if (rate > best) best = rate;
+  }
+  return best;
+}
+
 extern "C" {
+// Products of bf16 and of i8 by instructions of their own; 0 where there are none.
+double dot_bf16(double seconds) {
+#if defined(__AVX512BF16__)
+  auto step = [](__m512 c, __m512bh x, __m512bh y) { return _mm512_dpbf16_ps(c, x, y); };
+  return dots<__m512, __m512bh>(seconds, 64, (__m512bh)_mm512_set1_epi32(1), (__m512bh)_mm512_set1_epi32(1), step);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  auto step = [](float32x4_t c, bfloat16x8_t x, bfloat16x8_t y) { return vbfdotq_f32(c, x, y); };
+  bfloat16x8_t one = vreinterpretq_bf16_u16(vdupq_n_u16(1));
+  return dots<float32x4_t, bfloat16x8_t>(seconds, 16, one, one, step);
+#else
+  return 0 * seconds;
+#endif
+}
+
+double dot_i8(double seconds) {
+#if defined(__AVX512VNNI__)
+  auto step = [](__m512i c, __m512i x, __m512i y) { return _mm512_dpbusd_epi32(c, x, y); };
+  return dots<__m512i, __m512i>(seconds, 128, _mm512_set1_epi8(1), _mm512_set1_epi8(1), step);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  auto step = [](int32x4_t c, int8x16_t x, int8x16_t y) { return vdotq_s32(c, x, y); };
+  return dots<int32x4_t, int8x16_t>(seconds, 32, vdupq_n_s8(1), vdupq_n_s8(1), step);
+#else
+  return 0 * seconds;
+#endif
+}
+
 int vector_bits(void) { return BYTES * 8; }
 
 double fma_f32(double seconds) { return chains<vec, float>(seconds); }
@@ -188,29 +239,38 @@ def describe_cpu() -> Device:
     return replace(shipped, name=device_name("cpu"), memory=levels)
 
 
-def measure_cpu(seconds: float = 0.15) -> Device:
-    """This CPU, one core of it, measured for ``seconds`` a rate. Raises `UsageError` where no compiler is found."""
+def measure_cpu(seconds: float = 0.15, threads: int = 1) -> Device:
+    """This CPU measured for ``seconds`` a rate, on so many threads at once, whose rates are added up.
+
+    A dtype without instructions of its own runs as f32. Raises `UsageError` where no compiler is found.
+    """
     library = load(_SOURCE)
 
-    def ask(name: str, *args: float) -> float:
+    def rates(name: str, *args: float) -> float:
         function = getattr(library, name)
         function.restype = ctypes.c_double
         function.argtypes = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_double for a in args]
-        rate = float(function(*args))
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(float(f.result()) for f in [pool.submit(function, *args) for _ in range(threads)])
+
+    def ask(name: str, *args: float) -> float:
+        rate = rates(name, *args)
         if not rate > 0:
             raise UsageError(f"the device could not be measured: `{name}` came to nothing", hint="is there memory?")
         return rate
 
     told = describe_cpu()
     f32, f64 = ask("fma_f32", seconds), ask("fma_f64", seconds)
+    bf16, i8 = (rates(name, seconds) or f32 for name in ("dot_bf16", "dot_i8"))
     levels = []
-    for level in told.memory:
-        last = level is told.memory[-1]
+    for place, level in enumerate(told.memory):
+        last = place == len(told.memory) - 1
         size = min(512 * MIB, max(64 * MIB, 3 * told.memory[2].bytes)) if last else level.bytes * 3 // 4
+        size //= threads if place >= 2 else 1  # the first two levels are a core's own
         levels.append(MemoryLevel(level.name, level.bytes, 1, ask("reads", int(size), seconds)))
     return replace(
         told,
-        flops=MappingProxyType({"f64": f64, "f32": f32, "bf16": f32, "f16": f32, "i8": f32}),
+        flops=MappingProxyType({"f64": f64, "f32": f32, "bf16": bf16, "f16": f32, "i8": i8}),
         special_per_s=ask("exponentials", seconds),
         memory=tuple(levels),
         vector_bits=int(library.vector_bits()),

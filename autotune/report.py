@@ -32,7 +32,13 @@ svg { width: 100%; height: auto; max-width: 46rem; display: block; } svg text { 
 .trial { fill: var(--mark); opacity: .45; } .failed { fill: var(--bad); } .bar { fill: var(--bad); opacity: .8; }
 """
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 260, 70, 36
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 280, 70, 28, 36
+
+# The types whose products the roofline shows, where they differ.
+_TYPES = ("f32", "bf16")
+
+# A name, and points to be joined.
+Line = tuple[str, list[tuple[float, float]]]
 
 
 def html(
@@ -41,12 +47,13 @@ def html(
     judged: Sequence[Judged] = (),
     device: Device | None = None,
 ) -> str:
-    """The whole page. ``judged`` are trials to set against the roofline of ``device`` and against the model."""
+    """The whole page. ``judged`` are trials to set against the roofline of ``device``, on which they ran, and against
+    the model."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in records:
         place = (r.name, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))), r.key)
         groups.setdefault(place, []).append(r)
-    parts = _charts(judged, device) if judged and device is not None else []
+    parts = _charts(judged, device) if judged else []
     parts += [_workload(group) for group in groups.values()]
     count = f"{len(records)} records of {len(groups)} workloads"
     body = "\n".join(parts) or "<p>Nothing is on record yet.</p>"
@@ -134,30 +141,46 @@ def _progress(trials: Sequence[Record]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="best time so far">\n{shapes}\n</svg>'
 
 
-def _charts(judged: Sequence[Judged], device: Device) -> list[str]:
-    """All trials against the roofline, and measured against predicted times."""
+def _charts(judged: Sequence[Judged], device: Device | None) -> list[str]:
+    """All trials against the roofline, where it is known, and measured against predicted times."""
     points = [
         (j.work / j.memory_bytes, j.work / j.record.time_s)
         for j in judged
         if j.work > 0 and j.memory_bytes > 0 and j.record.time_s
     ]
-    peak, rate = max(device.flops.values()), device.bytes_per_s
     parts = ["<section>"]
-    if points:
-        low, high = min(x for x, _ in points), max(x for x, _ in points)
-        ends = sorted({low / 2, high * 2, min(max(peak / rate, low / 2), high * 2)})
-        roof = [(x, min(peak, x * rate)) for x in ends]
-        parts.append("<h2>Against the roofline</h2>")
+    if points and device is not None:
+        low, high = min(x for x, _ in points) / 2, max(x for x, _ in points) * 2
         words = "operations for each byte of memory", "operations per second"
-        parts.append(_scatter(points, roof, words, _rate, lambda x: f"{x:.3g}"))
-        parts.append(f'<p class="dim">The line is what {escape(device.name)} is taken to do, in its fastest type.</p>')
+        parts.append("<h2>Against the roofline</h2>")
+        parts.append(_scatter(points, _roofs(device, low, high), words, _rate, lambda x: f"{x:.3g}"))
+        parts.append(
+            f'<p class="dim">The lines are what {escape(device.name)} can do: at most so many products of a type, and '
+            f"from each level of memory as many as its rate feeds. What fits a cache may lie above the line of the "
+            f"memory beyond it.</p>"
+        )
     pairs = [(j.predicted_s, j.record.time_s) for j in judged if j.predicted_s and j.record.time_s]
     if pairs:
         every = [t for pair in pairs for t in pair]
         same = [(min(every), min(every)), (max(every), max(every))]
         parts.append("<h2>Measured against predicted</h2>")
-        parts.append(_scatter(pairs, same, ("predicted", "measured"), spelled, spelled))
+        parts.append(_scatter(pairs, [("", same)], ("predicted", "measured"), spelled, spelled))
     return ["\n".join([*parts, "</section>"])]
+
+
+def _roofs(device: Device, low: float, high: float) -> list[Line]:
+    """The rates of products of each type, and what the levels of memory let through, between two intensities."""
+    peak = max(device.flops_of(dtype) for dtype in _TYPES)
+    lines: list[Line] = []
+    for dtype in _TYPES:
+        if dtype == "f32" or device.flops_of(dtype) != device.flops_of("f32"):
+            lines.append((dtype, [(high, device.flops_of(dtype)), (low, device.flops_of(dtype))]))
+    for level in device.memory[1:]:
+        ridge = peak / level.bytes_per_s
+        if low < ridge:
+            top = min(ridge, high)
+            lines.append((level.name, [(low, low * level.bytes_per_s), (top, top * level.bytes_per_s)]))
+    return lines
 
 
 def _rate(per_s: float) -> str:
@@ -168,33 +191,41 @@ def _rate(per_s: float) -> str:
 
 def _scatter(
     points: Sequence[tuple[float, float]],
-    line: Sequence[tuple[float, float]],
+    lines: Sequence[Line],
     words: tuple[str, str],
     spell_y: Callable[[float], str],
     spell_x: Callable[[float], str],
 ) -> str:
-    """Points and a line on two logarithmic axes."""
-    xs, ys = ([math.log10(p[i]) for p in (*points, *line)] for i in (0, 1))
-    floor = _HEIGHT - _BOTTOM
+    """Points and lines on two logarithmic axes; a line's name stands where it begins."""
+    every = [*points, *(p for _, line in lines for p in line)]
+    xs, ys = ([math.log10(p[i]) for p in every] for i in (0, 1))
+    floor, right = _HEIGHT - _BOTTOM, _WIDTH - 10
 
     def x(value: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 10) * (math.log10(value) - min(xs)) / max(max(xs) - min(xs), 0.1)
+        return _LEFT + (right - _LEFT) * (math.log10(value) - min(xs)) / max(max(xs) - min(xs), 0.1)
 
     def y(value: float) -> float:
-        return 10 + (floor - 10) * (1 - (math.log10(value) - min(ys)) / max(max(ys) - min(ys), 0.1))
+        return _TOP + (floor - _TOP) * (1 - (math.log10(value) - min(ys)) / max(max(ys) - min(ys), 0.1))
 
     marks = [f'<circle class="trial" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>' for a, b in points]
-    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+    for name, line in lines:
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
+        marks.append(f'<polyline class="best" points="{path}"/>')
+        if name:
+            (a, b), (_, end) = line[0], line[-1]
+            beside, anchor = (x(a) - 4, "end") if x(a) > (_LEFT + right) / 2 else (x(a) + 6, "start")
+            under = y(b) + (12 if end > b else -4)  # a line that rises leaves its name room below
+            marks.append(f'<text x="{beside:.1f}" y="{under:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
     labels = [
-        f'<text x="{_LEFT - 8}" y="18" text-anchor="end">{spell_y(10 ** max(ys))}</text>',
+        f'<text x="{_LEFT - 8}" y="{_TOP + 4}" text-anchor="end">{spell_y(10 ** max(ys))}</text>',
         f'<text x="{_LEFT - 8}" y="{floor}" text-anchor="end">{spell_y(10 ** min(ys))}</text>',
         f'<text x="{_LEFT}" y="{_HEIGHT - 12}">{spell_x(10 ** min(xs))}</text>',
-        f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 12}" text-anchor="end">{spell_x(10 ** max(xs))}</text>',
+        f'<text x="{right}" y="{_HEIGHT - 12}" text-anchor="end">{spell_x(10 ** max(xs))}</text>',
         f'<text x="{(_LEFT + _WIDTH) // 2}" y="{_HEIGHT - 12}" text-anchor="middle">{words[0]}</text>',
-        f'<text x="{_LEFT + 8}" y="20">{words[1]}</text>',
+        f'<text x="{_LEFT}" y="10">{words[1]}</text>',
     ]
-    axis = f'<path class="axis" d="M{_LEFT} 10V{floor}H{_WIDTH - 10}" fill="none"/>'
-    shapes = "\n".join([axis, *marks, f'<polyline class="best" points="{path}"/>', *labels])
+    axis = f'<path class="axis" d="M{_LEFT} {_TOP}V{floor}H{right}" fill="none"/>'
+    shapes = "\n".join([axis, *marks, *labels])
     name = f"{words[1]} against {words[0]}"
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">\n{shapes}\n</svg>'
 

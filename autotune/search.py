@@ -20,6 +20,10 @@ from .surrogate import Array, GaussianProcess, Points, expected_improvement
 # many measurements on a surrogate's hyperparameters are fitted again.
 FIRST, DRAWN, REFIT = 10, 40, 5
 
+# How much more than its deviation a surrogate is taken to be unsure: its hyperparameters are a guess from few
+# measurements too, of which the deviation says nothing, and a search that believes it stays in the first good place.
+WARY = 1.4
+
 # Spaces up to this size are scored whole; in larger ones the neighbours of the best, and others drawn at random.
 WHOLE, ELITE, POOL = 20_000, 8, 8000
 
@@ -176,7 +180,7 @@ class Search:
         mean, deviation = mean * spread + middle, deviation * spread
         if trend is not None:
             mean = mean + trend[candidates]
-        return expected_improvement(mean, deviation, float(y.min())), mean
+        return expected_improvement(mean, WARY * deviation, float(y.min())), mean
 
     def _trend(self, arm: _Arm, told: Array, y: Array) -> Array | None:
         """What the prior says of every point, in the arm's scale; None where measurements do not bear it out."""

@@ -42,7 +42,11 @@ class Points:
 
 def encode(columns: Sequence[Sequence[Any]]) -> Points:
     """Columns of a table, one sequence of N values for each parameter, as points. A parameter that never varies says
-    nothing and is left out; values that are no numbers have no order."""
+    nothing and is left out; values that are no numbers have no order.
+
+    Whole numbers lie apart in two ways: by their size, and by how often 2 divides them, since warps, vectors, banks
+    and lines of caches all come in powers of 2, and what fills them evenly is quick whatever its size.
+    """
     ordered, codes = [], []
     for values in columns:
         numeric = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
@@ -54,11 +58,26 @@ def encode(columns: Sequence[Sequence[Any]]) -> Points:
         if numeric and len(levels) > 2:
             place = np.log2(levels) if levels[0] > 0 else np.arange(float(len(levels)))
             ordered.append(((place - place[0]) / (place[-1] - place[0]))[code])
+            even = _evenness(levels)
+            if even is not None:
+                ordered.append(even[code])
     count = len(columns[0]) if columns else 0
     return Points(
         np.array(ordered, dtype=float).T.reshape(count, len(ordered)),
         np.array(codes, dtype=np.int64).T.reshape(count, len(codes)),
     )
+
+
+def _evenness(levels: Array) -> Array | None:
+    """How often 2 divides each of some numbers, as 0…1; None where they are not whole or their size says it too."""
+    if levels[0] < 1 or levels[-1] > 2**52 or np.any(levels != np.floor(levels)):
+        return None
+    whole = levels.astype(np.int64)
+    times = np.log2((whole & -whole).astype(float))
+    if np.ptp(times) == 0 or np.ptp(np.log2(levels) - times) == 0:
+        return None
+    even: Array = (times - times.min()) / np.ptp(times)
+    return even
 
 
 def _matern(squared: Array) -> tuple[Array, Array]:

@@ -31,15 +31,16 @@ from ..ir.extents import resolve
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
 from .dataset import row_of
-from .measure import Limits, Measurer, Outcome
+from .measure import ROUNDS, Limits, Measurer, Outcome
 from .places import model_path
 from .probe import describe_cpu, device_name
 from .records import Record, Records
 from .search import Search
 from .space import Space, space_of
 
-# The share of a budget that is left for the final comparison, and how many candidates enter it beside the default.
-FINAL, FINALISTS = 0.2, 4
+# The share of a budget that is left at most for the final comparison, how many candidates enter it beside the default,
+# and the seconds of a round for each of them at least.
+FINAL, FINALISTS, SAMPLE_S = 0.2, 4, 3e-4
 
 # How many of the cost model's first choices are measured first, and the share of the budget spent on choosing them.
 FAVOURED, SCORED_SHARE = 4, 0.05
@@ -171,10 +172,10 @@ class _Session:
 
     def search(self) -> None:
         """Measure what the search asks for, until the time or the trials are spent."""
-        reserve = max(1.0, FINAL * self.left)
+        most = FINAL * self.left
         width = max(1, self.bench.builders)
         self._report(None)
-        while self.left > reserve and (self.trials is None or len(self.done) < self.trials):
+        while self.left > self._reserved(most) and (self.trials is None or len(self.done) < self.trials):
             count = width if self.trials is None else min(width, self.trials - len(self.done))
             asked = self.searcher.ask(count)
             if not asked:
@@ -195,6 +196,11 @@ class _Session:
                 self._tell(i, outcome)
                 if source:
                     self.sources[source] = outcome.quiet_s
+
+    def _reserved(self, most: float) -> float:
+        """Seconds to leave for the final comparison: kernels that are quick need few."""
+        best = min((t for t in self.outcomes.values()), default=math.inf)
+        return max(1.0, min(most, 1.0 + 2 * ROUNDS * (FINALISTS + 1) * max(SAMPLE_S, best)))
 
     def _measured(self, mapping: Tuned) -> Any:
         best = min((t for t in self.outcomes.values()), default=math.inf)
@@ -328,8 +334,8 @@ def promising(
             rooflines.append(roofline)
     if not rows:
         return []
-    guess = model.predict(np.array(rows))[0] + np.log(rooflines)
-    return [places[i] for i in np.argsort(guess, kind="stable")[:FAVOURED]]
+    order = model.order(np.array(rows), np.array(rooflines))
+    return [places[i] for i in np.argsort(order, kind="stable")[:FAVOURED]]
 
 
 def leader() -> CostModel | None:

@@ -4,13 +4,15 @@
 
 Kernel Tuner runs in its simulation mode with each strategy's defaults, where it is installed; random search stands
 beside them in any case. For every mark the strategies are compared with castile's by a permutation test of the
-difference of mean regrets; `significant` says that a strategy is better at 5%.
+difference of mean regrets; `significant` says that a strategy is better at 5%. ``error`` is the standard error of a
+mean. Slices (--strategies) may be run one by one: with --out rows go to a file, in place of those of the same name.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import gzip
 import io
 import json
@@ -128,11 +130,27 @@ def bench(path: Path, trials: int, seeds: int, strategies: list[str]) -> list[di
                     "strategy": name,
                     "trials": mark,
                     "mean": float(here.mean()),
+                    "error": float(here.std(ddof=1) / len(here) ** 0.5) if len(here) > 1 else 0.0,
                     "median": float(np.median(here)),
                     "significant": chance < 0.05,
                 }
             )
     return rows
+
+
+def keep(path: Path, rows: list[dict[str, Any]], seeds: int) -> None:
+    """Write rows into a file of them, where they replace those of the same table, strategy and mark."""
+    with contextlib.suppress(ImportError):
+        from importlib.metadata import version
+
+        import kernel_tuner  # noqa: F401
+
+        rows = [{"kernel_tuner": version("kernel_tuner"), **r} for r in rows]
+    date = datetime.date.today().isoformat()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    every = [*map(json.loads, lines), *({"date": date, "seeds": seeds, **r} for r in rows)]
+    last = {(r["table"], r["strategy"], r["trials"]): r for r in every}
+    path.write_text("".join(json.dumps(r) + "\n" for r in last.values()), encoding="utf-8")
 
 
 def main() -> None:
@@ -141,6 +159,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of Kernel Tuner, joined by commas")
+    parser.add_argument("--out", type=Path, help="a file of rows to write into")
     parser.add_argument("--quick", action="store_true", help="three searches of 25 trials")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -155,6 +174,8 @@ def main() -> None:
     if not given.tables:
         print("name one table or more: cache files of Kernel Tuner", file=sys.stderr)
     rows = [row for path in given.tables for row in bench(path, trials, seeds, strategies)]
+    if given.out is not None and rows:
+        keep(given.out, rows, seeds)
     if given.json:
         print(json.dumps(rows, indent=1))
         return

@@ -46,7 +46,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 import castile  # noqa: E402
-from castile.autotune.dataset import row_of, shipped  # noqa: E402
+from castile.autotune.dataset import learned, row_of, shipped  # noqa: E402
 from castile.autotune.exchange import t4  # noqa: E402
 from castile.autotune.measure import Limits, Measurer  # noqa: E402
 from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
@@ -55,7 +55,6 @@ from castile.autotune.space import Space, space_of  # noqa: E402
 from castile.codegen import build, targets  # noqa: E402
 from castile.codegen.cpp import FLAGS, INCLUDE, header, standalone  # noqa: E402
 from castile.costmodel.features import schema  # noqa: E402
-from castile.costmodel.model import CostModel  # noqa: E402
 from castile.costmodel.shipped import COLUMNS, device_to_dict  # noqa: E402
 from castile.ir.key import content_key  # noqa: E402
 from castile.ir.mapping import Mapping as Tuned  # noqa: E402
@@ -534,7 +533,7 @@ def export(state: State, folder: Path) -> None:
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_datasheet(table, len(rows)), encoding="utf-8")
     data = shipped(folder)
-    CostModel.train(data.rows, data.ratios, data.workloads, bags=BAGS).save(folder / "model")
+    learned(data, bags=BAGS).save(folder / "model")
     print(f"{len(rows)} rows of {len(about)} workloads in {folder}")
     _parquet(folder, text.getvalue())
 

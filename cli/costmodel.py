@@ -16,6 +16,12 @@ From = Annotated[
 ]
 Model = Annotated[Path | None, typer.Option("--model", help="The model's folder; else the user's.", show_default=False)]
 
+Compiled = Annotated[
+    list[Path] | None,
+    typer.Option("--compiled", help="Rows of compiled GPU kernels, as bench_cross_compile.py writes them."),
+]
+Cascades = Annotated[Path, typer.Option("--cascades", help="The folder of the cascades that those rows name.")]
+
 LEAST_ROWS = 20
 
 
@@ -27,17 +33,26 @@ def train(
     with_shipped: Annotated[
         bool, typer.Option("--shipped/--no-shipped", help="With the rows of castile's own.")
     ] = True,
+    compiled: Compiled = None,
+    cascades: Cascades = Path("examples/cascades"),
     json: Json = False,
 ) -> None:
     """Train a model on what was measured here and on the rows that came with castile. `castile tune` begins with its
-    first choices."""
-    from ..autotune.dataset import joined, shipped
+    first choices.
+
+    With --compiled and --model instead a model of the registers that GPU kernels take.
+    """
+    if compiled is not None:
+        if model is None:
+            fail("--compiled needs --model: the folder to write")
+        _train_registers(compiled, cascades, model, seed, json)
+        return
+    from ..autotune.dataset import joined, learned, shipped
     from ..autotune.places import model_path
-    from ..costmodel.model import CostModel
 
     own = _data(records, least=0 if with_shipped else LEAST_ROWS)
     data = joined(shipped(), own) if with_shipped else own
-    made = CostModel.train(data.rows, data.ratios, data.workloads, seed)
+    made = learned(data, seed)
     folder = model or model_path()
     try:
         made.save(folder)
@@ -52,12 +67,8 @@ def train(
 @app.command("eval")
 def evaluate(
     records: From = None,
-    compiled: Annotated[
-        Path | None, typer.Option("--compiled", help="Rows of bench_cross_compile.py: how well registers are foreseen.")
-    ] = None,
-    cascades: Annotated[
-        Path, typer.Option("--cascades", help="The folder of the cascades that those rows name.")
-    ] = Path("examples/cascades"),
+    compiled: Compiled = None,
+    cascades: Cascades = Path("examples/cascades"),
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     json: Json = False,
 ) -> None:
@@ -97,14 +108,37 @@ def evaluate(
         say(f"the default mapping's regret: {sum(usual) / len(usual):.1%}")
 
 
-def _registers(path: Path, cascades: Path, seed: int, json: bool) -> None:
-    from ..autotune.compiled import compiled_rows, register_scores
+def _compiled(paths: list[Path], cascades: Path) -> Any:
+    """What was compiled, of all the files."""
+    from ..autotune.compiled import compiled_rows
 
+    lines: list[str] = []
+    for path in paths:
+        try:
+            lines += path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+    return compiled_rows(lines, cascades)
+
+
+def _train_registers(paths: list[Path], cascades: Path, folder: Path, seed: int, json: bool) -> None:
+    from ..autotune.compiled import trained
+
+    made = trained(_compiled(paths, cascades), seed)
     try:
-        with path.open(encoding="utf-8") as lines:
-            found = register_scores(compiled_rows(lines, cascades), seed)
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+        made.save(folder)
+    except OSError as error:
+        fail(f"cannot write {folder}: {error.strerror or error}")
+    if json:
+        emit({**made.info, "model": str(folder)})
+    else:
+        say(f"trained on {made.info['rows']} kernels of {made.info['workloads']} examples; wrote {folder}")
+
+
+def _registers(paths: list[Path], cascades: Path, seed: int, json: bool) -> None:
+    from ..autotune.compiled import register_scores
+
+    found = register_scores(_compiled(paths, cascades), seed)
     if json or not found:
         emit(found)
         return

@@ -101,23 +101,30 @@ def _offline(
         found = shortlist(c, shapes, target, seconds, trials, seed, show)
     best = found.candidates[:SHORT]
     if json:
-        rows = [{"mapping": s.mapping.to_dict(), "estimate_s": s.estimate_s, **s.resources} for s in best]
+        rows = [
+            {"mapping": s.mapping.to_dict(), "estimate_s": s.estimate_s, "foreseen_registers": round(s.foreseen, 1)}
+            | {**s.resources}
+            for s in best
+        ]
         told = {"target": target, "device": found.device, "compiled": found.compiled, "space": found.space}
+        told["register_error"] = round(found.register_error, 4)
         emit(
             {"cascade": c.name, "shapes": shapes, **told, "rejected": dict(found.rejected), "seconds": found.seconds}
             | {"shortlist": rows}
         )
         return
     table = Table(title=f"{c.name} for {found.device}  {'  '.join(f'{k}={v}' for k, v in shapes.items())}")
-    for head in ("estimate", "shared", "registers", "spills", "occupancy", "mapping"):
+    for head in ("estimate", "shared", "registers", "foreseen", "spills", "occupancy", "mapping"):
         table.add_column(head)
     for s in best:
         r = s.resources
-        numbers = (f"{r['shared_bytes']} B", str(r["registers"]), f"{r['spill_bytes']} B", f"{r['occupancy']:.0%}")
+        registers = str(r["registers"]), f"{s.foreseen:.0f}"
+        numbers = (f"{r['shared_bytes']} B", *registers, f"{r['spill_bytes']} B", f"{r['occupancy']:.0%}")
         table.add_row(spelled(s.estimate_s), *numbers, str(s.mapping))
     out().print(table)
     rejected = "; ".join(f"{n} rejected: {what}" for what, n in found.rejected.items())
     out().print(f"{found.compiled} of {found.space} mappings compiled in {found.seconds:.1f} s. {rejected}".strip())
+    out().print(f"registers were foreseen before compiling with a mean error of {found.register_error:.0%}")
     out().print("estimates are by the roofline and the occupancy; nothing was measured")
 
 

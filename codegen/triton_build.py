@@ -119,7 +119,7 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     for k, row in zip(program.kernels, answer["kernels"], strict=True):
         if device.shared_bytes and row["shared_bytes"] > device.shared_bytes:
             raise _too_large(k, device, row["shared_bytes"])
-        occupancy = _occupancy(device, 32 * mapping.knob("warps"), row["registers"], row["shared_bytes"])
+        occupancy = occupancy_of(device, 32 * mapping.knob("warps"), row["registers"], row["shared_bytes"])
         rows.append(KernelResources(**row, occupancy=occupancy))
     return Resources(tuple(rows))
 
@@ -219,7 +219,7 @@ def _constant(a: Argument, last: Mapping[str, int]) -> Any:
     return None
 
 
-def _occupancy(device: Device, threads: int, registers: int, shared: int) -> float:
+def occupancy_of(device: Device, threads: int, registers: int, shared: int) -> float:
     """The share of a unit's threads that are resident; a warp's registers come in steps of 256."""
     threads = threads * device.warp // 32
     if threads == 0 or device.threads_per_unit == 0:

@@ -54,11 +54,6 @@ def schema(names: Sequence[str] = NAMES) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
-def unknown(names: Sequence[str]) -> list[str]:
-    """Those of some features that this castile does not compute."""
-    return [n for n in names if n not in NAMES]
-
-
 def usual(name: str) -> float | None:
     """What a feature was before there was such a thing to choose: a knob's default; None for what is no knob."""
     knob = KNOBS.get(name.removeprefix("knob_")) if name.startswith("knob_") else None

@@ -90,7 +90,9 @@ def _columns(head: tuple[str, ...], listed: Any, folder: Path) -> list[tuple[int
             got=str(listed)[:40],
             hint="benchmarks/make_table.py export writes them anew",
         )
-    return [(head.index(n), 0.0) if n in names else (-1, usual(n) or 0.0) for n in NAMES]
+    # A feature may be called like one of the fixed columns, which are not in its scale.
+    places = {n: len(fixed) + i for i, n in enumerate(names)}
+    return [(places[n], 0.0) if n in places else (-1, usual(n) or 0.0) for n in NAMES]
 
 
 @cache

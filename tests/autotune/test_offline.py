@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import castile
+from castile.autotune import offline
 from castile.autotune.offline import Shortlisted, _without_spills, estimate_s, shortlist
 from castile.autotune.presets import preset
 from castile.ir.device import device_of
@@ -53,3 +56,23 @@ def test_a_shortlist() -> None:
     assert found.candidates[0].resources["registers"] > 0
     times = [s.estimate_s for s in found.candidates]
     assert times == sorted(times)
+    assert all(0 < s.foreseen <= 255 for s in found.candidates)
+    assert found.register_error >= 0
+
+
+def test_what_will_spill_is_compiled_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    extents = {"m": 1024, "n": 1024, "k": 1024}
+    usual = default_mapping(GEMM, "cuda:90", extents)
+    others = [replace(usual, tiles={**usual.tiles, "m": m}) for m in (64, 256)]
+
+    def order() -> list[int]:
+        drafted = offline._draft(GEMM, [usual, *others], extents, H200, 0, 60.0)
+        assert all(0 < registers <= 255 for registers in drafted.values())
+        return list(drafted)
+
+    assert order()[0] == 0
+    for spills in (64, 256):
+        rows = lambda k, extents, device, m, spills=spills: (4000.0 if m.tiles["m"] == spills else 40.0,)  # noqa: E731
+        monkeypatch.setattr(offline, "kernel_row", rows)
+        monkeypatch.setattr(offline, "foreseen", lambda rows, model: [r[0] for r in rows])
+        assert order()[-1] == 1 + [64, 256].index(spills)

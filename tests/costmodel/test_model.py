@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import castile
-from castile.autotune.dataset import Dataset, dataset, leave_one_out, row_of
+from castile.autotune.dataset import Dataset, dataset, learned, leave_one_out, regrets, row_of
 from castile.autotune.records import Record
 from castile.costmodel import model as module
 from castile.costmodel.features import NAMES, roofline_s
@@ -47,8 +47,7 @@ def fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> CostModel:
-    data = synthetic()
-    return CostModel.train(data.rows, data.ratios, data.workloads, bags=2)
+    return learned(synthetic(), bags=2)
 
 
 def test_features_are_finite_and_named() -> None:
@@ -72,6 +71,9 @@ def test_it_learns(trained: CostModel) -> None:
     mean, deviation = trained.predict(data.rows)
     assert np.corrcoef(mean, data.ratios)[0, 1] > 0.9
     assert (deviation >= 0).all()
+    assert np.mean(regrets(trained.order(data.rows, data.rooflines), data.times, data.workloads, 2)) < 0.05
+    plain = CostModel.train(data.rows, data.ratios, data.workloads, bags=1)
+    assert np.array_equal(plain.order(data.rows, data.rooflines), plain.predict(data.rows)[0] + np.log(data.rooflines))
     first, second = (CostModel.train(data.rows, data.ratios, data.workloads, 3, bags=1) for _ in range(2))
     assert np.array_equal(first.predict(data.rows)[0], second.predict(data.rows)[0])
 
@@ -86,15 +88,16 @@ def test_left_out_workloads() -> None:
 
 def test_save_and_load(trained: CostModel, tmp_path: Path) -> None:
     trained.save(tmp_path / "m")
-    rows = synthetic().rows
+    rows, rooflines = synthetic().rows, synthetic().rooflines
     found = CostModel.load(tmp_path / "m")
     assert np.allclose(found.predict(rows)[0], trained.predict(rows)[0], atol=1e-6)
+    assert np.allclose(found.order(rows, rooflines), trained.order(rows, rooflines), atol=1e-6)
     assert found.info["workloads"] == 6
 
 
 def test_a_model_serves_a_castile_with_more_features(trained: CostModel, tmp_path: Path) -> None:
     data = synthetic()
-    fewer = CostModel(trained.trees, trained.info, (*NAMES[1:], NAMES[0]))
+    fewer = CostModel(trained.trees, trained.info, (*NAMES[1:], NAMES[0]), orders=trained.orders)
     turned = np.concatenate([data.rows[:, -1:], data.rows[:, :-1]], axis=1)
     fewer.save(tmp_path)
     assert np.allclose(CostModel.load(tmp_path).predict(turned)[0], trained.predict(data.rows)[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from castile.autotune.dataset import regrets, shipped
+from castile.autotune.dataset import regrets, row_of, shipped
 from castile.autotune.table import read_table
 from castile.costmodel.features import NAMES, schema
 from castile.costmodel.shipped import COLUMNS, DATA, device_from_dict, device_to_dict, shipped_model, shipped_rows
@@ -39,6 +39,12 @@ def test_rows_are_whole() -> None:
         assert Mapping.from_json(mapping).to_json() == mapping
 
 
+def test_a_feature_is_not_taken_for_the_column_of_its_name() -> None:
+    rows = shipped_rows()
+    foreseen = np.log2(1 + 1e9 * rows.rooflines)
+    assert np.allclose(rows.features[:, NAMES.index("roofline_s")], foreseen, atol=0.01)
+
+
 def test_each_workload_is_a_table_to_replay() -> None:
     (path, *_) = sorted((DATA / "t4").glob("softmax-*.json.gz"))
     table = read_table(path)
@@ -53,9 +59,22 @@ def test_they_are_small() -> None:
 def test_the_model_beats_the_roofline_on_its_own_rows() -> None:
     model, data = shipped_model(), shipped()
     assert model is not None
-    guess = model.predict(data.rows)[0] + np.log(data.rooflines)
-    ours, plain = (np.mean(regrets(g, data.times, data.workloads, 1)) for g in (guess, np.log(data.rooflines)))
+    order = model.order(data.rows, data.rooflines)
+    ours, plain = (np.mean(regrets(g, data.times, data.workloads, 1)) for g in (order, np.log(data.rooflines)))
     assert ours < plain
+    guess = model.predict(data.rows)[0]
+    assert np.median(np.abs(guess - data.ratios)) < 0.1
+
+
+def test_it_knows_the_kernels_that_castile_makes_now() -> None:
+    """Features of a mapping, computed now, lead to the time that was measured."""
+    rows, model, off = shipped_rows(), shipped_model(), []
+    assert model is not None
+    for i in range(0, len(rows), 60):
+        c, mapping = parse(rows.about["cascades"][rows.cascades[i]]), Mapping.from_json(rows.mappings[i])
+        row, roofline = row_of(c, mapping, json.loads(rows.shapes[i]), device_from_dict(rows.about["device"]))
+        off.append(abs(model.predict(np.array([row]))[0][0] + np.log(roofline / rows.times[i])))
+    assert np.median(off) < 0.15
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
