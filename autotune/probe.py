@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from ..codegen.build import cpu_identity, load
+from ..codegen.build import load
+from ..codegen.compiler import cpu_identity
 from ..codegen.runtime import thread_count
 from ..ir.device import DEVICES, GIB, KIB, MIB, Device, MemoryLevel, device_of
 from ..ir.errors import UsageError

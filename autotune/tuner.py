@@ -351,7 +351,7 @@ def leader() -> CostModel | None:
 
 def versions() -> dict[str, str]:
     """What made a kernel: castile, Python, NumPy and the compiler."""
-    from ..codegen.build import find_compiler
+    from ..codegen.compiler import find_compiler
 
     try:
         own = version("castile")

@@ -53,6 +53,7 @@ from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
 from castile.autotune.records import Record  # noqa: E402
 from castile.autotune.space import Space, space_of  # noqa: E402
 from castile.codegen import build, targets  # noqa: E402
+from castile.codegen.compiler import VARIANTS, Compiler, find_compiler, key_of, more_flags  # noqa: E402
 from castile.codegen.cpp import FLAGS, INCLUDE, header, standalone  # noqa: E402
 from castile.costmodel.features import schema  # noqa: E402
 from castile.costmodel.shipped import COLUMNS, device_to_dict  # noqa: E402
@@ -283,7 +284,7 @@ def _belongs(m: Tuned, space: Space) -> bool:
 def compile_all(state: State, seconds: float) -> int:
     """Build what was planned for some seconds; how many sources are left."""
     end, left = time.monotonic() + seconds, 0
-    compiler = build.find_compiler()
+    compiler = find_compiler()
     done = {row["source"] for row in state.rows("built")}
     with tempfile.TemporaryDirectory() as folder:
         place = _precompiled(compiler, Path(folder))
@@ -303,18 +304,18 @@ def compile_all(state: State, seconds: float) -> int:
                 took = round((time.monotonic() - began) / len(part), 3)
                 for e, source, library in zip(part, sources, libraries, strict=True):
                     if library is not None:
-                        build._keep(state.cache(w.name), build.key_of(standalone(source), compiler), library)
+                        build._keep(state.cache(w.name), key_of(standalone(source), compiler), library)
                     done.add(e.source)
                     state.append("built", {"source": e.source, "failed": library is None, "seconds": took})
     print(f"{len(done)} sources built, {left} mappings left")
     return left
 
 
-def _command(compiler: build.Compiler) -> list[str]:
-    return [*compiler.command, *FLAGS, *build.VARIANTS[0], *build.more_flags(), "-shared", "-fPIC"]
+def _command(compiler: Compiler) -> list[str]:
+    return [*compiler.command, *FLAGS, *VARIANTS[0], *more_flags(), "-shared", "-fPIC"]
 
 
-def _precompiled(compiler: build.Compiler, folder: Path) -> Path:
+def _precompiled(compiler: Compiler, folder: Path) -> Path:
     """A folder with the header and, where the compiler can, its precompiled form."""
     (folder / "tile.h").write_text(header(), encoding="utf-8")
     command = [*_command(compiler), "-x", "c++-header", "tile.h", "-o", "tile.h.gch"]
@@ -322,7 +323,7 @@ def _precompiled(compiler: build.Compiler, folder: Path) -> Path:
     return folder
 
 
-def _alone(compiler: build.Compiler, folder: Path, source: str) -> bytes | None:
+def _alone(compiler: Compiler, folder: Path, source: str) -> bytes | None:
     """The library of one source, as castile builds it."""
     (folder / "kernel.cpp").write_text(source, encoding="utf-8")
     command = [*_command(compiler), "kernel.cpp", "-o", "kernel.so"]
@@ -330,7 +331,7 @@ def _alone(compiler: build.Compiler, folder: Path, source: str) -> bytes | None:
     return (folder / "kernel.so").read_bytes() if done.returncode == 0 else None
 
 
-def _packed(compiler: build.Compiler, folder: Path, sources: list[str]) -> list[bytes | None]:
+def _packed(compiler: Compiler, folder: Path, sources: list[str]) -> list[bytes | None]:
     """The libraries of sources that are compiled as one: each exports the entries of its own."""
     if len(sources) == 1:
         return [_alone(compiler, folder, sources[0])]
@@ -344,7 +345,7 @@ def _packed(compiler: build.Compiler, folder: Path, sources: list[str]) -> list[
     ]
 
 
-def _linked(compiler: build.Compiler, folder: Path, place: int, source: str) -> bytes | None:
+def _linked(compiler: Compiler, folder: Path, place: int, source: str) -> bytes | None:
     """The library of one of the sources of a pack."""
     entries = re.findall(r'extern "C"\s+\w+ castile_(\w+)\(', source)
     (folder / "exports").write_text("{ global: " + "".join(f"castile_{e}; " for e in entries) + "local: *; };")
@@ -444,7 +445,7 @@ def compare(state: State, names: list[str], count: int) -> None:
     from castile.autotune.worker import Workload as Timed
     from castile.autotune.worker import built, calls, once
 
-    compiler = build.find_compiler()
+    compiler = find_compiler()
     done = {row["source"] for row in state.rows("built")}
     for w in [w for w in state.workloads() if w.name in names]:
         entries = [e for e in w.entries if e.source in done][:count]
@@ -458,7 +459,7 @@ def compare(state: State, names: list[str], count: int) -> None:
                 library = _alone(compiler, place, source)
                 if library is None:
                     continue
-                build._keep(alone, build.key_of(standalone(source), compiler), library)
+                build._keep(alone, key_of(standalone(source), compiler), library)
                 kernels = []
                 for cached in (state.cache(w.name), alone):
                     os.environ["CASTILE_CACHE_DIR"] = str(cached)

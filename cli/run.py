@@ -104,7 +104,7 @@ def run(
 def engine_of(target: str | None, sampled: bool) -> str:
     """What computes: the target named, else the GPU or CPU here; the oracle for a sample and without a compiler."""
     from ..codegen import targets
-    from ..codegen.build import find_compiler
+    from ..codegen.compiler import find_compiler
 
     if target == "oracle" or sampled:
         if target not in (None, "oracle"):

@@ -36,7 +36,7 @@ from .arguments import (
 )
 from .assembly import Assembly, Program, assemble
 from .build import load
-from .cpp import print_cpp, standalone
+from .cpp import print_cpp
 from .interface import entry_names
 
 # Signatures of which the checked plan is kept.
@@ -156,7 +156,7 @@ class CpuProgram(Arguments):
         """Several programs in one library: one run of the compiler for all."""
         kernels = [k for p in programs for k in p.kernels]
         source = print_cpp(kernels, programs[0].cascade.name if programs else "nothing")
-        library = load(standalone(source))
+        library = load(source)
         symbols = iter(entry_names(kernels))
         made = []
         for p in programs:
@@ -168,7 +168,7 @@ class CpuProgram(Arguments):
     @classmethod
     def of(cls, assembly: Assembly) -> CpuProgram:
         """Compile an assembly, or take its library from the cache. Raises `UsageError` without a working compiler."""
-        library = load(standalone(assembly.source))
+        library = load(assembly.source)
         return cls(assembly, [_function(library, e.symbol) for e in assembly.entries])
 
     def __call__(self, *, out: Any = None, **inputs: Any) -> Any:

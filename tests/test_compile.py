@@ -14,7 +14,7 @@ import pytest
 
 import castile
 from castile import driver
-from castile.codegen.build import find_compiler
+from castile.codegen.compiler import find_compiler
 from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.mapping import Mapping

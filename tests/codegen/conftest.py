@@ -13,7 +13,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 # Files that every run of the tests takes: they compile little.
-SAMPLE = ("test_gradients_cpu.py", "test_vectors.py", "test_neon.py", "test_sanitized.py")
+SAMPLE = (
+    "test_build.py",
+    "test_cpp.py",
+    "test_gradients_cpu.py",
+    "test_neon.py",
+    "test_runtime.py",
+    "test_sanitized.py",
+    "test_vectors.py",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from castile.codegen import build
+from castile.codegen import build, compiler
+from castile.codegen.cpp import INCLUDE
 from castile.ir.errors import UsageError
 
 SOURCE = 'extern "C" int answer() { return %d; }\n'
@@ -33,7 +34,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bytes:
         raise AssertionError("the compiler ran")
 
-    monkeypatch.setattr(build, "_compile", refuse)
+    monkeypatch.setattr(build, "library", refuse)
 
 
 def script(path: Path, text: str) -> str:
@@ -51,7 +52,7 @@ def test_built_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bytes:
         raise AssertionError("the compiler ran")
 
-    monkeypatch.setattr(build, "_compile", refuse)
+    monkeypatch.setattr(build, "library", refuse)
     assert build.build(SOURCE % 1) == entry.path
     with pytest.raises(AssertionError):
         build.build(SOURCE % 2)
@@ -166,21 +167,21 @@ def test_a_compiler_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_compiler_without_openmp(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.find_compiler().command[0]
+    real = compiler.find_compiler().command[0]
     text = f'case "$*" in *"-fopenmp "*) exit 1;; esac\nexec {real} "$@"\n'
     monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
     assert answer(14) == 14
 
 
 def test_the_key_knows_what_matters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = build.find_compiler()
-    keys = [build.key_of(SOURCE % 1, compiler), build.key_of(SOURCE % 2, compiler)]
+    found = compiler.find_compiler()
+    keys = [compiler.key_of(SOURCE % 1, found), compiler.key_of(SOURCE % 2, found)]
     monkeypatch.setenv("CASTILE_CXXFLAGS", "-g")
-    keys.append(build.key_of(SOURCE % 1, compiler))
+    keys.append(compiler.key_of(SOURCE % 1, found))
     monkeypatch.delenv("CASTILE_CXXFLAGS")
-    keys.append(build.key_of(SOURCE % 1, build.Compiler(compiler.command, "another")))
-    monkeypatch.setattr(build, "cpu_identity", lambda: "another")
-    keys.append(build.key_of(SOURCE % 1, compiler))
+    keys.append(compiler.key_of(SOURCE % 1, compiler.Compiler(found.command, "another")))
+    monkeypatch.setattr(compiler, "cpu_identity", lambda: "another")
+    keys.append(compiler.key_of(SOURCE % 1, found))
     assert len(set(keys)) == len(keys)
 
 
@@ -192,3 +193,61 @@ def test_eight_processes_at_once(folder: Path) -> None:
         assert process.returncode == 0, said
     assert all(build._sound(e.path) for e in build.entries())
     assert not [p for p in folder.iterdir() if p.name.startswith(".new-")]
+
+
+# The header, read ahead
+
+KERNEL = 'extern "C" int answer() { return castile::to<int>(%d.0f); }\n'
+
+
+def ahead(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.gch"))
+
+
+def kernel(number: int) -> int:
+    found: ctypes.CDLL = build.load(INCLUDE + KERNEL % number)
+    return int(found.answer())
+
+
+def gcc() -> bool:
+    command = compiler.find_compiler().command
+    return "clang" not in subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(not gcc(), reason="only GCC's form of a header is used")
+def test_the_header_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [kernel(n) for n in (1, 2)] == [1, 2]
+    assert ahead(folder) == []
+    assert kernel(3) == 3
+    (made,) = ahead(folder)
+    assert build._sound(made)
+    assert len(build.entries()) == 3
+    monkeypatch.setattr(build, "header_ahead", lambda _: pytest.fail("the header is read again"))
+    assert kernel(4) == 4
+    # Other flags want a header of their own; what is spoilt is not read, nor is it a reason to fail.
+    monkeypatch.setattr(build, "header_ahead", compiler.header_ahead)
+    monkeypatch.setenv("CASTILE_CXXFLAGS", "-DOTHER")
+    assert kernel(5) == 5
+    assert len(ahead(folder)) == 2
+    monkeypatch.delenv("CASTILE_CXXFLAGS")
+    made.write_bytes(made.read_bytes()[:1000])
+    assert kernel(6) == 6
+    assert made not in ahead(folder) or build._sound(made)
+    assert build.clear() == 6
+    assert list(folder.iterdir()) == []
+
+
+def test_no_room_for_the_header(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "ROOM", 1 << 62)
+    assert [kernel(n) for n in range(4)] == [0, 1, 2, 3]
+    assert ahead(folder) == []
+
+
+def test_a_compiler_that_keeps_no_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = tmp_path / "tries"
+    real = compiler.find_compiler().command[0]
+    text = f'case "$*" in *c++-header*) echo x >>{tries}; exit 1;; esac\nexec {real} "$@"\n'
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
+    assert [kernel(n) for n in range(5)] == [0, 1, 2, 3, 4]
+    assert ahead(folder) == []
+    assert not tries.exists() or tries.read_text() == "x\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import castile
-from castile.codegen import build
+from castile.codegen import compiler
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
@@ -78,13 +78,13 @@ def program(name: str) -> Mapped:
 @cache
 def library(variant: str) -> dict[str, CpuProgram]:
     """All cases in one library, compiled for a variant of the CPU."""
-    before = build.VARIANTS
+    before = compiler.VARIANTS
     try:
         if variant != "native":
-            build.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
+            compiler.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
         return dict(zip(NAMES, CpuProgram.build_all([program(n).program for n in NAMES]), strict=True))
     finally:
-        build.VARIANTS = before
+        compiler.VARIANTS = before
 
 
 def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:

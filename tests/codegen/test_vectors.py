@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import castile
-from castile.codegen import build
+from castile.codegen import compiler
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
@@ -51,13 +51,13 @@ def program(name: str, dtype: str) -> Mapped:
 def library(variant: str) -> dict[tuple[str, str], CpuProgram]:
     """All cases in one library, compiled for a variant of the CPU."""
     cases = [(n, d) for n in NAMES for d in ("bf16", WIDE) if d == WIDE or cascade(n, "bf16") != cascade(n, WIDE)]
-    before = build.VARIANTS
+    before = compiler.VARIANTS
     try:
         if variant != "native":
-            build.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
+            compiler.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
         return dict(zip(cases, CpuProgram.build_all([program(n, d).program for n, d in cases]), strict=True))
     finally:
-        build.VARIANTS = before
+        compiler.VARIANTS = before
 
 
 def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, object]:
