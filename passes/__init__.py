@@ -1,7 +1,36 @@
-"""The algebra: pure functions `Cascade -> Cascade`, listed in one flat pipeline.
+"""The algebra, and the way from a cascade to tile programs: pure functions, most of them `Cascade -> Cascade`.
 
-`count` counts passes over each rank, `separate` and `stabilise` derive fewer, `predicate` reads Iverson brackets,
-`fuse` and `tile` group Einsums into kernels and map them.
+Normal forms, in which the algebra computes
+    forms normal functions rewriting    values, their constructors, functions of them, substitution
+    exponents orders centred casts      what exponentials share, what order lets through, moving bases, rounding points
+    read lower write                    a cascade read into forms, forms back to expressions, a cascade written anew
+    inline naming room                  maps where they are read, names for what is made, room for recursion
+
+Derivation
+    pipeline derive                     the passes in a flat list, each run recorded; the way through all of them
+    separate waiting influence          what leaves a reduction, what has to wait, what outputs owe to a value
+    stabilise stream element finish     sums as streams with state, one element of them, mantissas times exponentials
+    normaliser emptiness neutral laws   saved normalisers, what masks leave empty, monoids of users
+    ledger account told                 which rewrites fired and which barriers stand, in the user's names
+
+Masks
+    brackets predicate affine           Iverson brackets, predicates over tiles, affine forms
+    ranges phases inbounds              coordinates that a predicate lets through, loops for them, reads in bounds
+
+Gradients and partial results
+    grad reverse adjoint transpose      reverse mode, Einsum by Einsum; shares of what an expression reads
+    partial pieces split fold places    states of pieces and how they merge, reductions cut apart, the best J of a fiber
+
+Kernels
+    fuse plan join apart                what runs together, what streams together, what leaves a contraction
+    mapped tile tiling tile_*           a cascade under a mapping; tile kernels, in layers from scope to streams
+    step                                how a stream takes in a whole tile
+    defaults defaults_gpu registers     the mapping where nothing was tuned, what it takes on chip
+    extent                              sizes of cascades that were made from others
+
+Telling
+    count work                          passes over each rank; operations and bytes as formulas
+    explain report draw layout          what castile can say about a cascade: values, text, drawing
 
 Imports `ir`.
 """

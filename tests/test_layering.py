@@ -181,3 +181,12 @@ def test_a_planted_fault_is_found(path: str, source: str) -> None:
 )
 def test_a_good_import_passes(path: str, source: str) -> None:
     assert faults(Path(path), source) == []
+
+
+def test_the_index_of_passes_is_whole() -> None:
+    """`passes/__init__.py` names every file of its folder, and no other."""
+    told = (ROOT / "passes" / "__init__.py").read_text(encoding="utf-8")
+    listed = {name for line in told.splitlines() if line.startswith("    ") for name in line[4:40].split()}
+    files = {p.stem for p in (ROOT / "passes").glob("*.py")} - {"__init__"}
+    layers = {f for f in files if f.startswith("tile_")}
+    assert listed == (files - layers) | {"tile_*"}
