@@ -8,13 +8,13 @@ from ..ir.cascade import Const, Expr, Rank
 from .brackets import TRUE, bracket, compare, conjunction, conjuncts
 from .centred import centres, count_of
 from .emptiness import is_mask
-from .forms import LN2, UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, sub
+from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, sub
 from .functions import aligned, exp, log
-from .lower import LN2_PARTS, MINUS_INF, Lowering, call
-from .normal import atom_nonnegative, const, mul, select
+from .lower import MINUS_INF, Lowering, call
+from .normal import atom_nonnegative, mul, select
 from .normal import power as raise_to
 from .places import NOWHERE, split_masks
-from .plan import Plan, carried, extended, rounded_exponent
+from .plan import Plan, carried, extended, rounded_exponent, unit_of
 from .rewriting import rewrite
 from .stream import Component, Gauge
 
@@ -54,7 +54,7 @@ class Elements:
 
     def gauge_value(self, gauge: Gauge, prefix: str) -> Form:
         if self.kind == "exponent" and not gauge.power:
-            return mul(const(LN2), lift(self.scalar(self.extreme_of(gauge), prefix)))
+            return mul(unit_of(gauge), lift(self.scalar(self.extreme_of(gauge), prefix)))
 
         def visit(a: Atom) -> Form | Atom | None:
             component = self.by_atom.get(a.digest)
@@ -65,7 +65,7 @@ class Elements:
         return result
 
     def _top(self, gauge: Gauge) -> Form:
-        """The merged gauge, without the factor ln 2 of an extended exponent."""
+        """The merged gauge, without the unit of an extended exponent."""
         if self.kind == "exponent":
             return lift(self.scalar(self.extreme_of(gauge), ""))
         return self.gauge_value(gauge, "")
@@ -122,13 +122,13 @@ class Elements:
 
     def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
         lowering = self.element_lowering
-        x = lowering.float(self.finish(gauge.exponent))
+        unit = unit_of(gauge)
+        x = lowering.float(self.finish(mul(gauge.exponent, raise_to(unit, -1))))
         # The very expression that the extreme streams: rounded otherwise, the two could differ by one.
         n = lowering.float(self.finish(rounded_exponent(gauge)))
-        for part in LN2_PARTS:
-            x = call("sub", x, call("mul", n, Const(part)))
-        # exp(-inf) is 1 times 2 to the -inf.
-        small = call("where", call("eq", n, MINUS_INF), Const(1.0), call("exp", x))
+        # exp(-inf) is 1 times the base to the -inf.
+        power = call("exp" if unit == UNIT else "exp2", call("sub", x, n))
+        small = call("where", call("eq", n, MINUS_INF), Const(1.0), power)
         masks = {b for m in value.terms for b in m.brackets if b.free & self.over}
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
         e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from ..ir.cascade import Cascade, Einsum, Monoid
 from .emptiness import filled
-from .forms import LN2, ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
+from .forms import ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
 from .functions import aligned, exp, log
 from .naming import wanted_names
-from .normal import atom_nonnegative, const, mul
-from .plan import Plan
+from .normal import atom_nonnegative, mul
+from .plan import Plan, unit_of
 from .read import Reader
 from .rewriting import rewrite
 from .separate import Reductions
@@ -188,5 +188,5 @@ class Finisher:
 
     def _scale(self, gauge: Gauge) -> Form:
         if self.kind == "exponent" and not gauge.power:
-            return mul(const(LN2), self._tensor(self.component[gauge.extremes[0].digest]))
+            return mul(unit_of(gauge), self._tensor(self.component[gauge.extremes[0].digest]))
         return self._finished(gauge.value)

@@ -22,10 +22,6 @@ Hook = Callable[[Atom], Expr | None]
 # ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
 LN2_PARTS = (0.6875, 0.005615234375, LN2 - 0.6875 - 0.005615234375)
 
-# Extended exponents below 2^30 are carried, as f32 ends at 2^128: beyond, neighbouring scores share one exponent and
-# what is left of them leaves the range of an exponential.
-EXPONENT_ROOM = 98
-
 MINUS_INF: Expr = Call("neg", (Const(inf),))
 
 
@@ -249,19 +245,12 @@ class Lowering:
         if gauge is not None and m.exponent is None:
             # Above and below share a scale, which cancels, except that nothing but -inf in the data gives NaN.
             g = self.form(gauge)
-            if gauge.atom is not None and gauge.atom.name in self.exponents:
-                # An exponent too large to be told from its neighbours overflows here: NaN, and no wrong number.
-                g = call("mul", g, Const(2.0**EXPONENT_ROOM))
             e = call("mul", e, call("exp", call("sub", g, g)))
         return call("where", empty, Const(0.0), e)
 
     def _empty(self, a: Atom) -> Expr:
-        """Whether nothing came into a sum. One under an extended exponent that is too large may be 0 of weakness."""
-        gauge = self._gauge(a)
-        nothing = call("eq", self.atom(a), Const(0.0))
-        if gauge is None or gauge.atom is None or gauge.atom.name not in self.exponents:
-            return nothing
-        return call("and", nothing, call("eq", self.form(gauge), MINUS_INF))
+        """Whether nothing came into a sum."""
+        return call("eq", self.atom(a), Const(0.0))
 
     def _gauge(self, a: Atom) -> Form | None:
         return self.guarded.get(a.name) if self.guarded is not None and a.kind == "access" else None
@@ -291,19 +280,23 @@ class Lowering:
         return call("exp2", self.form(Form(stripped)))
 
     def _multiple(self, terms: list[tuple[Monomial, Fraction]]) -> tuple[Monomial, Fraction] | None:
-        """The one term that is plus or minus an extended exponent times ln 2."""
+        """The one term that is plus or minus an extended exponent, or one times ln 2."""
         found = [(m, q) for m, q in terms if self._is_multiple(m) and abs(q) == 1]
         return found[0] if len(found) == 1 else None
 
     def _reduced(self, terms: list[tuple[Monomial, Fraction]], m: Monomial, q: Fraction) -> Expr:
-        """A sum with a multiple of ln 2, which joins in parts so that nothing is lost (Cody and Waite)."""
+        """A sum with an extended exponent: it meets what is as large as it before what is small.
+
+        Times ln 2 it joins in parts, so that nothing is lost (Cody and Waite).
+        """
         n = self.form(Form({Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"]): ONE_FRACTION}))
+        parts = LN2_PARTS if len(m.factors) > 1 else (1.0,)
         rest = [t for t in terms if t[0] != m]
         small = [t for t in rest if any(a.kind == "fn" for a, _ in t[0].factors)]
         large = [t for t in rest if t not in small] or small
         e = self._sum(large, False)
-        for part in LN2_PARTS if q < 0 else reversed(LN2_PARTS):
-            e = call("sub" if q < 0 else "add", e, call("mul", n, Const(part)))
+        for part in parts if q < 0 else reversed(parts):
+            e = call("sub" if q < 0 else "add", e, n if part == 1 else call("mul", n, Const(part)))
         for expression, positive in self._selected(small, False) if large is not small else ():
             e = call("add" if positive else "sub", e, expression)
         return e
@@ -311,7 +304,8 @@ class Lowering:
     def _is_multiple(self, m: Monomial) -> bool:
         kinds = sorted((a.kind, p) for a, p in m.factors)
         named = any(a.kind == "access" and a.name in self.exponents for a, _ in m.factors)
-        return kinds == [("access", 1), ("ln2", 1)] and named and m.exponent is None and not m.brackets
+        alone = kinds in ([("access", 1)], [("access", 1), ("ln2", 1)])
+        return alone and named and m.exponent is None and not m.brackets
 
     # Atoms
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from .centred import centres, count_of, lower_powers, reductions_over
 from .exponents import common_exponent
-from .forms import LN2, ZERO, Atom, Form, Value, lift, scale, values_inside
+from .forms import LN2, UNIT, ZERO, Atom, Form, Value, lift, scale, values_inside
 from .functions import function, log
 from .normal import const, masked, mul
 from .normal import power as raise_to
@@ -261,10 +261,19 @@ def _ordered(group: list[Atom], plan: Plan) -> list[Atom]:
 
 
 def extended(gauge: Gauge, ranks: tuple[str, ...]) -> Atom:
-    """The extreme that an extended exponent streams: the greatest rounded multiple of ln 2 among the exponents."""
+    """The extreme that an extended exponent streams: the greatest of the rounded exponents."""
     return Atom("red", "max", (masked(rounded_exponent(gauge), gauge.brackets),), ranks)
 
 
 def rounded_exponent(gauge: Gauge) -> Form:
-    """The multiple of ln 2 nearest to an exponent."""
-    return function("round", (mul(gauge.exponent, raise_to(const(LN2), -1)),))
+    """The integer nearest to an exponent, in units of its base."""
+    return function("round", (mul(gauge.exponent, raise_to(unit_of(gauge), -1)),))
+
+
+def unit_of(gauge: Gauge) -> Form:
+    """What an extended exponent counts: ln 2 where every term has it, as ``exp2`` writes them, else 1.
+
+    In its own base an exponent minus the nearest integer is exact in floats, however large it is.
+    """
+    binary = all(any(a.kind == "ln2" and p == 1 for a, p in m.factors) for m in gauge.exponent.terms)
+    return const(LN2) if binary else UNIT

@@ -257,53 +257,58 @@ def test_softmax_of_1_2_3_in_two_pieces() -> None:
     assert castile.evaluate(FORMS["attention"].cascade, whole)["O"].item() == pytest.approx(out / merged)
 
 
-def test_extended_exponents_of_1_2_3() -> None:
+def test_extended_exponents_of_a_row() -> None:
     with np.errstate(over="ignore"):
         assert np.isinf(np.exp(F(89)))
-    n = [round(x / math.log(2)) for x in (1, 2, 3)]
-    p = [math.exp(x - k * math.log(2)) for x, k in zip((1, 2, 3), n, strict=True)]
-    assert n == [1, 3, 4]
-    left = p[0] * 2.0 ** (n[0] - n[1]) + p[1]
-    merged = left * 2.0 ** (n[1] - n[2]) + p[2]
-    assert merged * 16 == pytest.approx(math.e + math.e**2 + math.e**3)
-    shown(*p, left, merged, merged * 16)
+    row = (1.2, 2.4, 3.1)
+    n = [round(x) for x in row]
+    p = [math.exp(x - k) for x, k in zip(row, n, strict=True)]
+    assert n == [1, 2, 3]
+    left = p[0] * math.exp(n[0] - n[1]) + p[1]
+    merged = left * math.exp(n[1] - n[2]) + p[2]
+    assert merged * math.e**3 == pytest.approx(sum(map(math.exp, row)))
+    shown(*p, left, merged, merged * math.e**3)
 
 
-def test_ln2_in_three_parts_in_f32() -> None:
-    parts = (0.6875, 0.005615234375, math.log(2) - 0.6875 - 0.005615234375)
-    assert parts[0] == Fraction(11, 16)
-    assert parts[1] == Fraction(23, 4096)
-    assert F(parts[2]) == F(3.1946185e-05)
-    assert any(all(repr(x) in str(a.cascade) for x in parts[:2]) for a in alternatives(ORIGINALS["softmax"].cascade))
+def floats() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Floats of every magnitude, and those beside halves and powers of two."""
     rng = np.random.default_rng(1)
-    small = np.array([0.34, 0.35, 0.5, 0.7, 1.0, 1.04, 1.05, 3.0, 1e5], F)
-    x = np.concatenate([rng.uniform(-1e5, 1e5, 200_000), rng.uniform(-4, 4, 50_000), small, -small]).astype(F)
-    n = np.rint(x * F(1 / math.log(2)))
-    assert np.abs(n).max() <= 144_270 < 729_000
+    bits = rng.integers(0, 0xFF << 23, 200_000, dtype=np.uint32)  # up to the greatest finite float
+    near = np.concatenate([np.arange(0, 40, 0.5, F), F(2) ** np.arange(-10, 60, dtype=F)])
+    x = np.concatenate([bits.view(F), rng.uniform(0, 1e5, 50_000).astype(F)])
+    x = np.concatenate([x, near, np.nextafter(near, F(0)), np.nextafter(near, F(np.inf))])
+    return np.concatenate([x, -x])
+
+
+def test_a_float_minus_the_nearest_integer_is_exact() -> None:
+    x = floats()
+    n = np.rint(x)
+    assert np.array_equal((x - n).astype(float), x.astype(float) - n.astype(float))
+    assert np.abs(x - n).max() == 0.5
+    assert not (x - n)[np.abs(x) >= 2.0**23].any()
+
+
+def test_what_powers_of_two_would_lose() -> None:
+    parts = (0.6875, 0.005615234375, math.log(2) - 0.6875 - 0.005615234375)
+    assert parts[:2] == (Fraction(11, 16), Fraction(23, 4096))
+    assert F(parts[2]) == F(3.1946185e-05)
     assert 729_000 * 23 < 2**24
-    wide, steps = x.astype(float), n.astype(float)
-    first = x - n * F(parts[0])
-    second = first - n * F(parts[1])
-    assert np.array_equal(n * F(parts[0]), steps * parts[0])
-    assert np.array_equal(n * F(parts[1]), steps * parts[1])
-    assert np.array_equal(first, wide - steps * parts[0])
-    assert np.array_equal(second, wide - steps * parts[0] - steps * parts[1])
-    exact = wide - steps * math.log(2)
-    t = second - n * F(parts[2])
-    assert np.abs(n * F(parts[2])).max() < 4.7
-    # The constant, the product below 8 and the difference below 1/2, each to half a unit in its last place.
-    bound = abs(float(F(parts[2])) - parts[2]) * 144_270 + 2.0**-22 + 2.0**-26
-    assert np.abs(t - exact).max() <= bound < 6e-7
-    assert 3e-3 < np.abs(x - n * F(math.log(2)) - exact).max() < 5e-3
-    assert 0.69 < np.exp(t).min() < np.exp(t).max() < 1.45
-    assert 3.9e-3 < np.spacing(F(1e5)) / 2 < 4e-3
 
+    def off(top: float, constants: tuple[float, ...]) -> float:
+        x = np.random.default_rng(2).uniform(-top, top, 200_000).astype(F)
+        n = np.rint(x * F(1 / math.log(2)))
+        left = x
+        for c in constants:
+            left = left - n * F(c)
+        return float(np.abs(left - (x.astype(float) - n.astype(float) * math.log(2))).max())
 
-def test_ln2_beyond_its_range() -> None:
-    x = np.random.default_rng(2).uniform(-1e6, 1e6, 400_000).astype(F)
-    n = np.rint(x * F(1 / math.log(2)))
-    t = x - n * F(0.6875) - n * F(0.005615234375) - n * F(math.log(2) - 0.6875 - 0.005615234375)
-    assert 2e-4 < np.abs(t - (x.astype(float) - n.astype(float) * math.log(2))).max() < 3e-4
+    assert 3e-3 < off(1e5, (math.log(2),)) < 5e-3
+    assert off(1e5, parts) < 6e-7
+    assert 1e-4 < off(1e6, parts) < 2.6e-4
+    assert off(1e7, parts) > 0.1
+    twos = "M = max[k](X[k])\n    Y = log(sum[k](exp2(X[k] - M))) + M * 0.6931471805599453\n"
+    text = str(derive(castile.parse(f"def f(X: f32[k]) -> Y:\n    {twos}"), gauge="exponent").cascade)
+    assert all(repr(x) in text for x in parts)
 
 
 def test_variance_cancels_when_it_is_expanded() -> None:

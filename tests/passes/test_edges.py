@@ -131,15 +131,15 @@ def f(X: f32[n, k], V: f32[k]) -> (lse, Y):
 
 
 @pytest.mark.parametrize("gauge", GAUGES)
-@pytest.mark.parametrize("centre", [1e5, -1e5, 3e4, 0.0])
-def test_scores_of_a_hundred_thousand(gauge: str, centre: float) -> None:
-    """An exponent reduced in three exact parts leaves an error of a few rounding steps of the result."""
+@pytest.mark.parametrize("centre", [1e5, -1e5, 3e4, 0.0, 1e6, -1e7, 1e8, 7e8, -1e12, 1e30])
+def test_scores_of_any_size(gauge: str, centre: float) -> None:
+    """What is subtracted from an exponent is subtracted exactly: a few rounding steps of the result are left."""
     c = castile.parse(HUGE)
     d = derive(c, gauge=gauge)
     for seed in range(4):
         rng = rng_of(gauge, centre, seed)
         spread = 1e5 - abs(centre) if seed % 2 else 8.0
-        x = np.float32(np.clip(centre + rng.standard_normal((3, 40)) * max(spread / 4, 2.0), -1e5, 1e5))
+        x = np.float32(centre + rng.standard_normal((3, 40)) * max(spread / 4, 2.0))
         given = {"X": x, "V": np.float32(rng.standard_normal(40))}
         want, got = evaluate(c, given), tree_evaluate(d.cascade, given, rng, "f32")
         np.testing.assert_allclose(got["lse"], want["lse"], rtol=3e-7, atol=1e-6)
