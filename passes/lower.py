@@ -290,13 +290,20 @@ class Lowering:
         Times ln 2 it joins in parts, so that nothing is lost (Cody and Waite).
         """
         n = self.form(Form({Monomial([(a, p) for a, p in m.factors if a.kind != "ln2"]): ONE_FRACTION}))
-        parts = LN2_PARTS if len(m.factors) > 1 else (1.0,)
         rest = [t for t in terms if t[0] != m]
         small = [t for t in rest if any(a.kind == "fn" for a, _ in t[0].factors)]
         large = [t for t in rest if t not in small] or small
-        e = self._sum(large, False)
-        for part in parts if q < 0 else reversed(parts):
-            e = call("sub" if q < 0 else "add", e, n if part == 1 else call("mul", n, Const(part)))
+        twos = [(_of_twos(t), p) for t, p in large if _of_twos(t) is not None]
+        if len(m.factors) == 1:
+            e = call("sub" if q < 0 else "add", self._sum(large, False), n)
+        elif len(twos) == len(large):
+            # In their own base large numbers cancel exactly.
+            powers = self._sum([(t, p) for t, p in twos if t is not None], False)
+            e = call("mul", Const(LN2), call("sub" if q < 0 else "add", powers, n))
+        else:
+            e = self._sum(large, False)
+            for part in LN2_PARTS if q < 0 else reversed(LN2_PARTS):
+                e = call("sub" if q < 0 else "add", e, call("mul", n, Const(part)))
         for expression, positive in self._selected(small, False) if large is not small else ():
             e = call("add" if positive else "sub", e, expression)
         return e
@@ -418,6 +425,13 @@ class Lowering:
             del right[one]
             op = "gt"
         return call(op, self.form(Form(left), whole=True), self.form(Form(right), whole=True))
+
+
+def _of_twos(m: Monomial) -> Monomial | None:
+    """A term without its factor ln 2; None where it has none."""
+    left = [(a, p) for a, p in m.factors if a.kind != "ln2"]
+    one = [p for a, p in m.factors if a.kind == "ln2"] == [1]
+    return Monomial(left, m.exponent, m.brackets) if one else None
 
 
 def _form(v: Value) -> Form:
