@@ -14,7 +14,7 @@ from .fuse import epilogues, fusible, is_map, nominal_extents, stored
 # When a form may win, by its name.
 _WHEN = {
     "running maximum": "fewest passes; each step rescales what came before when the maximum moves",
-    "extended exponent": "as many passes; mantissas stay near 1 and carry whole powers, so small steps of the maximum rescale nothing",
+    "extended exponent": "as many passes; what is carried stays near 1, and is rescaled by whole powers only",
     "moving reference": "fewest passes; sums are taken about a value that moves as more is seen",
     "separated": "fewest passes; nothing has to be rescaled",
     "deferred": "factors leave the sums, exponents stay: fewer operations a step, more passes",
