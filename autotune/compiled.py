@@ -66,6 +66,11 @@ class Compiled:
     def __len__(self) -> int:
         return len(self.registers)
 
+    @property
+    def needed(self) -> Array:
+        """Registers of a thread that kernels would take were there enough: what they spill counts."""
+        return self.registers + self.spills / 4
+
 
 def compiled_rows(lines: Iterable[str], cascades: Path) -> Compiled:
     """Rows of JSON with their features; cascades are read from a folder by the names of the examples.
@@ -130,7 +135,7 @@ def kernel_row(k: TileKernel, extents: Mapping[str, int], device: Device, mappin
 def trained(data: Compiled, seed: int = 0, bags: int = 1) -> CostModel:
     """A model of all the rows, for `foreseen`."""
     _, example = np.unique(data.examples, return_inverse=True)
-    label = np.log(data.registers) - np.log(np.maximum(1.0, data.plain))
+    label = np.log(data.needed) - np.log(np.maximum(1.0, data.plain))
     return CostModel.train(data.rows, label, example, seed, bags, OFFERED)
 
 
@@ -161,7 +166,7 @@ def register_scores(data: Compiled, seed: int = 0) -> dict[str, float]:
     names, example = np.unique(data.examples, return_inverse=True)
     part = np.random.default_rng(seed).permutation(len(names))[example] % PARTS
     base, guess = np.log(np.maximum(1.0, data.plain)), np.full(len(data), np.nan)
-    label = np.log(data.registers) - base
+    label = np.log(data.needed) - base
     for p in np.unique(part):
         test = part == p
         if not test.all():

@@ -53,7 +53,7 @@ class Shortlisted:
 @dataclass(frozen=True, slots=True)
 class Shortlist:
     """Candidates that fit a device, by estimated time; ``rejected`` counts the others by reason; ``register_error`` is
-    by how much the registers that were foreseen were off, the mean of all that were compiled."""
+    by how much the registers that were foreseen were off, the median of all that were compiled."""
 
     target: str
     device: str
@@ -113,7 +113,7 @@ def shortlist(
         reasons = ", ".join(f"{n} {what}" for what, n in rejected.items()) or "nothing was compiled"
         raise UsageError(f"no mapping of `{c.name}` fits {target}", got=reasons, hint="give it more time")
     ranked = tuple(sorted(kept, key=lambda s: s.estimate_s))
-    error = float(np.mean([abs(s.foreseen / max(1, s.resources["registers"]) - 1) for s in found]))
+    error = float(np.median([abs(s.foreseen / max(1, s.resources["registers"]) - 1) for s in found]))
     took = monotonic() - began
     return Shortlist(target, device.name, ranked, dict(rejected), compiled, len(mappings), took, error)
 

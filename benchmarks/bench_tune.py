@@ -63,11 +63,11 @@ BUDGET_S = 60
 NEAR, WITHIN_S = 1.05, 65.0
 
 
-def prepare(state: make_table.State, seconds: float, drawn: int) -> None:
+def prepare(state: make_table.State, seconds: float, drawn: int, count: int) -> None:
     """Draw and build the mappings that stand beside the tuner's."""
     known = {w.key for w in state.workloads()}
     device = describe_cpu()
-    for place, (name, shapes) in enumerate(WORKLOADS):
+    for place, (name, shapes) in enumerate(WORKLOADS[:count]):
         if make_table.Workload(name, shapes, ()).key in known:
             continue
         c = make_table.cascade(name)
@@ -209,12 +209,13 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=make_table.ROOT / "build" / "tune")
     parser.add_argument("--seconds", type=float, default=110.0, help="how long a slice may take, about")
     parser.add_argument("--mappings", type=int, default=DRAWN)
+    parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="only the first so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "tune.jsonl")
     parser.add_argument("--quick", action="store_true", help="for `make bench`, which only shows what is known")
     given = parser.parse_args()
     state = make_table.State(given.state)
     if given.step == "prepare":
-        prepare(state, given.seconds, given.mappings)
+        prepare(state, given.seconds, given.mappings, given.workloads)
     elif given.step == "tune":
         tune(state, given.seconds)
     elif given.step == "judge":

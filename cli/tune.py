@@ -124,7 +124,7 @@ def _offline(
     out().print(table)
     rejected = "; ".join(f"{n} rejected: {what}" for what, n in found.rejected.items())
     out().print(f"{found.compiled} of {found.space} mappings compiled in {found.seconds:.1f} s. {rejected}".strip())
-    out().print(f"registers were foreseen before compiling with a mean error of {found.register_error:.0%}")
+    out().print(f"registers were foreseen before compiling with a median error of {found.register_error:.0%}")
     out().print("estimates are by the roofline and the occupancy; nothing was measured")
 
 
