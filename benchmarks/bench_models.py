@@ -15,6 +15,9 @@ from castile.benchmarks.harness import Candidate, Case
 # eager's own in bf16 are.
 TOLERANCE, ROUNDING = 1e-4, 2.0
 
+# Tokens and dtypes of the cases.
+SIZES = ((128, "f32"), (512, "f32"), (512, "bf16"), (2048, "f32"), (2048, "bf16"))
+
 LAYERS, VOCABULARY, WIDTH, HEADS, BATCH, WINDOW, PATCH = 4, 2048, 512, 8, 1, 256, 16
 COMMON = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
 WORDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "use_cache": False}
@@ -129,7 +132,7 @@ def cases(options: Options) -> Iterator[Case[Any]]:
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
-    sizes = ((64, "f32"),) if options.quick else ((128, "f32"), (512, "f32"), (512, "bf16"))
+    sizes = ((64, "f32"),) if options.quick else SIZES
     for name in MODELS:
         for tokens, dtype in sizes:
             if wanted(title(name, tokens, dtype), options.only):

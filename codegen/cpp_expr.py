@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir.cascade import Access, Call, Cast, Expr, Extent, Rank, literal_value
+from ..ir.cascade import Access, Call, Cast, Expr, Extent, Rank, literal_value, tensors_read
 from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
 from ..ir.ops import OPS
+from ..ir.tile import Load
 from ..ir.types import WEAK_FLOAT, WEAK_INT, computed_in, settle
 from .cpp_scope import Place, Scope, ctype
 from .vectors import ADD, ATOM, LOOSE, MUL, UNARY, WIDEST, Lanes, NotVectors, Text
@@ -167,6 +168,13 @@ class Expressions(Scope):
 
     def _vectors(self, e: Expr, inner: str, axes: frozenset[str], kept: Mapping[str, str] | None = None) -> Text | None:
         """The text of an expression over vectors along an axis, or None; ``kept`` tiles are vectors by name."""
+        try:
+            return self._lanes(inner, axes, kept).value(e)
+        except NotVectors:
+            return None
+
+    def _lanes(self, inner: str, axes: frozenset[str], kept: Mapping[str, str] | None = None) -> Lanes:
+        """What writes expressions over vectors along an axis."""
 
         def tile(name: str) -> tuple[str, bool, str | None] | None:
             if name not in self.tiles:
@@ -176,8 +184,14 @@ class Expressions(Scope):
             beside = varies and place.long[-1] == inner and place.view is None
             return place.tile.dtype, varies, self._element(name) if beside else None
 
+        return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), kept or {})
+
+    def _guarded(self, op: Load, inner: str) -> str | None:
+        """The text of which lanes of a load along an axis there are, or None; the others have to be 0."""
+        if op.guard is None or op.other != 0 or tensors_read(op.guard):
+            return None
         try:
-            return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), kept or {}).value(e)
+            return self._lanes(inner, frozenset((*op.tile.axes, inner))).condition(op.guard).text
         except NotVectors:
             return None
 

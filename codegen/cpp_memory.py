@@ -85,7 +85,9 @@ class Memory(Expressions):
         assert side is not None
         at = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
         name, stride = self.names("tensor", param.name), self._stride(param.name, side)
-        return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index})"
+        guard = self._guarded(op, inner)
+        where = f", {guard}" if guard is not None else ""
+        return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index}{where})"
 
     def _fetched(self, op: Load, inner: str, rank: str, at: Axis) -> str:
         """The statement that fetches a vector of a tensor's next tile: where ``at`` is the axis of ``rank``."""

@@ -85,9 +85,10 @@ class Rows(Makers):
             return good and self._vectors(op.expr, inner[0], frozenset(op.axes)) is not None
         if isinstance(op, Load):
             param = self.params[op.source.tensor]
-            plain = op.guard is None and param.name not in self.k.outputs and not checked_indices(op, param.indices)
+            plain = param.name not in self.k.outputs and not checked_indices(op, param.indices)
             good = plain and len(inner) == 1 and op.tile.dtype == "f32" and param.dtype in ("f32", "bf16")
-            return good and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.source, inner[0]) is not None
+            good = good and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.source, inner[0]) is not None
+            return good and (op.guard is None or self._guarded(op, inner[0]) is not None)
         if isinstance(op, Map):
             if not inner:
                 return True

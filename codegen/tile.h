@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -19,7 +20,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #else
-#include <atomic>
 #include <thread>
 #include <vector>
 #endif
@@ -368,10 +368,8 @@ CASTILE_INLINE float tanh(float x) {
   return std::copysign(-e / (e + 2.0f), x);
 }
 
-CASTILE_INLINE float sigmoid(float x) {
-  const float e = exp(-std::fabs(x)), d = 1.0f + e;
-  return (x >= 0.0f ? 1.0f : e) / d + (x != x ? x : 0.0f);
-}
+// Where exp(-x) is infinite this is 0, as it is to within the least normal number.
+CASTILE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
 
 CASTILE_INLINE float erf(float x) {
   const float s = x * x, t = std::fabs(x) > 4.0f ? 4.0f : std::fabs(x);
@@ -483,17 +481,19 @@ CASTILE_INLINE Mask load(const int8_t* p) {
 }
 CASTILE_INLINE void store(uint32_t* p, Words x) { *reinterpret_cast<WordsInMemory*>(p) = x; }
 CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
-CASTILE_INLINE void store(bf16* p, Vector x) {
+CASTILE_INLINE Halves narrowed(Vector x) {
 #if defined(__AVX512BF16__)
-  const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
-  std::memcpy(p, &h, sizeof h);
+  return bits<Halves>(_mm512_cvtneps_pbh((__m512)x));
 #else
   const Words u = (Words)x;
   const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const Words code = x != x ? Words{} + 0x7fc0u : rounded;
-  *reinterpret_cast<HalvesInMemory*>(p) = __builtin_convertvector(code, Halves);
+  return __builtin_convertvector(code, Halves);
 #endif
 }
+CASTILE_INLINE void store(bf16* p, Vector x) { *reinterpret_cast<HalvesInMemory*>(p) = narrowed(x); }
+// The nearest bf16, as f32.
+CASTILE_INLINE Vector rounded(Vector x) { return (Vector)(__builtin_convertvector(narrowed(x), Words) << 16); }
 
 template <class T>
 __attribute__((noinline, cold)) void store_some(T* p, int64_t stride, Vector x, int64_t n) {
@@ -533,6 +533,27 @@ CASTILE_INLINE void fence() {
 // Asks for what will be read soon; any address will do.
 CASTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
+CASTILE_INLINE Mask lane_numbers() {
+  Mask m;
+  for (int l = 0; l < LANES; ++l) m[l] = l;
+  return m;
+}
+// The lanes below n.
+CASTILE_INLINE Mask lanes_below(int64_t n) {
+  const int32_t within = int32_t(n < 0 ? 0 : n > LANES ? LANES : n);
+  return lane_numbers() < within;
+}
+
+CASTILE_INLINE bool any(Mask m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#else
+  int32_t found = 0;
+  for (int l = 0; l < LANES; ++l) found |= m[l];
+  return found != 0;
+#endif
+}
+
 template <class T>
 using Loaded = decltype(load(static_cast<const T*>(nullptr)));
 
@@ -547,6 +568,34 @@ __attribute__((noinline, cold)) Loaded<T> load_some(const T* p, int64_t stride, 
 template <class T>
 CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n) {
   return __builtin_expect(stride == 1 && n >= LANES, 1) ? load(p) : load_some(p, stride, n);
+}
+
+template <class T>
+__attribute__((noinline, cold)) Loaded<T> load_some(const T* p, int64_t stride, int64_t n, Mask where) {
+  T lanes[LANES] = {};
+  for (int64_t l = 0; l < LANES && l < n; ++l) {
+    if (where[l]) lanes[l] = p[l * stride];
+  }
+  return load(lanes);
+}
+
+// The first n lanes only, and of these only those of a mask; the others are 0, and nothing is read for them.
+template <class T>
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n, Mask where) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (__builtin_expect(stride == 1, 1)) {
+      const Mask m = where & lanes_below(n);
+      return (Vector)_mm512_maskz_loadu_ps(_mm512_test_epi32_mask((__m512i)m, (__m512i)m), p);
+    }
+  }
+#endif
+  if (!any(where)) return Loaded<T>{};
+  return any(~where) ? load_some(p, stride, n, where) : load(p, stride, n);
+}
+template <class T>
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n, bool where) {
+  return where ? load(p, stride, n) : Loaded<T>{};
 }
 
 // x / d for one d in all lanes: a product where that loses nothing to the ends of the range.
@@ -575,17 +624,6 @@ CASTILE_INLINE Vector floats(Field<SHIFT, BITS> x) {
   const Words value = x.word >> SHIFT & Field<SHIFT, BITS>::MASK;
   if constexpr (BITS < 32) return floats((Mask)value);
   else return floats(value);
-}
-
-CASTILE_INLINE Mask lane_numbers() {
-  Mask m;
-  for (int l = 0; l < LANES; ++l) m[l] = l;
-  return m;
-}
-// The lanes below n.
-CASTILE_INLINE Mask lanes_below(int64_t n) {
-  const int32_t within = int32_t(n < 0 ? 0 : n > LANES ? LANES : n);
-  return lane_numbers() < within;
 }
 
 // base, base + step, ...
@@ -683,10 +721,7 @@ CASTILE_INLINE Vector exp2(Vector x) {
   return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
 }
 
-CASTILE_INLINE Vector sigmoid(Vector x) {
-  const Vector e = exp(-abs(x)), d = 1.0f + e;
-  return (x >= 0.0f ? splat(1.0f) : e) / d + (x != x ? x : Vector{});
-}
+CASTILE_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
 
 CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
   return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
@@ -724,6 +759,46 @@ CASTILE_INLINE Vector erf(Vector x) {
   far = far * t + 0.0001746845f;
   const Vector tail = copysign(1.0f - exp(far), x);
   return abs(x) > 0.92f ? tail : x + x * near;
+}
+
+// sin and cos as for one value, half a vector at a time in f64.
+typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
+typedef float Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <int QUARTER>
+CASTILE_INLINE Half sine_of(Half x) {
+  constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: the low bits of a sum with it are the rounded number
+  const Doubles d = __builtin_convertvector(x, Doubles), sum = d * 0.63661977236758134 + ROUND, n = sum - ROUND;
+  const Doubles r = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11, s = r * r;
+  const Doubles sine = r + r * s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880))));
+  const Doubles cosine = 1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 - s * (1.0 / 3628800)))));
+  const Longs quadrant = (Longs)sum + QUARTER;
+  const Doubles y = (quadrant & 1) != 0 ? cosine : sine;
+  return __builtin_convertvector((Doubles)((Longs)y ^ ((quadrant & 2) << 62)), Half);
+}
+
+template <int QUARTER>
+CASTILE_INLINE Vector sines(Vector x) {
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  for (Half& h : halves) h = sine_of<QUARTER>(h);
+  std::memcpy(&x, halves, sizeof x);
+  return x;
+}
+
+template <int QUARTER>
+__attribute__((noinline, cold)) Vector far_sines(Vector x) {
+  for (int l = 0; l < LANES; ++l) x[l] = QUARTER ? cos(x[l]) : sin(x[l]);
+  return x;
+}
+
+// One angle that is too large, infinite or no number sends all to the C library.
+CASTILE_INLINE Vector sin(Vector x) {
+  return __builtin_expect(any(~(abs(x) < LARGEST_ANGLE)), 0) ? far_sines<0>(x) : sines<0>(x);
+}
+CASTILE_INLINE Vector cos(Vector x) {
+  return __builtin_expect(any(~(abs(x) < LARGEST_ANGLE)), 0) ? far_sines<1>(x) : sines<1>(x);
 }
 
 // Reductions -------------------------------------------------------------------------------------------------------
@@ -886,8 +961,15 @@ inline char* workspace(size_t wanted) {
   return own.of(wanted);
 }
 
-// body(first) ... body(last - 1), shared out in small portions among threads; on one where that is asked for, so that
-// no thread is started after a fork.
+// What a thread is to do. Any thread may take of it, its owner first.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t last;
+};
+
+// body(first) ... body(last - 1), shared out among threads; on one where that is asked for, so that no thread is started
+// after a fork. A thread gets one stretch, the same from kernel to kernel, so that it mostly reads what it wrote itself
+// and has in its own cache; it takes portions of that, and then helps the others.
 template <class F>
 inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
   threads = at_most(threads, last - first);
@@ -896,24 +978,29 @@ inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
     fence();
     return;
   }
-  const int64_t portion = at_least(1, (last - first) / (threads * 8));
-#ifdef _OPENMP
-#pragma omp parallel num_threads(int(threads))
-  {
-#pragma omp for schedule(dynamic, portion) nowait
-    for (int64_t point = first; point < last; ++point) body(point);
-    fence();
+  constexpr int64_t MOST = 64;
+  const int64_t count = at_most(threads, MOST), portion = at_least(1, (last - first) / (threads * 8));
+  Share shares[MOST];
+  for (int64_t t = 0; t < count; ++t) {
+    shares[t].next.store(first + (last - first) * t / count, std::memory_order_relaxed);
+    shares[t].last = first + (last - first) * (t + 1) / count;
   }
-#else
-  std::atomic<int64_t> next(first);
-  const auto work = [&] {
-    for (int64_t from = next.fetch_add(portion); from < last; from = next.fetch_add(portion))
-      for (int64_t point = from; point < at_most(last, from + portion); ++point) body(point);
+  const auto work = [&](int64_t own) {
+    for (int64_t t = 0; t < count; ++t) {
+      Share& share = shares[(own + t) % count];
+      int64_t from;
+      while ((from = share.next.fetch_add(portion, std::memory_order_relaxed)) < share.last)
+        for (int64_t point = from; point < at_most(share.last, from + portion); ++point) body(point);
+    }
     fence();
   };
+#ifdef _OPENMP
+#pragma omp parallel num_threads(int(threads))
+  work(omp_get_thread_num());
+#else
   std::vector<std::thread> others;
-  for (int64_t t = 1; t < threads; ++t) others.emplace_back(work);
-  work();
+  for (int64_t t = 1; t < threads; ++t) others.emplace_back(work, t);
+  work(0);
   for (auto& other : others) other.join();
 #endif
 }

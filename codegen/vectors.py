@@ -26,7 +26,7 @@ ATOM, UNARY, MUL, ADD, LOOSE = 9, 8, 7, 6, 1
 
 _INFIX = {"add": ("+", ADD, ADD, MUL), "sub": ("-", ADD, ADD, MUL), "mul": ("*", MUL, MUL, UNARY)}
 _INFIX["div"] = ("/", MUL, MUL, UNARY)
-_CALLS = frozenset(("exp", "exp2", "expm1", "tanh", "erf", "sigmoid", "abs", "sqrt", "rsqrt", "maximum", "minimum"))
+_CALLS = frozenset("exp exp2 expm1 tanh erf sigmoid sin cos abs sqrt rsqrt maximum minimum".split())
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _INTEGERS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 _LOGIC = {"and": "&", "or": "|"}
@@ -96,14 +96,15 @@ class Lanes:
                 if found is None or found[2] is None or found[0] not in ("f32", "bf16"):
                     raise NotVectors
                 return Text(f"load(&{found[2]})", ATOM, True)
-            case Cast(dtype="f32", arg=arg) if _whole_or_f32(settle(self.checker.infer(arg))):
-                return self.value(arg)
+            case Cast(dtype="f32" | "bf16" as to, arg=arg) if _in_lanes(kind := settle(self.checker.infer(arg))):
+                value = self.value(arg)
+                return value if to in ("f32", kind) else Text(f"rounded({_wide(value)})", ATOM, True)
             case Call():
                 return self._call(e)
         raise NotVectors
 
     def _call(self, e: Call) -> Text:
-        if settle(self.checker.infer(e)) != "f32":
+        if settle(self.checker.infer(e)) not in ("f32", "bf16"):
             raise NotVectors
         if e.op == "where":
             a, b = self.value(e.args[1]), self.value(e.args[2])
@@ -203,7 +204,7 @@ class Lanes:
             return self._coordinates(e.op, e.args, (steps[0] or 0) - (steps[1] or 0))
         if all(DTYPES[settle(self.checker.infer(a))].is_integer for a in e.args):
             return self._integers(e.op, e.args)
-        if any(settle(self.checker.infer(a)) != "f32" for a in e.args):
+        if any(settle(self.checker.infer(a)) not in ("f32", "bf16") for a in e.args):
             raise NotVectors
         # Values that are equal must compare so: no quotient by way of a reciprocal.
         a, b = (replace(self, exact=True).value(x) for x in e.args)
@@ -241,8 +242,9 @@ class Lanes:
         raise NotVectors
 
 
-def _whole_or_f32(dtype: str) -> bool:
-    return dtype == "f32" or DTYPES[dtype].is_integer
+def _in_lanes(dtype: str) -> bool:
+    """Whether lanes of f32 hold the values of a type, or integers that become such."""
+    return dtype in ("f32", "bf16") or DTYPES[dtype].is_integer
 
 
 def _as(kind: str, t: Text) -> Text:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .aten import HANDLERS, Handler, Site, combine, handles
+from .hidden import left_out
 from .values import Unsupported, Value, call, number
 
 
@@ -144,7 +145,8 @@ def softmax_parts(site: Site, a: Value, axis: int) -> tuple[Value, Value, Value]
 def _softmax(site: Site, a: Value, dim: int, half_to_float: bool = False) -> Value:
     if not a.dims:
         raise Unsupported("a softmax of a number")
-    _, e, s = softmax_parts(site, a, dim % len(a.dims))
+    axis = dim % len(a.dims)
+    _, e, s = softmax_parts(site, left_out(site.ws, a, axis), axis)
     return combine(site, "a / b", a=e, b=s)
 
 

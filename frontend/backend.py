@@ -22,6 +22,7 @@ from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
 from .counting import count
 from .fx import fakes, op_name
+from .once import once
 from .partition import Partition, Partitioner, Region, is_impure, lower_region
 from .region import RegionCall, extract, kernel_of, warn_fallback
 from .rest import with_inductor
@@ -116,6 +117,7 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
     """A graph of ATen with its regions as kernels."""
     target = targets.named(options.target) if options.target else "cpu"
     check = os.environ.get("CASTILE_CHECK", "") not in ("", "0")
+    once(gm.graph)
     count(gm.graph)
     partitioner = Partitioner(gm.graph, options.when == "always")
     done = Compiled(partitioner.run())

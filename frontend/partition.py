@@ -15,6 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.errors import CastileError
+from ..ir.ops import OPS
 from .aten import HANDLERS
 from .aten_pointwise import LOGIC, POINTWISE
 from .fx import FLEX, Lowered, Lowering, fakes, hint, op_name
@@ -62,8 +63,12 @@ BYTES_PER_US = 1e4
 
 # Nodes past which a region is left as it is.
 LARGEST = 40
-# A chain does not join one whose tensors are this much smaller: those are computed once and read often.
+# A chain does not join one whose tensors are this much smaller: those are computed once and read often. Where they are
+# dear, they are not computed twice.
 RATIO = 4
+DEAR = frozenset(
+    name for name, text in POINTWISE.items() if any(f"{op}(" in text for op, o in OPS.items() if o.cost[0] == "special")
+)
 # A mask is computed where it is read if what it is made of is this much smaller.
 CHEAP = 4
 # Head dimensions past which the two products of attention are better taken apart.
@@ -319,7 +324,8 @@ class Partitioner:
             both = self.members[number] + self.members[mine]
             touched = {a for n in self.members[number] for a in (n, *n.all_input_nodes)}
             largest = max(map(numel, touched))
-            if len(both) > LARGEST or numel(node) > RATIO * largest:
+            ratio = 1 if any(op_name(n) in DEAR for n in self.members[number]) else RATIO
+            if len(both) > LARGEST or numel(node) > ratio * largest:
                 continue
             if self._cyclic(set(both)):
                 continue

@@ -197,7 +197,8 @@ def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
         votes[rank] = votes.get(rank, 0) + len(params[access.tensor].indices)
     if not votes:
         return {}
-    along = max(votes, key=lambda r: votes[r])
+    # Of two that lie along memory, one that fills vectors.
+    along = max(votes, key=lambda r: (votes[r], min(extents.get(r, 0), LANES)))
     found = dict.fromkeys((g.rank for g in k.grid), 1)
     for op in operations(k.body):
         if isinstance(op, For):

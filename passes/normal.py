@@ -26,6 +26,9 @@ from .forms import (
     values_inside,
 )
 
+# The greatest finite f32, in which kernels hold literals.
+LARGEST_F32 = Fraction((1 << 24) - 1) * (1 << 104)
+
 
 def const(value: int | float | Fraction) -> Form:
     """A number; infinities are atoms. ln 2 and log2 e are recognised, so that exp2 and exp meet in one form."""
@@ -176,6 +179,9 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
     if inner.single is None and len(inner.terms) == len(terms):
         # The sign and size of a poly are fixed by its leading term, so that equal sums up to a factor are one atom.
         leading = inner.terms[_leading(inner)]
+        if max(map(abs, inner.terms.values())) > LARGEST_F32 * abs(leading) and abs(lead * leading) < 1:
+            # A literal such as the least finite number, which masks add, is to stay a number.
+            leading = (ONE_FRACTION if leading > 0 else -ONE_FRACTION) / abs(lead)
         own, q = Monomial([(poly(scale(inner, 1 / leading)), 1)]), leading
     else:
         # A sum within the sum was opened: other terms, other common factors.

@@ -96,3 +96,25 @@ def test_a_residual_and_its_norm_are_one_kernel() -> None:
     seen: list[Compiled] = []
     given = torch.randn(5, 48), torch.randn(5, 48), torch.randn(48)
     torch.testing.assert_close(compiled(f, seen)(*given), f(*given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [24, 64])
+def test_rotated_heads_and_a_transposed_bias(dtype: Any, width: int) -> None:
+    def rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+        half = x.shape[-1] // 2
+        turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+        return x * angle.cos().to(x.dtype) + turned * angle.sin().to(x.dtype)
+
+    def bias(table: torch.Tensor) -> torch.Tensor:
+        n = table.shape[0]
+        seen = torch.arange(n)[:, None] >= torch.arange(n)[None]
+        return torch.where(seen[..., None], table, -1e9).permute(2, 0, 1).contiguous()
+
+    x, angle = torch.randn(2, 3, 21, width).to(dtype), torch.randn(21, width) * 100
+    table = torch.randn(37, 37, 5).to(dtype)
+    fast = torch.compile(lambda *a: (rotate(*a[:2]), bias(a[2])), backend=backend(Options(when="always")))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for mine, theirs in zip(fast(x, angle, table), (rotate(x, angle), bias(table)), strict=True):
+        assert mine.stride() == theirs.stride()
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
