@@ -17,6 +17,7 @@ TOLERANCE, ROUNDING = 1e-4, 2.0
 
 # Tokens and dtypes of the cases.
 SIZES = ((128, "f32"), (512, "f32"), (512, "bf16"), (2048, "f32"), (2048, "bf16"))
+LONGEST = 2048
 
 LAYERS, VOCABULARY, WIDTH, HEADS, BATCH, WINDOW, PATCH = 4, 2048, 512, 8, 1, 256, 16
 COMMON = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
@@ -43,8 +44,16 @@ MODELS = {
         "Gemma2ForCausalLM",
         {**DECODER, "head_dim": WIDTH // HEADS, "sliding_window": WINDOW, "attn_implementation": "eager"},
     ),
-    "gpt2": Model("GPT2Config", "GPT2LMHeadModel", {**WORDS, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}),
-    "bert": Model("BertConfig", "BertModel", {**COMMON, **WORDS, "intermediate_size": 4 * WIDTH}),
+    "gpt2": Model(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {**WORDS, "n_positions": LONGEST, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS},
+    ),
+    "bert": Model(
+        "BertConfig",
+        "BertModel",
+        {**COMMON, **WORDS, "max_position_embeddings": LONGEST, "intermediate_size": 4 * WIDTH},
+    ),
     "t5": Model(
         "T5Config",
         "T5ForConditionalGeneration",
