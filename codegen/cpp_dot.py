@@ -144,7 +144,8 @@ class Dots(Folds):
                 made = f"{operand}, {recipe.period}"
                 name = f"dot_made<{made}>" if panels is None else f"dot_packed_made<{made}, decltype({maker})>"
             else:
-                name = f"dot<{types}>" if panels is None else f"dot_packed<{operand}, {a_type}>"
+                ordered = ", true" if self.k.ordered else ""
+                name = f"dot<{types}{ordered}>" if panels is None else f"dot_packed<{operand}, {a_type}>"
             whole = maker is None and panels is None
             self.line(f"{name}(")
             self.line(f"    {c if whole else put},")

@@ -142,6 +142,8 @@ class Expressions(Scope):
         else:
             args = dict(zip("abc", (self.typed(a, within, axes) for a in e.args), strict=False))
             called = row.cpp.format(**args)
+            if self.alone and e.op == "exp" and within == "f32":
+                called = called.replace("exp(", "exp_alone(", 1)
             if DTYPES[within].is_integer:
                 called = called.replace("(", f"<{ctype(within)}>(", 1)
             text = Value(called, ATOM, result)

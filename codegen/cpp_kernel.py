@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..ir.errors import VerifyError
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, lacking_ranks, print_kernel
 from .cpp_expr import from_memory
-from .cpp_rows import Rows
 from .cpp_scope import Axis, ctype, stored
+from .cpp_strip import Strips
 from .interface import runtime_ranks
 from .made import multiple
 from .names import comment
-from .strips import ROWS, Strip, reads, strips, writes
+from .strips import strips
 
 # Bytes of a thread's workspace beyond which a kernel is refused: without memory it could only abort the process.
 LARGEST_WORKSPACE = 1 << 30
 
 
-class KernelPrinter(Rows):
+class KernelPrinter(Strips):
     """Prints one kernel."""
 
     def kernel(self) -> str:
@@ -164,41 +162,6 @@ class KernelPrinter(Rows):
                 self._op(op)
         self._run(run, row)
 
-    def _strip(self, strip: Strip, body: tuple[Op, ...]) -> None:
-        """Operations on a few rows at a time; tiles that nothing else touches are no longer than that."""
-        rank = strip.axis
-        assert rank is not None
-        whole = self.axes[rank]
-        made = [op.tile for op in strip.ops if isinstance(op, Load | Map | Fold | Dot)]
-        elsewhere = {t for op in body if op not in strip.ops for t in (*reads(op), *writes(op))}
-        for tile in made:
-            if tile.name in elsewhere:
-                self._declare(tile)
-        for op in strip.ops:
-            plan = self._dot_plan(op) if isinstance(op, Dot) else None
-            if isinstance(op, Dot) and plan is not None and rank not in plan.right.tile.axes:
-                self._prepare(op, plan)
-        at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
-        self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {ROWS})")
-        start, begins = base if whole.base != "0" else at, len(self.lines)
-        self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
-        places, stack, finite = dict(self.places), self.stack, dict(self.finite)
-        used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
-        for name in sorted(used & set(self.places)):
-            place = self.places[name]
-            if rank in place.tile.axes and place.elements != 1:
-                rows, step = self.names("rows", name, f"{place.name}_rows"), place.step(rank)
-                offset = at if step == "1" else f"{at} * {step}"
-                self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
-                self.places[name] = replace(place, name=rows)
-        self.axes[rank] = Axis(ROWS, start, count, whole.index)
-        self._sequence(strip.ops, rank)
-        if start == base and any(re.search(rf"\b{base}\b", line) for line in self.lines[begins:]):
-            self.lines.insert(begins, "  " * self.depth + f"const int64_t {base} = {whole.base} + {at};")
-        self.axes[rank] = whole
-        self.places, self.stack, self.finite = places, stack, finite
-        self.close()
-
     def _for(self, op: For) -> None:
         first, last = "0", self._extent_text(op.rank)
         scope = any(e is not None for e in (op.lower, op.upper))
@@ -234,7 +197,7 @@ class KernelPrinter(Rows):
             count = self._count(op.rank)
             self.line(f"const int64_t {count} = at_most({op.size}, {last} - {at});")
             self.axes[op.rank] = Axis(op.size, at, count, index)
-        self.loops.append(op.rank)
+        self.loops.append(op)
         self._ops(op.body)
         self.loops.pop()
         del self.axes[op.rank]

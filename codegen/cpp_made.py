@@ -178,7 +178,7 @@ class Makers(Dots):
         readers = [x for x in self.readers if dot.tile.name in reads(x)]
         written = [x for x in self.readers if not isinstance(x, Store) and x.tile.name == dot.tile.name]
         right = plan.right.tile.name
-        ready = right in self.makers or (right, plan.n, plan.k, dot.operand or "f32") in self.panels
+        ready = right in self.makers or (plan.right.name, plan.n, plan.k, dot.operand or "f32") in self.panels
         if readers != [op] or len(written) != 1 or not ready or set(op.tile.axes) != set(dot.tile.axes):
             return False
         place = self._place(op.tile.name)

@@ -136,8 +136,10 @@ class Rows(Makers):
             if not inner:
                 one = group[0]
                 assert isinstance(one, Map)
-                axes = frozenset(one.tile.axes)
-                self.line(f"{self._element(one.tile.name)} = {self.typed(one.expr, one.tile.dtype, axes)};")
+                self.alone = True
+                text = self.typed(one.expr, one.tile.dtype, frozenset(one.tile.axes))
+                self.alone = False
+                self.line(f"{self._element(one.tile.name)} = {text};")
             else:
                 used = set().union(*(reads(op) for op in group))
                 ahead = {name: self._next(x, row) for name, x in loads.items() if last[name] is group}
@@ -153,7 +155,7 @@ class Rows(Makers):
         ranks = {r for i in op.source.indices for r in free_ranks(i)}
         around = [row, *(g.rank for g in self.k.grid[-1:] if g.size == 1)]
         rank = next((r for r in around if r is not None and r in ranks), None)
-        if rank is None or ranks & set(self.loops):
+        if rank is None or ranks & {x.rank for x in self.loops}:
             return None
         axis = self.axes[rank]
         if rank == row:

@@ -92,7 +92,7 @@ class Scope:
         types = {p.name: p.dtype for p in k.tensors} | {t.name: t.dtype for t in _typed_tiles(k)}
         self.checker = TypeChecker(types, {})
         self.axes: dict[str, Axis] = {}
-        self.loops: list[str] = []
+        self.loops: list[For] = []
         self.places: dict[str, Place] = {}
         self.lines: list[str] = []
         self.depth = 0
@@ -103,6 +103,7 @@ class Scope:
         self.panels: dict[tuple[str, str, str, str], str] = {}
         self.finite: dict[str, str] = {}
         self.looked = 0
+        self.alone = False
         self.recipes: dict[str, Recipe | None] = {}
         self.makers: dict[str, str] = {}
         self.aligned: dict[str, int] = {}

@@ -41,9 +41,9 @@ def reads(op: Op) -> set[str]:
             return {left, right} | ({tile.name} if accumulate else set())
         case Store(target=target, expr=expr):
             return set(tensors_read(expr)) | {t for i in target.indices for t in tensors_read(i)}
-        case For(body=body, lower=lower, upper=upper):
+        case For(body=body):
             inner = set().union(*(reads(x) for x in body)) if body else set()
-            return inner | {t for e in (lower, upper) if e is not None for t in tensors_read(e)}
+            return inner | {t for e in expressions(op) for t in tensors_read(e)} | set(op.meets or ())
 
 
 def writes(op: Op) -> set[str]:

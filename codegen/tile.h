@@ -715,6 +715,9 @@ CASTILE_INLINE Vector exp(Vector x) {
   return scale_by(exp_near_zero(r), n);
 }
 
+// One of a row: by the steps of vectors, which have no branch to be foreseen.
+CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
+
 CASTILE_INLINE Vector exp2(Vector x) {
   x = clamp(x, -151.0f, 129.0f);
   const Vector n = (x + ROUNDER) - ROUNDER;
@@ -898,6 +901,12 @@ CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<Op, Sum>) return start + _mm512_reduce_add_ps((__m512)all);
+  if constexpr (std::is_same_v<Op, Max> || std::is_same_v<Op, Min>) {
+    // Which is greater nobody foresees, so that no branch may hang on it; a NaN is told apart before.
+    const __m512 both = (__m512)Op::join(all, splat(start));
+    if (__builtin_expect(_mm512_cmp_ps_mask(both, both, _CMP_UNORD_Q) != 0, 0)) return __builtin_nanf("");
+    return std::is_same_v<Op, Max> ? _mm512_reduce_max_ps(both) : _mm512_reduce_min_ps(both);
+  }
 #endif
   float lanes[LANES];
   store(lanes, all);
@@ -979,7 +988,7 @@ inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
     return;
   }
   constexpr int64_t MOST = 64;
-  const int64_t count = at_most(threads, MOST), portion = at_least(1, (last - first) / (threads * 8));
+  const int64_t count = at_most(threads, MOST), portion = at_least(1, (last - first) / (threads * 32));
   Share shares[MOST];
   for (int64_t t = 0; t < count; ++t) {
     shares[t].next.store(first + (last - first) * t / count, std::memory_order_relaxed);
@@ -1054,16 +1063,26 @@ CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, const uint32_t* b) {
 }
 #endif
 
-// Where a dot puts its sums: into a matrix, over what is there or onto it. ``whole`` puts LANES neighbours of row i from
-// column j on, ``some`` the first ``left`` of them.
+// Where a dot puts its sums: into a matrix, over what is there or onto it. ``from`` is a place in row i, from column j on:
+// its ``whole`` puts LANES neighbours so many columns further, its ``next`` goes to the row below. ``some`` puts the first
+// ``left`` of LANES neighbours.
 struct Into {
   Matrix<float> c;
   bool accumulate;
 
-  CASTILE_INLINE void whole(int64_t i, int64_t j, Vector x) const {
-    float* const at = c.data + i * c.row + j;
-    store(at, accumulate ? load(at) + x : x);
-  }
+  struct Place {
+    float* at;
+    int64_t row;
+    bool accumulate;
+
+    CASTILE_INLINE void whole(int64_t j, Vector x) const { store(at + j, accumulate ? load(at + j) + x : x); }
+    CASTILE_INLINE void next() {
+      at += row;
+      // Step by step: with all addresses at hand before the sums are, there are too few registers for them.
+      asm("" : "+r"(at));
+    }
+  };
+  CASTILE_INLINE Place from(int64_t i, int64_t j) const { return {c.data + i * c.row + j, c.row, accumulate}; }
   CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
     float* const at = c.data + i * c.row + j;
     float edge[LANES];
@@ -1077,7 +1096,14 @@ template <class F>
 struct Through {
   F take;
 
-  CASTILE_INLINE void whole(int64_t i, int64_t j, Vector x) const { take(i, j, x); }
+  struct Place {
+    const F& take;
+    int64_t i, j;
+
+    CASTILE_INLINE void whole(int64_t further, Vector x) const { take(i, j + further, x); }
+    CASTILE_INLINE void next() { ++i; }
+  };
+  CASTILE_INLINE Place from(int64_t i, int64_t j) const { return {take, i, j}; }
   CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
     if (left > 0) take(i, j, x);
   }
@@ -1087,92 +1113,75 @@ CASTILE_INLINE Through<F> through(F take) {
   return {take};
 }
 
-// ROWS x (VECTORS * LANES) sums from (i, j) on, held in registers over the whole of k. ``width`` columns of them exist.
+// ROWS x (VECTORS * LANES) sums from (i, j) on, held in registers over the whole of k. Matrices come as their members: what
+// is copied as a whole has to wait for its parts to be stored, and these for the sums of the block before.
 template <int ROWS, int VECTORS, class Put, class U>
-CASTILE_APART void dot_block(Put put, int64_t i0, int64_t j0, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
-                      int64_t k_n) {
+CASTILE_APART void dot_block(const Put& put, int64_t i0, int64_t j0, const U* a, int64_t a_row, int64_t a_column,
+                             const U* b, int64_t b_row, int64_t k_n) {
   Vector sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < k_n; ++k) {
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-      const U x = a.data[i * a.row + k * a.column];
+      const U x = a[i * a_row + k * a_column];
       CASTILE_UNROLL
       for (int v = 0; v < VECTORS; ++v) multiply_add(sum[i][v], x, b + k * b_row + v * LANES);
     }
   }
-  if (width == VECTORS * LANES) {
-    CASTILE_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-      CASTILE_UNROLL
-      for (int v = 0; v < VECTORS; ++v) put.whole(i0 + i, j0 + v * LANES, sum[i][v]);
-    }
-    return;
-  }
-  float edge[ROWS][VECTORS * LANES];
+  auto place = put.from(i0, j0);
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     CASTILE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) store(&edge[i][v * LANES], sum[i][v]);
-  }
-  for (int i = 0; i < ROWS; ++i) {
-    for (int64_t j = 0; j < width; j += LANES) put.some(i0 + i, j0 + j, load(&edge[i][j]), width - j);
+    for (int v = 0; v < VECTORS; ++v) place.whole(v * LANES, sum[i][v]);
+    place.next();
   }
 }
 
 template <int VECTORS, class Put, class U>
-CASTILE_INLINE void dot_rows(Put put, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b, int64_t b_row,
-                             int64_t width, int64_t k) {
+CASTILE_INLINE void dot_rows(const Put& put, int64_t i, int64_t j, int64_t rows, const U* a, int64_t a_row,
+                             int64_t a_column, const U* b, int64_t b_row, int64_t k) {
   switch (rows) {
-    case 1: dot_block<1, VECTORS>(put, i, j, a, b, b_row, width, k); break;
-    case 2: dot_block<2, VECTORS>(put, i, j, a, b, b_row, width, k); break;
-    case 3: dot_block<3, VECTORS>(put, i, j, a, b, b_row, width, k); break;
-    case 4: dot_block<4, VECTORS>(put, i, j, a, b, b_row, width, k); break;
-    case 5: dot_block<5, VECTORS>(put, i, j, a, b, b_row, width, k); break;
-    default: dot_block<BLOCK_ROWS, VECTORS>(put, i, j, a, b, b_row, width, k); break;
+    case 1: dot_block<1, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
+    case 2: dot_block<2, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
+    case 3: dot_block<3, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
+    case 4: dot_block<4, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
+    case 5: dot_block<5, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
+    default: dot_block<6, VECTORS>(put, i, j, a, a_row, a_column, b, b_row, k); break;
   }
 }
 
-template <int VECTORS, class U>
-CASTILE_INLINE void dot_some(Into into, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b, int64_t b_row,
-                             int64_t width, int64_t k) {
-  dot_rows<VECTORS>(into, rows, i, j, a, b, b_row, width, k);
-}
-
-// Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
-// for a function takes the compiler as long as the rest of a kernel.
-template <int VECTORS, class F, class U>
-CASTILE_INLINE void dot_some(Through<F> put, int64_t rows, int64_t i, int64_t j, Matrix<const U> a, const U* b,
-                             int64_t b_row, int64_t width, int64_t k) {
-  if (VECTORS == PANEL_VECTORS && rows == BLOCK_ROWS && width == PANEL) {
-    dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, a, b, b_row, PANEL, k);
-    return;
-  }
-  constexpr int64_t ROW = VECTORS * LANES;
-  alignas(64) float part[BLOCK_ROWS * ROW];
-  dot_rows<VECTORS>(Into{Matrix<float>{part, ROW, 1}, false}, rows, 0, 0, a, b, b_row, ROW, k);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t l = 0; l < width; l += LANES) put.some(i + row, j + l, load(&part[row * ROW + l]), width - l);
-  }
-}
-
-// All rows of one panel of columns. The rows are split evenly: 16 are 6 + 5 + 5, as a block of few rows waits for loads.
+// All rows of one panel of columns, of which ``width`` exist. The rows are split evenly: 16 are 6 + 5 + 5, as a block
+// of few rows waits for loads.
 template <int VECTORS, class Put, class U>
-inline void dot_panel(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
-                      int64_t k) {
+inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int64_t a_column, const U* b, int64_t b_row,
+                      int64_t width, int64_t m, int64_t k) {
+  constexpr int64_t COLUMNS = VECTORS * LANES;
+  // Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
+  // for a function takes the compiler as long as the rest of a kernel.
+  constexpr bool to_memory = std::is_same_v<Put, Into>;
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
-    dot_some<VECTORS>(put, rows, i, j, Matrix<const U>{a.data + i * a.row, a.row, a.column}, b, b_row, width, k);
+    const U* const ai = a + i * a_row;
+    if (width == COLUMNS && (to_memory || (VECTORS == PANEL_VECTORS && rows == BLOCK_ROWS))) {
+      if constexpr (to_memory) dot_rows<VECTORS>(put, i, j, rows, ai, a_row, a_column, b, b_row, k);
+      else dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, ai, a_row, a_column, b, b_row, k);
+    } else {
+      float edge[BLOCK_ROWS * COLUMNS];
+      dot_rows<VECTORS>(Into{{edge, COLUMNS, 1}, false}, 0, 0, rows, ai, a_row, a_column, b, b_row, k);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < width; c += LANES) put.some(i + r, j + c, load(&edge[r * COLUMNS + c]), width - c);
+      }
+    }
     i += rows;
   }
 }
 
 // ``width`` columns from j on; b points at their panel.
 template <class Put, class U>
-inline void dot_columns(Put put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width, int64_t m,
-                        int64_t k) {
-  if (width <= LANES) dot_panel<1>(put, j, a, b, b_row, width, m, k);
-  else dot_panel<PANEL_VECTORS>(put, j, a, b, b_row, width, m, k);
+inline void dot_columns(const Put& put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
+                        int64_t m, int64_t k) {
+  if (width <= LANES) dot_panel<1>(put, j, a.data, a.row, a.column, b, b_row, width, m, k);
+  else dot_panel<PANEL_VECTORS>(put, j, a.data, a.row, a.column, b, b_row, width, m, k);
 }
 
 template <class Operand, class T>
@@ -1214,6 +1223,31 @@ inline void transpose(const void* from, int64_t row_bytes, uint32_t* into) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// 2 * LANES neighbours of two rows as pairs: those of the first LANES columns, and of the others.
+struct Beside {
+  __m512i left, right;
+};
+struct BesideOrder {
+  uint16_t lane[2][2 * LANES];
+  constexpr BesideOrder() : lane() {
+    for (int i = 0; i < 2 * LANES; ++i) {
+      lane[i / LANES][i % LANES * 2] = uint16_t(i);
+      lane[i / LANES][i % LANES * 2 + 1] = uint16_t(2 * LANES + i);
+    }
+  }
+};
+CASTILE_INLINE Beside beside(const bf16* low, const bf16* high) {
+  static constexpr BesideOrder ORDER;
+  const __m512i a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+  return {_mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[0]), b),
+          _mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[1]), b)};
+}
+#endif
+
+// Rows of B that are asked for ahead of those that are packed: a panel has a few lines of each, which nobody foresees.
+constexpr int64_t PACK_AHEAD = 16;
+
 // One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
 template <class Operand, class B>
 inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* panel) {
@@ -1228,6 +1262,22 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
         for (int64_t q = 0; q < width; q += 16) {
           transpose(b.data + done * PER_WORD + q * b.column, b.column * int64_t(sizeof(B)),
                     reinterpret_cast<uint32_t*>(panel) + done * PANEL + q);
+        }
+      }
+    }
+  }
+#endif
+#if defined(__AVX512BF16__)
+  if constexpr (AS_IT_IS && PAIRS<Operand>) {
+    if (b.column == 1 && width == PANEL) {
+      for (; done < k / 2; ++done) {
+        const B* const low = b.data + 2 * done * b.row;
+        CASTILE_UNROLL
+        for (int64_t q = 0; q < PANEL; q += 2 * LANES) {
+          prefetch(low + PACK_AHEAD * b.row + q), prefetch(low + (PACK_AHEAD + 1) * b.row + q);
+          const Beside both = beside(low + q, low + b.row + q);
+          _mm512_storeu_si512(panel + done * PANEL + q, both.left);
+          _mm512_storeu_si512(panel + done * PANEL + q + LANES, both.right);
         }
       }
     }
@@ -1296,32 +1346,73 @@ inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t
   }
 }
 
+// What `pack` made of k rows of B, from its first column on or from others.
+template <class Operand>
+struct Panels {
+  const Unit<Operand>* data;
+  int64_t height;  // units along k
+
+  CASTILE_INLINE Panels(const void* packed, int64_t k)
+      : data(static_cast<const Unit<Operand>*>(packed)), height(depth<Operand>(k)) {}
+
+  // From a column on, a multiple of PANEL, or from a row on, an even one.
+  CASTILE_INLINE Panels from_column(int64_t j) const { return {data + j * height, height}; }
+  CASTILE_INLINE Panels from_row(int64_t p) const { return {data + depth<Operand>(p) * PANEL, height}; }
+
+ private:
+  CASTILE_INLINE Panels(const Unit<Operand>* from, int64_t high) : data(from), height(high) {}
+};
+
+// Of n columns, those in whole panels before some; and the others in whole vectors up to some.
+CASTILE_INLINE int64_t panels_before(int64_t first, int64_t n) {
+  return at_least(0, at_most(first, n)) / PANEL * PANEL;
+}
+CASTILE_INLINE int64_t vectors_to(int64_t last, int64_t n) {
+  return at_least(0, at_most((last + LANES - 1) / LANES * LANES, n));
+}
+
+// Where in n numbers those lie, to a vector's length, that are between the least and the greatest of m others.
+struct Span {
+  int64_t first, last;
+};
+template <class T>
+inline Span between(const T* others, int64_t m, const T* numbers, int64_t n) {
+  T least = others[0], greatest = others[0];
+  for (int64_t i = 1; i < m; ++i) least = minimum(least, others[i]), greatest = maximum(greatest, others[i]);
+  const auto any = [&](int64_t from, int64_t last) {
+    bool found = false;
+    for (int64_t i = from; i < last; ++i) found |= (numbers[i] >= least) & (numbers[i] <= greatest);
+    return found;
+  };
+  Span span = {0, n};
+  while (span.first + LANES <= n && !any(span.first, span.first + LANES)) span.first += LANES;
+  while (span.last - LANES >= span.first && !any(span.last - LANES, span.last)) span.last -= LANES;
+  return span;
+}
+
 // A[m, k] B[k, n] in f32, operands rounded to Operand first, B packed. ``local`` holds m * k floats.
 template <class Operand, class A, class Put>
-inline void dot_packed(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k, float* local) {
+inline void dot_packed(Put put, Matrix<const A> a, Panels<Operand> b, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
   for (int64_t j = 0; j < n; j += PANEL) {
-    const U* const panel = static_cast<const U*>(panels) + j * depth<Operand>(k);
+    const U* const panel = b.data + j * b.height;
     dot_columns(put, j, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
   }
+}
+template <class Operand, class A, class Put>
+inline void dot_packed(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k, float* local) {
+  dot_packed<Operand, A>(put, a, Panels<Operand>(panels, k), m, n, k, local);
 }
 
 // With so few rows (fewer where its rows lie along n), B is read where it lies: packing it would cost more than it saves.
 constexpr int64_t FEW_ROWS = 8;
 constexpr int FEW_BLOCK = 4;
+template <class B>
+constexpr int64_t FEW_ACROSS = PAIRS<B> ? FEW_ROWS : FEW_BLOCK;
 
 template <class Operand, class B>
 constexpr bool READS_AS_IT_IS = std::is_same_v<B, Operand> && (std::is_same_v<B, float> || std::is_same_v<B, bf16>);
-
-// Row after row of A rounded to Operand, as floats, k each.
-template <class Operand, class A>
-inline const float* floats_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t p = 0; p < k; ++p) copy[i * k + p] = to<float>(to<Operand>(a.data[i * a.row + p * a.column]));
-  }
-  return copy;
-}
 
 CASTILE_INLINE float sum_of(Vector x) {
 #if defined(__AVX512F__)
@@ -1344,41 +1435,110 @@ CASTILE_INLINE void add_products(Vector& sum, const bf16* x, const bf16* y) {
 }
 #endif
 
-// A few rows of C where the columns of B lie along k.
-template <int ROWS, class Operand, class B>
-inline void dot_along(Matrix<float> c, const float* a, const bf16* narrow, Matrix<const B> b, int64_t n, int64_t k,
-                      bool accumulate) {
-  for (int64_t j = 0; j < n; ++j) {
-    const B* const column = b.data + j * b.column;
-    Vector sum[ROWS] = {};
-    int64_t p = 0;
-#if defined(__AVX512BF16__)
-    if constexpr (std::is_same_v<B, bf16>) {
-      for (; p + 2 * LANES <= k; p += 2 * LANES) {
-        CASTILE_UNROLL
-        for (int i = 0; i < ROWS; ++i) add_products(sum[i], narrow + i * k + p, column + p);
-      }
-    }
+// The sums of four vectors.
+#if defined(__AVX512F__)
+CASTILE_INLINE __m128 sums_of(const Vector* x) {
+  const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 #endif
-    for (; p + LANES <= k; p += LANES) {
-      const Vector x = load(column + p);
-      CASTILE_UNROLL
-      for (int i = 0; i < ROWS; ++i) sum[i] += load(a + i * k + p) * x;
-    }
-    CASTILE_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-      float total = sum_of(sum[i]);
-      for (int64_t q = p; q < k; ++q) total += a[i * k + q] * to<float>(column[q]);
-      float* const at = c.data + i * c.row + j;
-      *at = accumulate ? *at + total : total;
-    }
+
+// A few rows of A, each along k: bf16 where the machine multiplies B in pairs, else floats.
+template <class B>
+using FewUnit = std::conditional_t<PAIRS<B>, B, float>;
+
+template <class U>
+struct FewRows {
+  const U* data;
+  int64_t row;
+
+  CASTILE_INLINE FewRows from(int64_t i, int64_t p) const { return {data + i * row + p, row}; }
+  CASTILE_INLINE float at(int64_t i, int64_t p) const { return to<float>(data[i * row + p]); }
+};
+
+// Those of A rounded to Operand: where they lie if that will do, else copied.
+template <class Operand, class U, class A>
+inline FewRows<U> few_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if constexpr (std::is_same_v<A, U> && std::is_same_v<A, Operand>) {
+    if (a.column == 1) return {a.data, a.row};
   }
-  (void)narrow;
+  U* const into = reinterpret_cast<U*>(copy);
+  for (int64_t i = 0; i < m; ++i) {
+    CASTILE_SIMD
+    for (int64_t p = 0; p < k; ++p) into[i * k + p] = to<U>(to<Operand>(a.data[i * a.row + p * a.column]));
+  }
+  return {into, k};
 }
 
-// A few rows of C where the rows of B lie along n: STEPS rows of B at a time are added to all of C, which stays near.
+// COLUMNS columns of B that lie along k, times ROWS rows of A.
+template <int ROWS, int COLUMNS, class B>
+CASTILE_INLINE void dot_columns_along(float* c, int64_t c_row, FewRows<FewUnit<B>> a, const B* b, int64_t b_column,
+                                      int64_t k, bool accumulate, int64_t ahead) {
+  Vector sum[ROWS][COLUMNS] = {};
+  int64_t p = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<B, bf16>) {
+    for (; p + 2 * LANES <= k; p += 2 * LANES) {
+      CASTILE_UNROLL
+      for (int j = 0; j < COLUMNS; ++j) {
+        if (ahead) prefetch(b + j * b_column + p + ahead);
+        CASTILE_UNROLL
+        for (int i = 0; i < ROWS; ++i) add_products(sum[i][j], a.data + i * a.row + p, b + j * b_column + p);
+      }
+    }
+  }
+#endif
+  for (; p + LANES <= k; p += LANES) {
+    CASTILE_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (ahead) prefetch(b + j * b_column + p + ahead);
+      const Vector x = load(b + j * b_column + p);
+      CASTILE_UNROLL
+      for (int i = 0; i < ROWS; ++i) sum[i][j] += load(a.data + i * a.row + p) * x;
+    }
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    float total[COLUMNS];
+#if defined(__AVX512F__)
+    if constexpr (COLUMNS == 4) {
+      _mm_storeu_ps(total, sums_of(sum[i]));
+    } else
+#endif
+    {
+      for (int j = 0; j < COLUMNS; ++j) total[j] = sum_of(sum[i][j]);
+    }
+    float* const at = c + i * c_row;
+    CASTILE_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) at[j] = accumulate ? at[j] + total[j] : total[j];
+  }
+  for (; p < k; ++p) {
+    for (int i = 0; i < ROWS; ++i) {
+      for (int j = 0; j < COLUMNS; ++j) c[i * c_row + j] += a.at(i, p) * to<float>(b[j * b_column + p]);
+    }
+  }
+}
+
+// A few rows of C where the columns of B lie along k.
+template <int ROWS, class B>
+inline void dot_along(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
+                      int64_t ahead) {
+  int64_t j = 0;
+  for (; j + 4 <= n; j += 4) {
+    dot_columns_along<ROWS, 4>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+  }
+  for (; j < n; ++j) {
+    dot_columns_along<ROWS, 1>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+  }
+}
+
+// STEPS rows of B, which lie along n, are added to a few rows of C, which stay near.
 template <int ROWS, int STEPS, class B>
-inline void add_rows(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k) {
+inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n) {
   for (int64_t j = 0; j < n; j += LANES) {
     const bool whole = n - j >= LANES;
     Vector x[STEPS];
@@ -1392,53 +1552,112 @@ inline void add_rows(Matrix<float> c, const float* a, Matrix<const B> b, int64_t
       float* const at = c.data + i * c.row + j;
       Vector sum = whole ? load(at) : load(at, 1, n - j);
       CASTILE_UNROLL
-      for (int p = 0; p < STEPS; ++p) sum += a[i * k + p] * x[p];
+      for (int p = 0; p < STEPS; ++p) sum += a.at(i, p) * x[p];
       if (whole) store(at, sum);
       else store(at, 1, sum, n - j);
     }
   }
 }
 
-template <int ROWS, class B>
-inline void dot_across(Matrix<float> c, const float* a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate) {
-  constexpr int STEPS = 4;
-  if (!accumulate) {
-    for (int i = 0; i < ROWS; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
+#if defined(__AVX512BF16__)
+// As `add_rows`, by pairs of rows that are brought side by side; n is a multiple of 2 * LANES.
+template <int ROWS, int STEPS>
+inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t n, int64_t ahead) {
+  for (int64_t j = 0; j < n; j += 2 * LANES) {
+    Beside x[STEPS / 2];
+    CASTILE_UNROLL
+    for (int p = 0; p < STEPS; p += 2) {
+      const bf16* const low = b.data + p * b.row + j;
+      const bf16* const high = low + b.row;
+      if (ahead) prefetch(low + ahead), prefetch(high + ahead);
+      x[p / 2] = beside(low, high);
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      float* const at = c.data + i * c.row + j;
+      __m512 sum = _mm512_loadu_ps(at), next = _mm512_loadu_ps(at + LANES);
+      CASTILE_UNROLL
+      for (int p = 0; p < STEPS; p += 2) {
+        int32_t both;
+        std::memcpy(&both, a.data + i * a.row + p, 4);
+        const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
+        sum = _mm512_dpbf16_ps(sum, y, (__m512bh)x[p / 2].left);
+        next = _mm512_dpbf16_ps(next, y, (__m512bh)x[p / 2].right);
+      }
+      _mm512_storeu_ps(at, sum);
+      _mm512_storeu_ps(at + LANES, next);
+    }
   }
+}
+#endif
+
+// At most FEW_STEPS rows of B, which lie along n, are added to a few rows of C.
+constexpr int FEW_STEPS = 8;
+template <int ROWS, class B>
+inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k,
+                       int64_t ahead) {
   int64_t p = 0;
-  for (; p + STEPS <= k; p += STEPS) add_rows<ROWS, STEPS, B>(c, a + p, {b.data + p * b.row, b.row, 1}, n, k);
-  for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a + p, {b.data + p * b.row, b.row, 1}, n, k);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<B, bf16>) {
+    const int64_t whole = n / (2 * LANES) * (2 * LANES);
+    if (k == FEW_STEPS && whole > 0) {
+      add_pairs<ROWS, FEW_STEPS>(c, a, b, whole, ahead);
+      c.data += whole, b.data += whole, n -= whole;
+    }
+  }
+#endif
+  for (; p + 4 <= k; p += 4) add_rows<ROWS, 4, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
+  for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
+  (void)ahead;
 }
 
-template <int ROWS, class Operand, class B>
-inline void dot_few(Matrix<float> c, const float* a, const bf16* narrow, Matrix<const B> b, int64_t n, int64_t k,
-                    bool accumulate) {
-  if (b.row == 1) dot_along<ROWS, Operand, B>(c, a, narrow, b, n, k, accumulate);
-  else dot_across<ROWS, B>(c, a, b, n, k, accumulate);
+// Columns of B along k that all rows of A meet before the next ones come; and how far ahead of those B is asked for.
+constexpr int64_t FEW_COLUMNS = 16, FEW_AHEAD = 16384;
+
+template <int ROWS, class B>
+inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
+                    int64_t ahead) {
+  if (b.row == 1) dot_along<ROWS, B>(c, a, b, n, k, accumulate, ahead);
+  else add_across<ROWS, B>(c, a, b, n, k, ahead);
 }
 
-// As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats.
-template <class Operand, class A, class B>
+// A part of B, while it is near, with all rows of A; what lies ``ahead`` elements further is asked for.
+template <class B>
+inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                     bool accumulate, int64_t ahead) {
+  for (int64_t i = 0; i < m; i += FEW_BLOCK) {
+    const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
+    switch (at_most(FEW_BLOCK, m - i)) {
+      case 1: dot_few<1, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      case 2: dot_few<2, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      case 3: dot_few<3, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      default: dot_few<4, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+    }
+  }
+}
+
+// As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats. If
+// ORDERED, a row's sums are taken as they are among many rows, even where there are few.
+template <class Operand, class A, class B, bool ORDERED = false>
 inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
                 float* local) {
   using U = Unit<Operand>;
-  if constexpr (READS_AS_IT_IS<Operand, B>) {
-    if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_BLOCK) {
-      const float* const floats = floats_of<Operand, A>(a, m, k, local);
-      bf16* const narrow = reinterpret_cast<bf16*>(local + m * k);
-      if constexpr (std::is_same_v<B, bf16>) {
-        for (int64_t p = 0; p < m * k; ++p) narrow[p] = to<bf16>(floats[p]);
-      }
-      for (int64_t i = 0; i < m; i += FEW_BLOCK) {
-        const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
-        const float* const ai = floats + i * k;
-        const bf16* const ni = narrow + i * k;
-        switch (at_most(FEW_BLOCK, m - i)) {
-          case 1: dot_few<1, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
-          case 2: dot_few<2, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
-          case 3: dot_few<3, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
-          default: dot_few<4, Operand, B>(ci, ai, ni, b, n, k, accumulate); break;
+  if constexpr (READS_AS_IT_IS<Operand, B> && !ORDERED) {
+    if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_ACROSS<B>) {
+      constexpr int64_t NEAR = FEW_AHEAD / int64_t(sizeof(B));
+      const FewRows<FewUnit<B>> few = few_rows<Operand, FewUnit<B>, A>(a, m, k, local);
+      if (b.row == 1) {
+        for (int64_t j = 0; j < n; j += FEW_COLUMNS) {
+          const Matrix<float> cj = {c.data + j, c.row, 1};
+          const Matrix<const B> bj = {b.data + j * b.column, 1, b.column};
+          dot_part<B>(cj, few, bj, m, at_most(FEW_COLUMNS, n - j), k, accumulate, NEAR);
         }
+        return;
+      }
+      for (int64_t i = 0; i < m && !accumulate; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
+      const int64_t ahead = at_least(NEAR, FEW_STEPS * b.row);
+      for (int64_t p = 0; p < k; p += FEW_STEPS) {
+        dot_part<B>(c, few.from(0, p), {b.data + p * b.row, b.row, 1}, m, n, at_most(FEW_STEPS, k - p), true, ahead);
       }
       return;
     }
@@ -1659,7 +1878,8 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
     }
     for (int64_t i = 0; i < m; ++i) {
       int64_t j = 0;
-      for (; j + LANES <= n; j += LANES) put.whole(i, j, load(c.data + i * c.row + j));
+      auto place = put.from(i, 0);
+      for (; j + LANES <= n; j += LANES) place.whole(j, load(c.data + i * c.row + j));
       if (j < n) put.some(i, j, load(c.data + i * c.row + j), n - j);
     }
     return;

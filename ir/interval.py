@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .cascade import Access, Call, Const, Expr, Extent, Rank, Reduce, children, walk
+from .cascade import Access, Call, Const, Expr, Extent, Rank, Reduce, children, free_ranks, walk
 
 Interval = tuple[int, int]
 
@@ -30,6 +30,27 @@ def interval(e: Expr, ranks: Mapping[str, Interval], extents: Mapping[str, int] 
     It is exact, its ends attained, where each rank occurs once and under no ``%``.
     """
     return _span(e, ranks, extents or {})
+
+
+def slope(e: Expr, rank: str) -> int | None:
+    """How an integer expression moves with a rank: 1 if it never falls, -1 if it never rises, 0 if it does not depend
+    on it; None where no rule tells."""
+    match e:
+        case Rank(name=name):
+            return int(name == rank)
+        case Call(op="neg", args=(a,)):
+            found = slope(a, rank)
+            return None if found is None else -found
+        case Call(op="sub", args=(a, b)):
+            return slope(Call("add", (a, Call("neg", (b,)))), rank)
+        case Call(op="add" | "minimum" | "maximum", args=(a, b)):
+            found, other = slope(a, rank), slope(b, rank)
+            return None if found is None or other is None or found * other < 0 else found or other
+        case Call(op="mul" | "floordiv", args=(a, Const(value=int() as by))) if by > 0:
+            return slope(a, rank)
+        case Call(op="mul", args=(Const(value=int() as by), a)) if by > 0:
+            return slope(a, rank)
+    return 0 if rank not in free_ranks(e) else None
 
 
 def exact_interval(e: Expr, ranks: Mapping[str, Interval], extents: Mapping[str, int]) -> Interval | None:

@@ -109,6 +109,9 @@ class For:
 
     ``phase`` tells what the bounds guarantee: "all", "full" (no mask is needed inside) or "partial". ``reverse``
     streams from the end, as a backward scan needs.
+    ``own`` are closer bounds where tiles have rows: in them a rank stands for one coordinate, and nothing comes of this
+    coordinate with those of the loop that are outside; a printer may leave them out. Nor does anything come of
+    coordinates whose elements of the two tiles of ``meets``, of the rows and of the loop, are not equal.
     """
 
     rank: str
@@ -118,6 +121,8 @@ class For:
     upper: Expr | None = None
     phase: str = "all"
     reverse: bool = False
+    own: tuple[Expr | None, Expr | None] = (None, None)
+    meets: tuple[str, str] | None = None
 
 
 Op = Load | Map | Fold | Dot | Store | For
@@ -147,7 +152,8 @@ class TileKernel:
     ``fixed`` has the ranks of the grid and of loops whose extents are the mapping's choice and constants of the kernel,
     such as the number of pieces of a split rank. ``held`` are ranks that are kept on chip entire, of which the compiled
     kernel knows the greatest extent only.
-    ``scalars`` are 0-dimensional inputs, passed by value.
+    ``scalars`` are 0-dimensional inputs, passed by value. ``ordered`` kernels take sums in one order, however many rows
+    there are: strict numerics.
     """
 
     name: str
@@ -158,6 +164,7 @@ class TileKernel:
     fixed: Mapping[str, int] = field(default_factory=dict)
     comments: Mapping[str, str] = field(default_factory=dict, compare=False)
     held: tuple[HeldRank, ...] = ()
+    ordered: bool = False
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -197,8 +204,8 @@ def expressions(op: Op) -> Iterator[Expr]:
         case Store(target=target, expr=expr):
             yield from target.indices
             yield expr
-        case For(lower=lower, upper=upper):
-            yield from (e for e in (lower, upper) if e is not None)
+        case For(lower=lower, upper=upper, own=own):
+            yield from (e for e in (lower, upper, *own) if e is not None)
         case Dot():
             return
 
@@ -258,7 +265,10 @@ def _print_for(op: For) -> str:
     upper = print_expr(op.upper) if op.upper is not None else f"extent({op.rank})"
     bounds = "" if op.lower is None and op.upper is None else f" in {lower} … {upper}"
     marks = ("" if op.phase == "all" else f" ({op.phase})") + (" backwards" if op.reverse else "")
-    return f"for {op.rank}{size}{bounds}{marks}"
+    ends = [f" {word} {print_expr(e)}" for word, e in zip(("from", "to"), op.own, strict=True) if e is not None]
+    ends += [f" where {op.meets[0]} == {op.meets[1]}"] if op.meets is not None else []
+    own = ", each row" + "".join(ends) if ends else ""
+    return f"for {op.rank}{size}{bounds}{marks}{own}"
 
 
 def _print_assignment(op: Load | Map | Fold | Dot) -> str:
@@ -302,10 +312,12 @@ def _verify_ops(
             case For():
                 if op.rank in scope or op.size < 1:
                     raise VerifyError(f"{where}the loop over `{op.rank}` shadows a rank or has tiles of no size")
-                for bound in (op.lower, op.upper):
-                    if bound is not None:
-                        _verify_expr(where, bound, set(), scope, made, known)
-                _verify_ops(k, op.body, scope | {op.rank}, dict(made), known)
+                for bound in expressions(op):
+                    _verify_expr(where, bound, set(), scope, made, known)
+                inside = dict(made)
+                _verify_ops(k, op.body, scope | {op.rank}, inside, known)
+                if not set(op.meets or ()) <= set(inside):
+                    raise VerifyError(f"{where}rows meet by tiles that the loop over `{op.rank}` does not have")
             case Store(target=target, axes=axes, expr=expr):
                 if target.tensor not in k.outputs or len(target.indices) != len(known[target.tensor].indices):
                     raise VerifyError(f"{where}`{print_expr(target)}` is no element of an output")

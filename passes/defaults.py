@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import prod
 
 from ..ir.cascade import Call, Const, Rank, free_ranks, tensors_read
+from ..ir.dtypes import DTYPES
 from ..ir.footprint import scoped_sizes, tile_bytes
 from ..ir.mapping import Mapping as TileMapping
 from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, operations, tiles_of
@@ -19,9 +20,9 @@ from .fuse import ON_CHIP
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
 PANEL, LANES = 64, 16
 
-# Rows that share a packed operand; fewer where each goes over a band, as in a sliding window: all of them go over what
-# any one needs. The depth of a contraction of 16-bit operands; others and the keys of attention take half.
-ROWS, BAND, DEPTH = 192, 64, 1024
+# Rows that share a packed operand; more where each goes over a band, as in a sliding window: that is packed with what
+# lies around it. The depth of a contraction of 16-bit operands; others and the keys of attention take half.
+ROWS, BAND, DEPTH = 192, 384, 1024
 
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
@@ -97,7 +98,8 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
 
 def repeats(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int]) -> int:
     """How often a fold beside a contraction is done again at most: once for each tile of a rank that it knows nothing
-    of, as the sum of a row is by every tile of the columns that the row is multiplied with."""
+    of, as the sum of a row is by every tile of the columns that the row is multiplied with. Integers, by which loops
+    are bounded, are not counted."""
     worst = 1
     for k in kernels:
         if not any(isinstance(op, Dot) and op.accumulate for op in operations(k.body)):
@@ -111,7 +113,7 @@ def repeats(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Ma
                 own = set().union(*(known.get(t, set()) for t in read))
             own |= {*op.tile.axes, *(op.over if isinstance(op, Fold | Dot) else ())}
             known[op.tile.name] = known.get(op.tile.name, set()) | own
-            if isinstance(op, Fold) and len(own) > 1:
+            if isinstance(op, Fold) and len(own) > 1 and DTYPES[op.tile.dtype].is_float:
                 others = {g.rank for g in k.grid} - known[op.tile.name]
                 worst = max(worst, prod(-(-extents.get(r, 1) // tiles.get(r, 1)) for r in others))
     return worst
@@ -174,15 +176,16 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
             found[column] = WIDE
         for r in (*op.over, *op.tile.axes):
             if r in loops:
-                deep = narrow and not streamed and not few
-                found[r] = SHALLOW if few and rows <= FEWEST else DEPTH if deep else DEPTH // 2
+                deep = narrow and not streamed and (not few or k.ordered)
+                shallow = few and rows <= FEWEST and not k.ordered
+                found[r] = SHALLOW if shallow else DEPTH if deep else DEPTH // 2
     return found
 
 
 def _banded(k: TileKernel) -> bool:
-    """Whether all loops begin and end where an expression says."""
-    loops = [op for op in operations(k.body) if isinstance(op, For)]
-    return bool(loops) and all(op.lower is not None and op.upper is not None for op in loops)
+    """Whether all loops begin and end where each row says."""
+    loops = [op for op in operations(k.body) if isinstance(op, For) and any(isinstance(x, Dot) for x in op.body)]
+    return bool(loops) and all(op.phase == "full" or None not in op.own for op in loops)
 
 
 def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from ..ir.cascade import Cascade, Const, Expr, Rank, free_ranks
+from ..ir.cascade import Access, Call, Cascade, Const, Expr, Rank, free_ranks, walk
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
@@ -75,6 +75,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         join=bool(mapping.knob("join")),
         scatter=bool(mapping.knob("scatter")),
         apart=bool(mapping.knob("apart")),
+        meet=bool(mapping.knob("meet")),
         splits=mapping.splits,
     )
     user = {m.name for m in c.monoids}
@@ -198,10 +199,11 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
         # What merges the pieces has kernels of its own.
         return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
-    plain = mapped(c, CPU, extents)
+    begin = replace(CPU, knobs={**CPU.knobs, "meet": 1}) if _compares(c) else CPU
+    plain = mapped(c, begin, extents)
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)
-    knobs = {**CPU.knobs, "through": int(written >= CACHED_BYTES)}
+    knobs = {**begin.knobs, "through": int(written >= CACHED_BYTES)}
     known = {r: n for r, n in extents.items() if r in c.ranks}
     tiles = cpu_tiles(plain.kernels, known)
     rows = longest_row(plain.kernels, plain.sizes)
@@ -213,6 +215,12 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     found = _scattered(c, plain.kernels, found, extents)
     return _in_pieces(c, plain.kernels, found, extents, TASKS)
+
+
+def _compares(c: Cascade) -> bool:
+    """Whether something hangs on two elements of tensors being equal."""
+    nodes = (n for e in c.einsums for n in walk(e.expr))
+    return any(isinstance(n, Call) and n.op == "eq" and all(isinstance(a, Access) for a in n.args) for n in nodes)
 
 
 def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:

@@ -8,11 +8,24 @@ for k in 64 … 128 (partial)          whose body tests q >= k; keys past 127 ar
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf
 
-from ..ir.cascade import Access, Call, Const, Expr, Extent, Rank, Reduce, children, literal_value, rebuild, transform
+from ..ir.cascade import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Extent,
+    Rank,
+    Reduce,
+    children,
+    free_ranks,
+    literal_value,
+    rebuild,
+    transform,
+)
 from .ranges import Bounds, Range, loop_bounds
 
 ZERO, ONE = Const(0), Const(1)
@@ -20,12 +33,18 @@ ZERO, ONE = Const(0), Const(1)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One loop: coordinates from ``lower`` to before ``upper`` (None: the whole rank), and what always holds there."""
+    """One loop: coordinates from ``lower`` to before ``upper`` (None: the whole rank), and what always holds there.
+
+    ``own`` bounds what one coordinate of each tiled rank lets through, which those ranks stand for; ``meets`` are
+    tensors' elements, of the rows and of the loop, that have to be equal.
+    """
 
     name: str = "all"
     lower: Expr | None = None
     upper: Expr | None = None
     known: frozenset[Expr] = frozenset()
+    own: tuple[Expr | None, Expr | None] = (None, None)
+    meets: tuple[Access, Access] | None = None
 
 
 ALL = Phase()
@@ -76,11 +95,12 @@ def phases(
     data: Collection[str],
     end: Callable[[str, bool], Expr],
     align: int,
+    one: Callable[[str, bool], Expr] | None = None,
 ) -> tuple[Phase, ...]:
     """The loops over a rank outside which the conditions fail, in order, apart from each other.
 
-    ``end(r, last)`` is the expression of a rank's first or last coordinate in the tile. Loops that need no mask are
-    cut to multiples of ``align``, so that their tiles are filled.
+    ``end(r, last)`` is the expression of a rank's first or last coordinate in the tile, ``one(r, last)`` the same for a
+    tile of one row. Loops that need no mask are cut to multiples of ``align``, so that their tiles are filled.
     """
     parts = sorted(conditions, key=repr)
     if not parts:
@@ -101,7 +121,16 @@ def phases(
         full = [f for f in found.full if bool(_positive(f.lower)) == (touch is late)] or list(found.full)
         loops, start = _group(hull, full, start, known, end, align)
         groups += loops
+    if one is not None:
+        own = _own(Bounds(found.touch, (), found.exact).hull, one)
+        groups = [replace(g, own=own) if g.name == "partial" else g for g in groups]
     return tuple(groups) or (Phase("partial", ZERO, ZERO),)
+
+
+def _own(touch: Range, one: Callable[[str, bool], Expr]) -> tuple[Expr | None, Expr | None]:
+    """What a range is for one coordinate of every tiled rank; None for an end that does not depend on it."""
+    low, high = _most([_ends(b, one) for b in _positive(touch.lower)]), _least([_after(b, one) for b in touch.upper])
+    return (low if free_ranks(low) else None, high if high is not None and free_ranks(high) else None)
 
 
 def _positive(bounds: Iterable[Expr]) -> tuple[Expr, ...]:

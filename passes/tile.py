@@ -271,6 +271,7 @@ class _Builder(Streams):
             body,
             fixed={r: n for r, n in self.counts.items() if r in self._iterated(grid, body)},
             held=tuple(self.held.values()),
+            ordered=self.c.numerics == "strict",
         )
 
     def _iterated(self, grid: Iterable[GridRank], body: tuple[Op, ...]) -> set[str]:

@@ -7,12 +7,13 @@ from math import prod
 
 from ..ir.cascade import Access, Call, Const, Expr, Extent, Rank, Reduce, free_ranks, walk
 from ..ir.dtypes import DTYPES
-from ..ir.tile import For, HeldRank, Map
+from ..ir.tile import Fold, For, HeldRank, Map
 from ..ir.verify import scan_step
 from .fuse import ON_CHIP, VECTOR
 from .inline import renamed
 from .phases import ALL, Phase, phases, tile_end
 from .split import Piece
+from .step import Take
 from .tile_scope import Frame
 from .tile_values import Values
 
@@ -29,13 +30,19 @@ class Loops(Values):
             self.frames.append(Frame({r}, known))
 
     def _close(self, ranks: tuple[str, ...], phase: Phase = ALL) -> None:
+        meets: list[str] = []
+        for x in (self.value(x, None) for x in phase.meets or ()):
+            meets += [x.tensor] if isinstance(x, Access) and x.tensor in self.own else []
         for r in reversed(ranks):
             frame = self.frames.pop()
             lower = phase.lower
             upper = Extent(self.origin[r]) if r in self.origin and phase.upper is None else phase.upper
             if self.piece is not None and r == self.piece.rank:
                 lower, upper = self.piece.bounds(self._length(self.piece, self.sizes[r]), lower, upper)
-            self.frames[-1].ops.append(For(r, self.sizes[r], tuple(frame.ops), lower, upper, phase.name))
+            own = phase.own if r == ranks[-1] else (None, None)
+            pair = (meets[0], meets[1]) if r == ranks[-1] and len(meets) == 2 else None
+            loop = For(r, self.sizes[r], tuple(frame.ops), lower, upper, phase.name, own=own, meets=pair)
+            self.frames[-1].ops.append(loop)
             del self.sizes[r]
             self.aligned.discard(r)
 
@@ -55,15 +62,75 @@ class Loops(Values):
         single = {r for r in scope if r not in self.held and self.sizes[r] == 1}
         wide = {n.tensor for n in reads if not free_ranks(n) <= single}
         data = {n.tensor for n in reads if n.tensor not in wide and DTYPES[self.types[n.tensor]].is_integer}
-        found = phases(conditions, ranks[0], data, end, min(self.tiling.align, self._stream_size(ranks[0])))
+        tiled = {r for r in scope if r not in self.held and self.sizes[r] > 1}
+
+        def one(r: str, last: bool) -> Expr:
+            return Rank(r) if r in tiled else end(r, last)
+
+        found = phases(conditions, ranks[0], data, end, min(self.tiling.align, self._stream_size(ranks[0])), one)
+
+        def known(e: Expr | None) -> Expr | None:
+            return None if e is None else self.value(e, None)
+
+        loops = [
+            replace(p, lower=known(p.lower), upper=known(p.upper), own=(known(p.own[0]), known(p.own[1])))
+            for p in found
+        ]
+        return self._meeting(ranks[0], conditions, loops) if self.tiling.meet else loops
+
+    def _meeting(self, rank: str, conditions: frozenset[Expr], loops: list[Phase]) -> list[Phase]:
+        """The loops cut to where data that must be equal can be, if there is much to do in them.
+
+        Of documents, ``where(a[q] == b[k], …)``, a tile of q knows the least and the greatest: it meets none before the
+        first k with ``least <= b[k] <= greatest``, nor after the last.
+        """
+        nested = [n for n in self.e.reductions if n is not self.e.expr]
+        nested += [n for s in self.step or () if isinstance(s, Take) for n in walk(s.element) if isinstance(n, Reduce)]
+        pairs = [p for c in sorted(conditions, key=repr) if (p := self._equal(c, rank)) is not None]
+        if not nested or not pairs:
+            return loops
+        (mine, theirs), ops = pairs[0], self.frames[-1].ops
+        held = self.value(mine, None)
+        over = tuple(r for r in self._depends(held) if self.sizes[r] > 1)
+        ends = []
+        for op in ("min", "max"):
+            end: Expr = held
+            if over:
+                tile = self._tile(op, self._depends(held) - set(over), self.types[mine.tensor])
+                ops.append(Fold(tile, op, over, held))
+                end = Access(tile.name)
+            ends.append(end)
+        first, last = (self._tile(name, (), "i64") for name in ("first", "last"))
+        ops += [Map(first, Extent(self.origin.get(rank, rank))), Map(last, Const(0))]
+        lower, upper = loops[0].lower, loops[-1].upper
+        self._open((rank,), self.tiling.stream)
+        found = self.value(theirs, None)
+        meets = Call("and", (Call("ge", (found, ends[0])), Call("le", (found, ends[1]))))
+        for tile, op, place in ((first, "min", Rank(rank)), (last, "max", Call("add", (Rank(rank), Const(1))))):
+            value = Call("where", (meets, place, Access(tile.name)))
+            self.frames[-1].ops.append(Fold(tile, op, (rank,), value, accumulate=True))
+        self._close((rank,), Phase("all", lower, upper))
+        low, high = Access(first.name), Access(last.name)
         return [
             replace(
                 p,
-                lower=None if p.lower is None else self.value(p.lower, None),
-                upper=None if p.upper is None else self.value(p.upper, None),
+                lower=low if p.lower is None else Call("maximum", (p.lower, low)),
+                upper=high if p.upper is None else Call("minimum", (p.upper, high)),
+                meets=(mine, theirs) if over else None,
             )
-            for p in found
+            for p in loops
         ]
+
+    def _equal(self, c: Expr, rank: str) -> tuple[Access, Access] | None:
+        """The two sides of a condition that integers are equal, of which but one, the second, varies with a rank."""
+        match c:
+            case Call(op="eq", args=(Access() as a, Access() as b)):
+                for mine, theirs in ((a, b), (b, a)):
+                    others = free_ranks(theirs) - {rank}
+                    whole = all(self.types[x.tensor] in ("i32", "i64") and self._inside(x) for x in (mine, theirs))
+                    if rank in free_ranks(theirs) and rank not in free_ranks(mine) and whole:
+                        return (mine, theirs) if all(self.sizes.get(r, 1) == 1 for r in others) else None
+        return None
 
     def _stream_size(self, r: str) -> int:
         return self.tiling.ranks.get(self.origin.get(r, r), self.tiling.stream)

@@ -185,6 +185,16 @@ def test_mappings_from_strangers(text: str) -> None:
         Mapping.from_json(text)
 
 
+def test_strict_rows_do_not_hang_on_how_many_there_are() -> None:
+    """A row alone is multiplied as one of many is, though its tiles and its kernel are others."""
+    c = castile.parse("def gemm(A: f32[m, k], B: f32[k, n]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[k, n])\n")
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((64, 600), (600, 70)))
+    k = castile.compile(c, "cpu", numerics="strict")
+    many = k(A=a, B=b)
+    assert np.array_equal(k(A=a[:1], B=b), many[:1])
+
+
 def test_numerics_override() -> None:
     k = castile.compile(castile.parse(SOFTMAX), "cpu", numerics="strict")
     assert k.cascade.numerics == "strict"

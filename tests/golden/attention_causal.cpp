@@ -114,7 +114,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           for (int64_t q = 0; q < q_rows; ++q) {
             M_4[q] = M_1_rows[q];
             M_4[q] = fold_vectors<Max>(k_n, M_4[q], [&](int64_t k) { return scale * load(&sum_5[q * 528 + k]); });
-            ca_scale_8[q] = select<float>(M_4[q] == (-inf), 1.0f, exp(M_1_rows[q] - M_4[q]));
+            ca_scale_8[q] = select<float>(M_4[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_4[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_8[q];
             const float M_4_one = M_4[q];
             if (M_4_one == (-inf)) {
@@ -148,7 +148,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         }
       }
     }
-    // for k:512 in (q + 1) // 16 * 16 … minimum(q + 192, extent(q)) (partial)
+    // for k:512 in (q + 1) // 16 * 16 … minimum(q + 192, extent(q)) (partial), each row to q + 1
     {
       const int64_t k_first = at_least(0, floordiv<int64_t>(q0 + int64_t(1), int64_t(16)) * int64_t(16));
       const int64_t k_last = at_most(k_extent, minimum<int64_t>(q0 + int64_t(192), q_extent));
@@ -170,13 +170,14 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           float* const M_1_rows = M_1 + q_at;
           float* const O_sum_3_rows = O_sum_3 + q_at * 64;
           bf16* const Q_7_rows = Q_7 + q_at * 64;
+          const int64_t k_some = vectors_to(q1 + q_rows - k0, k_n);
           // sum_13[q, k]: f32 = dot[d](K_14, Q_7) in bf16
           alignas(64) float sum_13[3168];
           dot_packed<bf16, bf16>(
               Into{Matrix<float>{sum_13, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_14_panels,
-              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 313600));
+              q_rows, k_some, d_extent, reinterpret_cast<float*>(local + 313600));
           // M_12[q]: f32 = M_1
           alignas(64) float M_12[6];
           // M_12[q]: f32 max= reduce max[k](where(q >= k, scale * sum_13, -inf))
@@ -190,17 +191,17 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_15
           for (int64_t q = 0; q < q_rows; ++q) {
             M_12[q] = M_1_rows[q];
-            M_12[q] = fold_vectors<Max>(k_n, M_12[q], [&](int64_t k) { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), scale * load(&sum_13[q * 528 + k]), (-inf)); });
-            ca_scale_15[q] = select<float>(M_12[q] == (-inf), 1.0f, exp(M_1_rows[q] - M_12[q]));
+            M_12[q] = fold_vectors<Max>(k_some, M_12[q], [&](int64_t k) { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), scale * load(&sum_13[q * 528 + k]), (-inf)); });
+            ca_scale_15[q] = select<float>(M_12[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_12[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_15[q];
             const float M_12_one = M_12[q];
             if (M_12_one == (-inf)) {
-              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+              L_2_rows[q] = fold_vectors<Sum>(k_some, L_2_rows[q], [&](int64_t k) {
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), 1.0f, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), 1.0f, 0.0f);
               });
             } else {
-              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) {
+              L_2_rows[q] = fold_vectors<Sum>(k_some, L_2_rows[q], [&](int64_t k) {
                 const Vector f_16 = exp(scale * load(&sum_13[q * 528 + k]) - M_12_one);
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), f_16, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1), f_16, 0.0f);
@@ -216,10 +217,10 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
             dot_packed<bf16, bf16>(
                 Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
                 Matrix<const bf16>{left_17, 544, 1},
-                V_18_panels,
-                q_rows, f_n, k_n, reinterpret_cast<float*>(local + 313600));
+                Panels<bf16>(V_18_panels, k_n),
+                q_rows, f_n, k_some, reinterpret_cast<float*>(local + 313600));
           } else {
-            dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_n, true);
+            dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_some, true);
           }
           // M_1[q]: f32 = M_12
           #pragma omp simd
@@ -233,7 +234,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     alignas(64) float f_19[192];
     // store O[b, h, q, f] = where(L_2 == 0.0, 0.0, O_sum_3 / L_2 * f_19)
     for (int64_t q = 0; q < q_n; ++q) {
-      f_19[q] = exp(M_1[q] - M_1[q]);
+      f_19[q] = exp_alone(M_1[q] - M_1[q]);
       const float L_2_one = L_2[q];
       const float f_19_one = f_19[q];
       for (int64_t f = 0; f < f_n; f += LANES) {

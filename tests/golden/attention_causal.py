@@ -127,7 +127,7 @@ def attention_causal_M_kernel(
         O_sum_3 = tl.dot(tl.where(k_in[None, :], left_10, 0.0), tl.trans(V_11), O_sum_3)
         # M_1[q]: f32 = M_4
         M_1 = M_4
-    # for k:64 in (q + 1) // 64 * 64 … minimum(q + 128, extent(q)) (partial)
+    # for k:64 in (q + 1) // 64 * 64 … minimum(q + 128, extent(q)) (partial), each row to q + 1
     k_first = tl.maximum((q0 + 1) // 64 * 64, 0)
     k_last = tl.minimum(tl.minimum(q0 + 128, q_total), k_extent)
     for k0 in range(k_first, k_last, BLOCK_k):

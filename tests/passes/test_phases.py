@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 
 import castile
-from castile.ir.cascade import Call, Cascade, Expr, Reduce, walk
+from castile.ir.cascade import Call, Cascade, Expr, Rank, Reduce, walk
 from castile.ir.interpret import Span, _Run
 from castile.ir.tile import TileKernel
 from castile.passes.phases import ALL, bracket, conjuncts, phases, tile_end, without
 
 EXTENT = 29
+TEXTS = (
+    "q >= k",
+    "k > q",
+    "(q >= k) & (q - k < w)",
+    "(q >= k) & ((k < s) | (q - k < w))",
+    "(s > k) | (q >= k)",
+    "(q - k < w) & (k - q < w)",
+    "k >= 2 * q",
+    "(q >= k) & ((q - k) % 3 == 0)",
+    "(q >= k) & (k < 0)",
+)
 BOX = TileKernel("f", castile.parse("def f(w: i32, s: i32) -> Y:\n    Y = w + s\n").params, (), (), ())
 
 
@@ -32,20 +43,7 @@ def values(e: Expr, at: dict[str, int], q: Span, k: Span) -> np.ndarray:
 
 @pytest.mark.parametrize("align", [1, 4])
 @pytest.mark.parametrize("size", [1, 7, 16])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "q >= k",
-        "k > q",
-        "(q >= k) & (q - k < w)",
-        "(q >= k) & ((k < s) | (q - k < w))",
-        "(s > k) | (q >= k)",
-        "(q - k < w) & (k - q < w)",
-        "k >= 2 * q",
-        "(q >= k) & ((q - k) % 3 == 0)",
-        "(q >= k) & (k < 0)",
-    ],
-)
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize(("w", "s"), [(5, 3), (1, 0), (100, 100), (0, 7)])
 def test_loops_cover_what_is_let_through_once(text: str, size: int, align: int, w: int, s: int) -> None:
     p = condition(text)
@@ -66,6 +64,26 @@ def test_loops_cover_what_is_let_through_once(text: str, size: int, align: int, 
         assert visits.max(initial=0) <= 1
         assert not (holds & (visits == 0)).any()
         assert not (~holds & full).any()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(("w", "s"), [(5, 3), (1, 0), (100, 100), (0, 7)])
+def test_nothing_comes_through_outside_a_rows_own_bounds(text: str, w: int, s: int) -> None:
+    p = condition(text)
+    found = phases(
+        frozenset(conjuncts(p)), "k", {"w", "s"}, lambda r, last: tile_end(r, 7, last), 4, lambda r, _: Rank(r)
+    )
+    scalars = {"w": w, "s": s}
+    for phase in found:
+        assert phase.name == "partial" or phase.own == (None, None)
+        for q in range(EXTENT):
+            here, first = Span(q, q + 1), Span(q - q % 7, q - q % 7 + 1)
+            ends = zip((phase.lower, phase.upper), (0, EXTENT), strict=True)
+            low, high = (d if e is None else int(values(e, scalars, first, here)[0, 0]) for e, d in ends)
+            own = zip(phase.own, (0, EXTENT), strict=True)
+            least, beyond = (d if e is None else int(values(e, scalars, here, here)[0, 0]) for e, d in own)
+            lets = values(p, scalars, here, Span(0, EXTENT))[0]
+            assert not any(lets[k] and not least <= k < beyond for k in range(max(0, low), min(EXTENT, high)))
 
 
 def test_causal_tiles_are_full_below_the_diagonal() -> None:

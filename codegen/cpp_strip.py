@@ -1,0 +1,180 @@
+"""Strips of rows, and what of a tile each of them needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from ..ir.cascade import Access, Call, Const, Expr, Rank, free_ranks, walk
+from ..ir.interval import slope
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store
+from .cpp_rows import Rows
+from .cpp_scope import Axis, ctype, stored
+from .strips import ROWS, Strip, reads, writes
+
+
+class Strips(Rows):
+    """Prints operations that run a few rows at a time."""
+
+    def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
+        raise NotImplementedError
+
+    def _strip(self, strip: Strip, body: tuple[Op, ...]) -> None:
+        """Operations on a few rows at a time; tiles that nothing else touches are no longer than that."""
+        rank = strip.axis
+        assert rank is not None
+        whole = self.axes[rank]
+        made = [op.tile for op in strip.ops if isinstance(op, Load | Map | Fold | Dot)]
+        elsewhere = {t for op in body if op not in strip.ops for t in (*reads(op), *writes(op))}
+        for tile in made:
+            if tile.name in elsewhere:
+                self._declare(tile)
+        near = {tile.name for tile in made} - elsewhere
+        for op in strip.ops:
+            plan = self._dot_plan(op) if isinstance(op, Dot) else None
+            if isinstance(op, Dot) and plan is not None and rank not in plan.right.tile.axes:
+                self._prepare(op, plan)
+        at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
+        self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {ROWS})")
+        start, begins = base if whole.base != "0" else at, len(self.lines)
+        self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
+        places, stack, finite, panels = dict(self.places), self.stack, dict(self.finite), dict(self.panels)
+        used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
+        for name in sorted(used & set(self.places)):
+            place = self.places[name]
+            if rank in place.tile.axes and place.elements != 1:
+                rows, step = self.names("rows", name, f"{place.name}_rows"), place.step(rank)
+                offset = at if step == "1" else f"{at} * {step}"
+                self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
+                self.places[name] = replace(place, name=rows)
+        self.axes[rank] = Axis(ROWS, start, count, whole.index)
+        parts: list[str] = []
+        cut = self._needed(strip.ops, rank, near)
+        if cut is not None:
+            axis = self.axes[cut.rank]
+            parts = self._cut(strip.ops, cut, rank)
+        self._sequence(strip.ops, rank)
+        self._drop_unused(parts)
+        if start == base and any(re.search(rf"\b{base}\b", line) for line in self.lines[begins:]):
+            self.lines.insert(begins, "  " * self.depth + f"const int64_t {base} = {whole.base} + {at};")
+        if cut is not None:
+            self.axes[cut.rank] = axis
+        self.axes[rank] = whole
+        self.places, self.stack, self.finite, self.panels = places, stack, finite, panels
+        self.close()
+
+    def _needed(self, ops: Sequence[Op], row: str, near: Collection[str]) -> For | None:
+        """The loop around a strip of whose tile its rows need but a part, known before; None if there is none.
+
+        What has coordinates of that loop must be the strip's own or be read only, so that the others need no value.
+        """
+        loop = self.loops[-1] if self.loops else None
+        if loop is None or loop.size == 1:
+            return None
+        used = set().union(*(reads(op) for op in ops))
+        if loop.meets is not None and not (used >= {*loop.meets} and self._lie_apart(loop.meets, row, loop.rank, near)):
+            loop = replace(loop, meets=None)
+        if loop.own == (None, None) and loop.meets is None:
+            return None
+        for e in loop.own:
+            tiled = {r for r in (free_ranks(e) if e is not None else ()) if self.axes[r].size != 1}
+            data = {n.tensor for n in walk(e) if isinstance(n, Access)} if e is not None else set()
+            if tiled - {row} or data & set(self.tiles) or (e is not None and slope(e, row) is None):
+                return None
+        for op in ops:
+            if isinstance(op, Store | For) or (loop.rank in op.tile.axes and op.tile.name not in near):
+                return None
+            if not isinstance(op, Dot):
+                continue
+            plan = self._dot_plan(op)
+            if plan is None:
+                return None
+            if loop.rank in (plan.n, plan.k, *plan.over):
+                key = (plan.right.name, plan.n, plan.k, op.operand or "f32")
+                if loop.rank in plan.over or plan.right.tile.name in self.makers or key not in self.panels:
+                    return None
+        return loop
+
+    def _lie_apart(self, meets: tuple[str, str], row: str, rank: str, near: Collection[str]) -> bool:
+        """Whether numbers of rows and of a loop lie in memory, one after another."""
+        places = [self.places.get(t) for t in meets]
+        kinds = {p.tile.dtype for p in places if p is not None}
+        axes = [p.long for p in places if p is not None and p.view is None and p.tile.name not in near]
+        return axes == [(row,), (rank,)] and kinds in ({"i32"}, {"i64"})
+
+    def _cut(self, ops: Sequence[Op], loop: For, row: str) -> list[str]:
+        """Go over the part of a loop's tile that the rows of a strip need: from a whole panel on, in whole vectors.
+
+        Gives the names of what lies in memory already, from where it is needed on.
+        """
+        rank, whole = loop.rank, self.axes[loop.rank]
+        skip, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_skip", "1", "_some"))
+        low, high = (
+            self._at_end(e, row, last) if e is not None else None
+            for e, last in zip(loop.own, (False, True), strict=True)
+        )
+        low = f"{low} - {whole.base}" if low is not None else None
+        high = f"{high} - {whole.base}" if high is not None else None
+        if loop.meets is not None:
+            met, (mine, theirs) = self.names("met", rank, "{}_met"), (self.places[t].name for t in loop.meets)
+            self.line(f"const Span {met} = between({mine}, {self.axes[row].count}, {theirs}, {whole.count});")
+            low = f"at_least({met}.first, {low})" if low is not None else f"{met}.first"
+            high = f"at_most({met}.last, {high})" if high is not None else f"{met}.last"
+        if low is not None:
+            self.line(f"const int64_t {skip} = panels_before({low}, {whole.count});")
+            self.line(f"const int64_t {base} = {whole.base} + {skip};")
+        else:
+            skip, base = "0", whole.base
+        left = whole.count if low is None else f"{whole.count} - {skip}"
+        ahead = "" if low is None else f" - {skip}"
+        text = left if high is None else f"vectors_to({high}{ahead}, {left})"
+        self.line(f"const int64_t {count} = {text};")
+        for key, packed in self.panels.items():
+            if rank == key[2]:
+                # They are as high as the whole tile is.
+                self.panels[key] = f"Panels<{ctype(key[3])}>({packed}, {whole.count})"
+        parts = self._from(ops, loop, skip) if low is not None else []
+        self.axes[rank] = Axis(whole.size, base, count, whole.index)
+        return parts
+
+    def _from(self, ops: Sequence[Op], loop: For, skip: str) -> list[str]:
+        """Have what lies in memory already begin at the first coordinate that is needed."""
+        rank, used = loop.rank, set().union(*(reads(op) for op in ops))
+        panels, parts = dict(self.panels), []
+        for name in sorted(used & set(self.places)):
+            place = self.places[name]
+            if rank not in place.tile.axes or place.elements == 1:
+                continue
+            step, part = place.step(rank), self.names("part", name, f"{place.name}_some")
+            kind = stored(place.tile.dtype) if place.view is not None else ctype(place.tile.dtype)
+            const = "const " if place.view is not None else ""
+            self.line(f"{const}{kind}* const {part} = {place.name} + {skip}{'' if step == '1' else f' * {step}'};")
+            parts.append(part)
+            self.places[name] = replace(place, name=part)
+            if place.name in self.finite:
+                self.finite[part] = self.finite[place.name]
+            for (packed, n, k, operand), text in panels.items():
+                if packed == place.name and rank in (n, k):
+                    all_of_it = text if rank == k else f"Panels<{ctype(operand)}>({text}, {self.axes[k].count})"
+                    start = f"from_column({skip})" if rank == n else f"from_row({skip})"
+                    self.panels[part, n, k, operand] = f"{all_of_it}.{start}"
+        return parts
+
+    def _drop_unused(self, names: Sequence[str]) -> None:
+        """Take back pointers that nothing used."""
+        for name in names:
+            places = [i for i, line in enumerate(self.lines) if re.search(rf"\b{name}\b", line)]
+            if len(places) == 1:
+                del self.lines[places[0]]
+
+    def _at_end(self, e: Expr, row: str, last: bool) -> str:
+        """A bound that moves one way with the row: the least that it is in a strip or, ``last``, the greatest."""
+        axis, rising = self.axes[row], slope(e, row)
+        if last and e == Call("add", (Rank(row), Const(1))):
+            return f"{axis.base} + {axis.count}"
+        if rising and (rising > 0) == last:
+            self.axes[row] = replace(axis, base=f"({axis.base} + {axis.count} - 1)")
+        text = self.typed(e, "i64")
+        self.axes[row] = axis
+        return text
