@@ -59,6 +59,12 @@ WORKLOADS: tuple[tuple[str, dict[str, int]], ...] = (
 DRAWN, LAST, ROUNDS = 120, 6, 60
 BUDGET_S = 60
 
+# Quartiles further apart than this share of the median tell of something else that ran.
+UNEVEN = 0.5
+
+# So does a winner that takes so many times what it took when it was tuned.
+ELSEWISE = 1.5
+
 # What holds: the winner within this of the best, and the whole within so many seconds.
 NEAR, WITHIN_S = 1.05, 65.0
 
@@ -108,6 +114,7 @@ def tune(state: make_table.State, seconds: float) -> None:
             "trials": sum(r.kind == "trial" for r in every),
             "failed": sum(r.status != "ok" for r in every),
             "winner": winner.mapping.to_dict(),
+            "winner_s": winner.time_s,
             "best": [r.mapping.to_dict() for r in good[:LAST]],
         }
         state.append("tuned", row)
@@ -129,7 +136,7 @@ def judge(state: make_table.State, seconds: float, out: Path) -> None:
         good = [e.mapping for e in w.entries if built[e.source]]
         row = _judged(w, good, tuned[w.key], end - time.monotonic())
         if row is None:
-            print(f"{w.key}: the worker died")
+            print(f"{w.key}: the worker died, or something else ran meanwhile; it is judged again")
             continue
         state.append("judged", row)
         with out.open("a", encoding="utf-8") as file:
@@ -151,7 +158,9 @@ def _judged(w: make_table.Workload, good: list[Tuned], tuned: dict[str, Any], se
         fastest = itertools.islice((m for m in order if m in (default, winner) or bench.check(m).status == "ok"), LAST)
         last = list(dict.fromkeys([default, winner, *fastest]))
         times = bench.compete(last, min(25.0, seconds / 2), ROUNDS)
-    if times is None:
+    if times is None or max(_spread(t) for t in times) > UNEVEN:
+        return None
+    if median(times[last.index(winner)]) > ELSEWISE * tuned["winner_s"]:
         return None
     best = min(range(len(last)), key=lambda i: median(times[i]))
     beside, usual = (_ratio(times[last.index(winner)], times[i]) for i in (best, 0))
@@ -174,6 +183,12 @@ def _judged(w: make_table.Workload, good: list[Tuned], tuned: dict[str, Any], se
         "over_default": usual,
         "drawn_by_tuner_only": last[best] not in good,
     }
+
+
+def _spread(times: Sequence[float]) -> float:
+    """The distance of the quartiles over the median."""
+    low, high = np.quantile(times, [0.25, 0.75])
+    return float((high - low) / median(times))
 
 
 def _ratio(times: Sequence[float], base: Sequence[float]) -> list[float]:
