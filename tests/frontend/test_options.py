@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import castile  # noqa: E402
-from castile.frontend import tuning  # noqa: E402
+from castile.frontend import region, tuning  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
 from castile.frontend.region import RegionCall  # noqa: E402
 
@@ -18,6 +18,7 @@ from castile.frontend.region import RegionCall  # noqa: E402
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTILE_RECORDS", str(tmp_path / "records.sqlite"))
+    region._kernel.cache_clear()  # kernels of other tests say the same at other shapes
     torch._dynamo.reset()
     torch.manual_seed(0)
 
