@@ -22,7 +22,8 @@ FILLED = "red:any"
 
 def is_mask(m: Monomial) -> bool:
     """Whether a monomial is 0 or -inf and nothing else."""
-    return len(m.factors) == 1 and m.factors[0][0].kind == "lbr" and m.exponent is None and not m.brackets
+    bare = len(m.factors) == 1 and m.exponent is None and not m.brackets
+    return bare and m.factors[0][0].kind == "lbr" and m.factors[0][1] == 1
 
 
 def filled(a: Atom) -> Atom | None:
@@ -58,7 +59,8 @@ def _implied(p: Atom, factors: Iterable[tuple[Atom, int]], brackets: Iterable[At
     within = p.args[0]
     assert isinstance(within, Atom)
     wanted = set(conjuncts(within))
-    return wanted <= set(brackets) or any(n > 0 and _vanishes(a, p, wanted) for a, n in factors)
+    # Without a mask nothing passes where the rank itself is empty.
+    return bool(wanted) and wanted <= set(brackets) or any(n > 0 and _vanishes(a, p, wanted) for a, n in factors)
 
 
 def _vanishes(a: Atom, p: Atom, wanted: set[Atom]) -> bool:

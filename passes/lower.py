@@ -10,10 +10,11 @@ from fractions import Fraction
 from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
+from ..ir.dtypes import DTYPES
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
 from .emptiness import filled
-from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, parts_of, scale
+from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, lift, parts_of, scale
 from .normal import atom_nonnegative
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
@@ -98,6 +99,7 @@ class Lowering:
         return e
 
     def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
+        terms = _in_64_bits(terms) if whole else terms
         multiple = self._multiple(terms) if len(terms) > 1 else None
         if multiple is not None:
             return self._reduced(terms, *multiple)
@@ -425,6 +427,31 @@ class Lowering:
             del right[one]
             op = "gt"
         return call(op, self.form(Form(left), whole=True), self.form(Form(right), whole=True))
+
+
+def _in_64_bits(terms: list[tuple[Monomial, Fraction]]) -> list[tuple[Monomial, Fraction]]:
+    """Terms of an integer sum, which is one of i64: data of 32 bits that would wrap on the way is widened first.
+
+    ``A + B - j`` -> ``i64(A) + i64(B) - j`` and ``3 * A`` -> ``3 * i64(A)``; ``A + j`` is one of i64 by itself.
+    """
+    narrow = [_is_narrow_data(m) for m, _ in terms]
+    first = any(q > 0 for (m, q), n in zip(terms, narrow, strict=True) if not n and not m.is_one)
+    literal_too = any(m.is_one for m, _ in terms)
+    lone = len(terms) == 1 and terms[0][1] == 1
+    every = not lone and (sum(narrow) > 1 or (not first and (literal_too or all(narrow))))
+
+    def wide(m: Monomial) -> Monomial:
+        (atom, power), *rest = m.factors
+        return Monomial([(Atom("int", "cast:i64", (lift(atom),), dtype="i64"), power), *rest], m.exponent, m.brackets)
+
+    return [(wide(m) if n and (every or abs(q) != 1) else m, q) for (m, q), n in zip(terms, narrow, strict=True)]
+
+
+def _is_narrow_data(m: Monomial) -> bool:
+    """Whether a term is data of at most 32 bits, times a number."""
+    return bool(m.factors) and all(
+        a.kind in ("access", "int", "red") and a.name != "argmax" and DTYPES[a.dtype].bits <= 32 for a, _ in m.factors
+    )
 
 
 def _of_twos(m: Monomial) -> Monomial | None:

@@ -216,3 +216,26 @@ def test_a_mask_passes_a_rounding(dtype: str, gauge: str) -> None:
     want, got = evaluate(c, given)["O"], tree_evaluate(derive(c, gauge=gauge).cascade, given, rng, "f64")["O"]
     assert not want[1].any()
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+WIDTHS = """
+def f(A: i32[j], B: i32[j], D: i8[j]) -> (Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8):
+    Y1[j] = A[j] - (B[j] + j)
+    Y2[j] = (A[j] + j) + (B[j] - j)
+    Y3[j] = (A[j] + j) * 3
+    Y4[j] = (A[j] + j) * 3 - 3 * j
+    Y5[j] = f32((A[j] + j) + B[j])
+    Y6[j] = where((A[j] + j) + (B[j] - j) > 2147483647, 1, 0)
+    Y7[j] = (A[j] + j) - (j - 2147483647)
+    Y8[j] = (D[j] + j) * 1000000000 - j * 1000000000
+"""
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_integers_keep_the_width_in_which_they_were_added(level: str) -> None:
+    c = castile.parse(WIDTHS)
+    a = np.array([2**31 - 1, -(2**31), 5, 2**31 - 1], "i4")
+    given = {"A": a, "B": a[::-1].copy(), "D": np.array([127, -128, 3, 100], "i1")}
+    want, got = evaluate(c, given), evaluate(derive(c, level).cascade, given)
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
