@@ -126,7 +126,12 @@ class Kernel:
 
     # Calls
 
-    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+    def __call__(self, *unnamed: Any, out: Any = None, **inputs: Any) -> Any:
+        if unnamed:
+            raise UsageError(
+                f"arguments of `{self.cascade.name}` have names, and {len(unnamed)} came without one",
+                hint=f"call it with {', '.join(f'{p.name}=…' for p in self.cascade.params)}",
+            )
         try:
             run = self._runs[tuple([inputs[name].shape for name in self._tensors])]
         except (KeyError, AttributeError, TypeError):
