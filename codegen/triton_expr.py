@@ -107,7 +107,7 @@ class Expressions:
         if v.literal:
             return self.full((), v, dtype)
         if v.dtype == INDEX:
-            return f"{v.at(ATOM)} != 0" if dtype == "bool" else f"{v.at(ATOM)}.to({held(dtype)})"
+            return f"({v.at(ADD)} != 0)" if dtype == "bool" else f"{v.at(ATOM)}.to({held(dtype)})"
         source = DTYPES[v.dtype]
         if row.kind == "bool":
             return f"({v.at(ADD)} != 0)"
@@ -316,6 +316,8 @@ class Expressions:
                 return f"{self.need(e.op) if is_real else 'tl.' + e.op}({texts})"
             case "floordiv" | "mod":
                 helper = "floordiv" if e.op == "floordiv" else "floormod"
+                if within == "u32":  # a bare literal counts as signed there
+                    texts = ", ".join(self.full((), a, within) if a.literal else a.text for a in args)
                 return f"{self.need(helper + ('_float' if is_real else ''))}({texts})"
             case "exp" if not double:
                 if _is_difference(e.args[0]) or not self.exact:
@@ -330,9 +332,9 @@ class Expressions:
             case "sqrt" if not double and self.exact:
                 return f"tl.sqrt_rn({texts})"
             case "floor":
-                return f"tl.floor({texts})" if is_real else texts
+                return f"tl.floor({texts})" if is_real else args[0].at(ATOM)
             case "round":
-                return f"{self.need('rint' + ('_f64' if double else ''))}({texts})" if is_real else texts
+                return f"{self.need('rint' + ('_f64' if double else ''))}({texts})" if is_real else args[0].at(ATOM)
             case _:
                 if OPS[e.op].symbol:
                     return None

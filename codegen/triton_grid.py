@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.footprint import heaviest_last
-from ..ir.tile import Dot, GridRank, operations, tiles_of
+from ..ir.tile import Dot, GridRank, lacking_ranks, operations, tiles_of
 from .triton_scope import Axis, Scope
 
 
@@ -54,7 +54,8 @@ class Grid(Scope):
 
     def _tiles(self, g: GridRank) -> str:
         """How many tiles a rank has."""
-        return self.extent(g.rank) if g.size == 1 else f"tl.cdiv({self.extent(g.rank)}, {self._step(g.rank, g.size)})"
+        count = self.extent(g.rank) if g.size == 1 else f"tl.cdiv({self.extent(g.rank)}, {self._step(g.rank, g.size)})"
+        return f"tl.maximum({count}, 1)" if g.rank in lacking_ranks(self.k) else count
 
     def _swizzled(self, rows: GridRank, columns: GridRank, left: str) -> str:
         """Place two ranks so that programs near in time share operands; gives how many tiles both have."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..ir.cascade import Call, Const, Expr, Extent, Param, literal_value
 from ..ir.dtypes import DTYPES
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, operations, print_kernel
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, lacking_ranks, operations, print_kernel
 from .interface import runtime_ranks
 from .triton_dot import Dots
 from .triton_expr import INDEX, held
@@ -39,7 +39,8 @@ class KernelPrinter(Grid, Memory, Dots):
         head.append("):")
         notes = [f"    # {_comment(t.strip())}" for t in print_kernel(self.k).split("\n")[: 1 + len(self.k.tensors)]]
         text = "\n".join([*head, *notes, *self.lines, *(body or ["    pass"])]) + "\n"
-        grid = tuple((g.rank, g.size) for g in self.k.grid)
+        always = lacking_ranks(self.k)
+        grid = tuple((g.rank, g.size, int(g.rank in always)) for g in self.k.grid)
         return Printed(self.function, text, arguments, grid, frozenset(self.e.used), self.sequential)
 
     def _scalar(self, p: Param) -> str:

@@ -144,8 +144,10 @@ class Module:
                 yield f"    {name} = {'float' if DTYPES[p.dtype].is_float else 'int'}({name})"
 
     def _call(self, at: int, k: Printed) -> Iterator[str]:
-        sizes = [(self._extent(r), n) for r, n in k.grid]
-        counts = [size if n == 1 else f"triton.cdiv({size}, {n})" for size, n in sizes]
+        counts = []
+        for rank, step, least in k.grid:
+            count = self._extent(rank) if step == 1 else f"triton.cdiv({self._extent(rank)}, {step})"
+            counts.append(f"max({least}, {count})" if least else count)
         programs = " * ".join(counts) or "1"
         yield f"    programs = {programs}"
         yield "    if programs:"
@@ -200,7 +202,7 @@ class Module:
             case "specialize":
                 return "SPECIALIZE=specialize"
             case "even":
-                return f"{a.text}={self._extent(a.name)} % {a.value} == 0"
+                return f"{a.text}={self._extent(a.name)} % {a.value} == 0 < {self._extent(a.name)}"
         return f"{a.text}={a.value}"
 
     def _extent(self, rank: str) -> str:

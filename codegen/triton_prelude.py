@@ -223,7 +223,7 @@ def _power(exponent: int) -> str:
     lines = [f"def {power_name(exponent)}(x):"]
     n, result, base = abs(exponent), "", "x"
     if n == 0:
-        return "\n".join([*lines, "    return x * 0 + 1", ""])
+        return "\n".join([*lines, "    return tl.where(x == x, 1, 1).to(x.dtype)  # 1 for infinities and NaN too", ""])
     while n:
         if n & 1:
             if not result:

@@ -73,13 +73,14 @@ class Argument:
 class Printed:
     """A kernel as text, what a host passes to it, and the helpers that it needs.
 
-    ``grid`` holds the extents' ranks and steps whose counts of tiles multiply to the number of programs.
+    ``grid`` holds the extents' ranks and steps whose counts of tiles multiply to the number of programs, and how many
+    there are at least.
     """
 
     name: str
     text: str
     arguments: tuple[Argument, ...]
-    grid: tuple[tuple[str, int], ...]
+    grid: tuple[tuple[str, int, int], ...]
     helpers: frozenset[str]
     sequential: bool
 
