@@ -178,7 +178,7 @@ class Expressions:
                 return Value(self.name("scalar", tensor), ATOM, self.scalars[tensor])
             case Cast(dtype=dtype, arg=arg):
                 found = self.value(arg, axes)
-                if found.literal and dtype in ("f64", "f32"):
+                if found.literal and dtype in ("f64", "f32", found.dtype):
                     return Value(found.text, found.level, dtype, True)
                 return Value(self.converted(found, dtype), ATOM, dtype)
             case Call():
@@ -268,10 +268,18 @@ class Expressions:
             v = self.value(a, axes, within)
             if not v.literal and v.dtype != within:
                 v = Value(self.converted(v, within), ATOM, within)
+            elif v.literal and v.dtype != within and DTYPES[within].is_integer and v.dtype in ("i64", "i32"):
+                v = self._wrapped(int(v.text), within)
             found.append(v)
         if all(v.literal for v in found):
             found[0] = Value(self.full((), found[0], within), ATOM, within)
         return found
+
+    def _wrapped(self, number: int, dtype: str) -> Value:
+        """A whole number as an integer type holds it: modulo 2^bits. Triton takes no literal that a type lacks."""
+        row = DTYPES[dtype]
+        text = str((number - row.lowest) % (1 << row.bits) + row.lowest) if row.kind != "bool" else str(number)
+        return Value(text, UNARY if text.startswith("-") else ATOM, dtype, True)
 
     def _computed(self, e: Call, within: str, result: str, axes: Sequence[str]) -> Value:
         if e.op == "where":

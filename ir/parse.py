@@ -72,13 +72,15 @@ _EXPRESSIONS = "it has numbers, T[i, j], + - * / // % **, comparisons, where(c, 
 def parse(text: str, filename: str = "<cascade>", *, monoids: Iterable[Monoid] = ()) -> Cascade:
     """Read a cascade from its text.
 
-    ``monoids`` are reductions defined elsewhere that the text may use. Raises `ParseError` or `VerifyError`, with line,
-    column and a hint. Nothing of the text is executed.
+    It may be indented as a whole. ``monoids`` are reductions defined elsewhere that the text may use. Raises
+    `ParseError` or `VerifyError`, with line, column and a hint. Nothing of the text is executed.
     """
     if not isinstance(text, str):
         raise UsageError(f"parse takes a text, not {type(text).__name__}", hint="castile.load(path) reads a file")
     text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    return _parse(Source(text, filename), {m.name: m for m in monoids})
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    # A text that stands in a function of Python's may be indented as a whole.
+    return _parse(Source(text, filename, indented=first[:1].isspace()), {m.name: m for m in monoids})
 
 
 def load(path: str | PathLike[str]) -> Cascade:

@@ -221,3 +221,44 @@ def test_a_sum_of_what_does_not_vary_counts_active_coordinates_alone() -> None:
     mapping = Mapping("none", tiles={"n": 1, "j": 3})
     got = castile.compile(c, "interpret", {"n": 2, "j": 7}, mapping)(X=x, Z=z)
     assert got.tolist() == [14.0, 21.0]
+
+
+EDGES = {
+    "a power of 0 of infinities": ("X: f32[n]", "Y[n] = X[n] ** 0", {"X": np.array([np.inf, np.nan, -2], "f4")}),
+    "an extent as truth": (
+        "X: bool[n]", "Y[n]: i32 = where(X[n] & bool(extent(n)), 1, 0)", {"X": np.array([True, False])},
+    ),
+    "a rounded shift": ("X: i32[n]", "Y[n] = X[n] - floor(n << 9) - round(n | 4)", {"X": np.arange(4, dtype="i4")}),
+    "an unsigned quotient": (
+        "X: u32[n]", "Y[n]: u32 = X[n] // 3 + X[n] % 5", {"X": np.array([7, 2**32 - 1], "u4")},
+    ),
+    "unsigned and below 0": ("X: u32[n]", "Y[n]: u32 = where(n < 1, 2 - 8, X[n])", {"X": np.array([7, 9], "u4")}),
+    "a cast literal alone": ("X: f32[n]", "Y[n] = i64(-2)", {"X": np.zeros(3, "f4")}),
+    "a sum over nothing, held": (
+        "A: f32[m, n], B: f32[n, p]", "Y[m, p] = 1.0 + sum[n](A[m, n] * B[n, p])",
+        {"A": np.zeros((3, 0), "f4"), "B": np.zeros((0, 5), "f4")},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(name: str) -> None:
+    params, text, inputs = EDGES[name]
+    check(castile.parse(f"def f({params}) -> Y:\n    {text}\n"), inputs)
+
+
+def test_an_output_without_the_empty_rank() -> None:
+    c = castile.parse("""
+        @monoid(identity=(-inf, 0.0))
+        def lse(m, l, n, s) -> (M, L):
+            M = maximum(m, n)
+            L = l * exp(m - M) + s * exp(n - M)
+
+        def f(X: f32[k], Y: f32[n]) -> (A, B):
+            (A, B[n]) = lse[k](X[k], X[k] * Y[n])
+    """)
+    x = np.array([1, 3, 2], "f4")
+    for tiling in (HELD, *TILINGS.values()):
+        a, b = InterpretProgram.build(program(c, {"X": x, "Y": x[:0]}, tiling, "maximum"), Mapping())(X=x, Y=x[:0])
+        assert a == 3
+        assert b.shape == (0,)

@@ -253,3 +253,11 @@ def test_walk_is_in_order_and_iterative() -> None:
     for _ in range(50_000):
         e = Call("neg", (e,))
     assert sum(1 for _ in walk(e)) == 50_001
+
+
+def test_a_text_may_be_indented_as_a_whole() -> None:
+    text = "def f(X: f32[n]) -> Y:\n    Y[n] = 2 * X[n]\n"
+    indented = "\n\n        def f(X: f32[n]) -> Y:\n            Y[n] = 2 * X[n]\n    "
+    assert parse(indented) == parse(text)
+    with pytest.raises(CastileError, match="3:20"):
+        parse("\n    def f(X: f32[n]) -> Y:\n        Y[n] = 2 * Z[n]\n")
