@@ -14,6 +14,7 @@ The printer of a kernel is built in layers, each of which knows the ones before 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,18 +29,22 @@ FLAGS = tuple(
     "-std=c++17 -O2 -ftree-vectorize -fpeel-loops -ffp-contract=fast -fno-math-errno -fno-trapping-math -fwrapv".split()
 )
 
-INCLUDE = '#include "tile.h"\n'
+INCLUDE, PRAGMA = '#include "tile.h"\n', "#pragma once\n\n"
 
 
 @cache
 def header() -> str:
-    """The text of `tile.h`."""
-    return Path(__file__).with_name("tile.h").read_text(encoding="utf-8")
+    """The text of `tile.h` with its parts in their places."""
+
+    def part(name: str) -> str:
+        return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+    return re.sub(r'#include "(tile_\w+\.h)"\n', lambda m: "\n" + part(m[1]).replace(PRAGMA, ""), part("tile.h"))
 
 
 def standalone(source: str) -> str:
     """A printed translation unit with `tile.h` put in its place, so that it needs no file but itself."""
-    return source.replace(INCLUDE, header().replace("#pragma once\n\n", ""), 1)
+    return source.replace(INCLUDE, header().replace(PRAGMA, ""), 1)
 
 
 def print_cpp(kernels: Sequence[TileKernel], name: str) -> str:

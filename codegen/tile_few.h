@@ -1,0 +1,310 @@
+// Products of few rows, whose other operand is read where it lies; products in which a 0 wins over infinities.
+#pragma once
+
+namespace castile {
+namespace {
+
+// With so few rows (fewer where its rows lie along n), B is read where it lies: packing it would cost more than it saves.
+constexpr int64_t FEW_ROWS = 8;
+constexpr int FEW_BLOCK = 4;
+template <class B>
+constexpr int64_t FEW_ACROSS = PAIRS<B> ? FEW_ROWS : FEW_BLOCK;
+
+template <class Operand, class B>
+constexpr bool READS_AS_IT_IS = std::is_same_v<B, Operand> && (std::is_same_v<B, float> || std::is_same_v<B, bf16>);
+
+CASTILE_INLINE float sum_of(Vector x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float lanes[LANES];
+  store(lanes, x);
+  CASTILE_UNROLL
+  for (int half = LANES / 2; half; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+#endif
+}
+#if defined(__AVX512BF16__)
+// Adds the products of as many neighbours as a vector of bf16 holds.
+CASTILE_INLINE void add_products(Vector& sum, const bf16* x, const bf16* y) {
+  const __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(y);
+  sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// The sums of four vectors.
+#if defined(__AVX512F__)
+CASTILE_INLINE __m128 sums_of(const Vector* x) {
+  const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+#endif
+
+// A few rows of A, each along k: bf16 where the machine multiplies B in pairs, else floats.
+template <class B>
+using FewUnit = std::conditional_t<PAIRS<B>, B, float>;
+
+template <class U>
+struct FewRows {
+  const U* data;
+  int64_t row;
+
+  CASTILE_INLINE FewRows from(int64_t i, int64_t p) const { return {data + i * row + p, row}; }
+  CASTILE_INLINE float at(int64_t i, int64_t p) const { return to<float>(data[i * row + p]); }
+};
+
+// Those of A rounded to Operand: where they lie if that will do, else copied.
+template <class Operand, class U, class A>
+inline FewRows<U> few_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if constexpr (std::is_same_v<A, U> && std::is_same_v<A, Operand>) {
+    if (a.column == 1) return {a.data, a.row};
+  }
+  U* const into = reinterpret_cast<U*>(copy);
+  for (int64_t i = 0; i < m; ++i) {
+    CASTILE_SIMD
+    for (int64_t p = 0; p < k; ++p) into[i * k + p] = to<U>(to<Operand>(a.data[i * a.row + p * a.column]));
+  }
+  return {into, k};
+}
+
+// COLUMNS columns of B that lie along k, times ROWS rows of A.
+template <int ROWS, int COLUMNS, class B>
+CASTILE_INLINE void dot_columns_along(float* c, int64_t c_row, FewRows<FewUnit<B>> a, const B* b, int64_t b_column,
+                                      int64_t k, bool accumulate, int64_t ahead) {
+  Vector sum[ROWS][COLUMNS] = {};
+  int64_t p = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<B, bf16>) {
+    for (; p + 2 * LANES <= k; p += 2 * LANES) {
+      CASTILE_UNROLL
+      for (int j = 0; j < COLUMNS; ++j) {
+        if (ahead) prefetch(b + j * b_column + p + ahead);
+        CASTILE_UNROLL
+        for (int i = 0; i < ROWS; ++i) add_products(sum[i][j], a.data + i * a.row + p, b + j * b_column + p);
+      }
+    }
+  }
+#endif
+  for (; p + LANES <= k; p += LANES) {
+    CASTILE_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) {
+      if (ahead) prefetch(b + j * b_column + p + ahead);
+      const Vector x = load(b + j * b_column + p);
+      CASTILE_UNROLL
+      for (int i = 0; i < ROWS; ++i) sum[i][j] += load(a.data + i * a.row + p) * x;
+    }
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    float total[COLUMNS];
+#if defined(__AVX512F__)
+    if constexpr (COLUMNS == 4) {
+      _mm_storeu_ps(total, sums_of(sum[i]));
+    } else
+#endif
+    {
+      for (int j = 0; j < COLUMNS; ++j) total[j] = sum_of(sum[i][j]);
+    }
+    float* const at = c + i * c_row;
+    CASTILE_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) at[j] = accumulate ? at[j] + total[j] : total[j];
+  }
+  for (; p < k; ++p) {
+    for (int i = 0; i < ROWS; ++i) {
+      for (int j = 0; j < COLUMNS; ++j) c[i * c_row + j] += a.at(i, p) * to<float>(b[j * b_column + p]);
+    }
+  }
+}
+
+// A few rows of C where the columns of B lie along k.
+template <int ROWS, class B>
+inline void dot_along(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
+                      int64_t ahead) {
+  int64_t j = 0;
+  for (; j + 4 <= n; j += 4) {
+    dot_columns_along<ROWS, 4>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+  }
+  for (; j < n; ++j) {
+    dot_columns_along<ROWS, 1>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+  }
+}
+
+// STEPS rows of B, which lie along n, are added to a few rows of C, which stay near.
+template <int ROWS, int STEPS, class B>
+inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n) {
+  for (int64_t j = 0; j < n; j += LANES) {
+    const bool whole = n - j >= LANES;
+    Vector x[STEPS];
+    CASTILE_UNROLL
+    for (int p = 0; p < STEPS; ++p) {
+      const B* const from = b.data + p * b.row + j;
+      x[p] = whole ? load(from) : load(from, 1, n - j);
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      float* const at = c.data + i * c.row + j;
+      Vector sum = whole ? load(at) : load(at, 1, n - j);
+      CASTILE_UNROLL
+      for (int p = 0; p < STEPS; ++p) sum += a.at(i, p) * x[p];
+      if (whole) store(at, sum);
+      else store(at, 1, sum, n - j);
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// As `add_rows`, by pairs of rows that are brought side by side; n is a multiple of 2 * LANES.
+template <int ROWS, int STEPS>
+inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t n, int64_t ahead) {
+  for (int64_t j = 0; j < n; j += 2 * LANES) {
+    Beside x[STEPS / 2];
+    CASTILE_UNROLL
+    for (int p = 0; p < STEPS; p += 2) {
+      const bf16* const low = b.data + p * b.row + j;
+      const bf16* const high = low + b.row;
+      if (ahead) prefetch(low + ahead), prefetch(high + ahead);
+      x[p / 2] = beside(low, high);
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      float* const at = c.data + i * c.row + j;
+      __m512 sum = _mm512_loadu_ps(at), next = _mm512_loadu_ps(at + LANES);
+      CASTILE_UNROLL
+      for (int p = 0; p < STEPS; p += 2) {
+        int32_t both;
+        std::memcpy(&both, a.data + i * a.row + p, 4);
+        const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
+        sum = _mm512_dpbf16_ps(sum, y, (__m512bh)x[p / 2].left);
+        next = _mm512_dpbf16_ps(next, y, (__m512bh)x[p / 2].right);
+      }
+      _mm512_storeu_ps(at, sum);
+      _mm512_storeu_ps(at + LANES, next);
+    }
+  }
+}
+#endif
+
+// At most FEW_STEPS rows of B, which lie along n, are added to a few rows of C.
+constexpr int FEW_STEPS = 8;
+template <int ROWS, class B>
+inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k,
+                       int64_t ahead) {
+  int64_t p = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<B, bf16>) {
+    const int64_t whole = n / (2 * LANES) * (2 * LANES);
+    if (k == FEW_STEPS && whole > 0) {
+      add_pairs<ROWS, FEW_STEPS>(c, a, b, whole, ahead);
+      c.data += whole, b.data += whole, n -= whole;
+    }
+  }
+#endif
+  for (; p + 4 <= k; p += 4) add_rows<ROWS, 4, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
+  for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
+  (void)ahead;
+}
+
+// Columns of B along k that all rows of A meet before the next ones come; and how far ahead of those B is asked for.
+constexpr int64_t FEW_COLUMNS = 16, FEW_AHEAD = 16384;
+
+template <int ROWS, class B>
+inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
+                    int64_t ahead) {
+  if (b.row == 1) dot_along<ROWS, B>(c, a, b, n, k, accumulate, ahead);
+  else add_across<ROWS, B>(c, a, b, n, k, ahead);
+}
+
+// A part of B, while it is near, with all rows of A; what lies ``ahead`` elements further is asked for.
+template <class B>
+inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                     bool accumulate, int64_t ahead) {
+  for (int64_t i = 0; i < m; i += FEW_BLOCK) {
+    const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
+    switch (at_most(FEW_BLOCK, m - i)) {
+      case 1: dot_few<1, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      case 2: dot_few<2, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      case 3: dot_few<3, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      default: dot_few<4, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+    }
+  }
+}
+
+// As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats. If
+// ORDERED, a row's sums are taken as they are among many rows, even where there are few.
+template <class Operand, class A, class B, bool ORDERED = false>
+inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
+                float* local) {
+  using U = Unit<Operand>;
+  if constexpr (READS_AS_IT_IS<Operand, B> && !ORDERED) {
+    if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_ACROSS<B>) {
+      constexpr int64_t NEAR = FEW_AHEAD / int64_t(sizeof(B));
+      const FewRows<FewUnit<B>> few = few_rows<Operand, FewUnit<B>, A>(a, m, k, local);
+      if (b.row == 1) {
+        for (int64_t j = 0; j < n; j += FEW_COLUMNS) {
+          const Matrix<float> cj = {c.data + j, c.row, 1};
+          const Matrix<const B> bj = {b.data + j * b.column, 1, b.column};
+          dot_part<B>(cj, few, bj, m, at_most(FEW_COLUMNS, n - j), k, accumulate, NEAR);
+        }
+        return;
+      }
+      for (int64_t i = 0; i < m && !accumulate; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
+      const int64_t ahead = at_least(NEAR, FEW_STEPS * b.row);
+      for (int64_t p = 0; p < k; p += FEW_STEPS) {
+        dot_part<B>(c, few.from(0, p), {b.data + p * b.row, b.row, 1}, m, n, at_most(FEW_STEPS, k - p), true, ahead);
+      }
+      return;
+    }
+  }
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local + k * PANEL);
+  for (int64_t j = 0; j < n; j += PANEL) {
+    const int64_t width = at_most(PANEL, n - j);
+    if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
+      if (width == PANEL && b.column == 1) {
+        dot_columns(Into{c, accumulate}, j, rows, b.data + j, b.row, width, m, k);
+        continue;
+      }
+    }
+    U* const panel = reinterpret_cast<U*>(local);
+    pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, width, panel);
+    dot_columns(Into{c, accumulate}, j, rows, static_cast<const U*>(panel), PANEL, width, m, depth<Operand>(k));
+  }
+}
+
+template <class T>
+inline bool all_finite(Matrix<const T> b, int64_t m, int64_t n) {
+  bool finite = true;
+  for (int64_t i = 0; i < m; ++i) {
+    with_stride(b.column, [&](auto step) {
+#pragma omp simd reduction(& : finite)
+      for (int64_t j = 0; j < n; ++j) finite = finite & is_finite<T>(b.data[i * b.row + j * step]);
+    });
+  }
+  return finite;
+}
+
+// As `dot`, but a 0 of A (of B if not LEFT) gives 0 even against an infinity or NaN: where not all is finite.
+template <class Operand, class A, class B, bool LEFT>
+inline void dot_annihilating(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                             bool accumulate) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float* const at = c.data + i * c.row + j;
+      float sum = accumulate ? *at : 0.0f;
+      for (int64_t p = 0; p < k; ++p) {
+        const float x = to<float>(to<Operand>(a.data[i * a.row + p * a.column]));
+        const float y = to<float>(to<Operand>(b.data[p * b.row + j * b.column]));
+        sum += (LEFT ? x : y) == 0.0f ? 0.0f : x * y;
+      }
+      *at = sum;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace castile

@@ -1,0 +1,223 @@
+// Reductions, memory that kernels work in, loops over strides and over threads.
+#pragma once
+
+namespace castile {
+namespace {
+
+// Reductions -------------------------------------------------------------------------------------------------------
+
+struct Sum {
+  template <class T>
+  static constexpr T identity = T(0);
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return a + b;
+  }
+};
+
+struct Prod {
+  template <class T>
+  static constexpr T identity = T(1);
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return a * b;
+  }
+};
+
+struct Max {
+  template <class T>
+  static constexpr T identity = std::is_floating_point_v<T> ? T(-inf) : std::numeric_limits<T>::min();
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return maximum(a, b);
+  }
+};
+
+struct Min {
+  template <class T>
+  static constexpr T identity = std::is_floating_point_v<T> ? T(inf) : std::numeric_limits<T>::max();
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return minimum(a, b);
+  }
+};
+
+struct Any {
+  template <class T>
+  static constexpr T identity = false;
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return a | b;
+  }
+};
+
+struct All {
+  template <class T>
+  static constexpr T identity = true;
+  template <class T>
+  static CASTILE_INLINE T join(T a, T b) {
+    return a & b;
+  }
+};
+
+// start joined with element(0) ... element(n - 1), in independent lanes: a single accumulator would wait for itself.
+template <class Op, class T, class F>
+CASTILE_INLINE T fold(int64_t n, T start, F element) {
+  constexpr int VECTOR = 64 / sizeof(T), ALL = 4 * VECTOR;
+  int64_t i = 0;
+  if (n >= VECTOR) {
+    T lanes[ALL];
+    for (int l = 0; l < ALL; ++l) lanes[l] = Op::template identity<T>;
+    for (; i + ALL <= n; i += ALL) {
+      CASTILE_SIMD
+      for (int l = 0; l < ALL; ++l) lanes[l] = Op::template join<T>(lanes[l], element(i + l));
+    }
+    for (; i + VECTOR <= n; i += VECTOR) {
+      CASTILE_SIMD
+      for (int l = 0; l < VECTOR; ++l) lanes[l] = Op::template join<T>(lanes[l], element(i + l));
+    }
+    CASTILE_UNROLL
+    for (int half = ALL / 2; half; half /= 2) {
+      for (int l = 0; l < half; ++l) lanes[l] = Op::template join<T>(lanes[l], lanes[l + half]);
+    }
+    start = Op::template join<T>(start, lanes[0]);
+  }
+  for (; i < n; ++i) start = Op::template join<T>(start, element(i));
+  return start;
+}
+
+// start joined with the n elements that element(0), element(LANES), ... hold, a vector each.
+template <class Op, class F>
+CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
+  const Vector nothing = splat(Op::template identity<float>);
+  Vector sum[4] = {nothing, nothing, nothing, nothing};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    CASTILE_UNROLL
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
+  }
+  for (; i + LANES <= n; i += LANES) sum[0] = Op::join(sum[0], element(i));
+  if (i < n) sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i), nothing));
+  const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Op, Sum>) return start + _mm512_reduce_add_ps((__m512)all);
+  if constexpr (std::is_same_v<Op, Max> || std::is_same_v<Op, Min>) {
+    // Which is greater nobody foresees, so that no branch may hang on it; a NaN is told apart before.
+    const __m512 both = (__m512)Op::join(all, splat(start));
+    if (__builtin_expect(_mm512_cmp_ps_mask(both, both, _CMP_UNORD_Q) != 0, 0)) return __builtin_nanf("");
+    return std::is_same_v<Op, Max> ? _mm512_reduce_max_ps(both) : _mm512_reduce_min_ps(both);
+  }
+#endif
+  float lanes[LANES];
+  store(lanes, all);
+  CASTILE_UNROLL
+  for (int half = LANES / 2; half; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] = Op::join(lanes[l], lanes[l + half]);
+  }
+  return Op::join(start, lanes[0]);
+}
+
+// Where the greatest element(0) ... element(n - 1) first stands; the first NaN is greater than all.
+template <class F>
+CASTILE_INLINE int64_t fold_argmax(int64_t n, F element) {
+  if (n <= 0) return 0;
+  int64_t best = 0;
+  auto top = element(0);
+  for (int64_t i = 1; i < n; ++i) {
+    const auto x = element(i);
+    if (x > top || (x != x && top == top)) top = x, best = i;
+  }
+  return best;
+}
+
+// Memory and loops -------------------------------------------------------------------------------------------------
+
+CASTILE_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+CASTILE_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+CASTILE_INLINE int64_t tiles(int64_t extent, int64_t size) { return extent <= 0 ? 0 : (extent + size - 1) / size; }
+
+// Calls body(stride), with a stride of 1 known when the loop is compiled: only then does it load whole vectors.
+template <class F>
+CASTILE_INLINE void with_stride(int64_t stride, F body) {
+  if (stride == 1) body(std::integral_constant<int64_t, 1>());
+  else body(stride);
+}
+
+// An index that came from data: kept inside the axis, and told about.
+CASTILE_INLINE int64_t inside(int64_t index, int64_t size, bool& outside) {
+  outside |= uint64_t(index) >= uint64_t(size);
+  return at_least(0, at_most(index, size - 1));
+}
+
+// This thread's memory for tiles, aligned to a cache line; it is kept from call to call.
+struct Workspace {
+  char* memory = nullptr;
+  size_t size = 0;
+  ~Workspace() { std::free(memory); }
+  char* of(size_t wanted) {
+    if (wanted > size) {
+      std::free(memory);
+      size = (wanted + 4095) / 4096 * 4096;
+      memory = static_cast<char*>(std::aligned_alloc(4096, size));
+      if (memory == nullptr) std::abort();
+    }
+    return memory;
+  }
+};
+
+inline char* workspace(size_t wanted) {
+  static thread_local Workspace own;
+  return own.of(wanted);
+}
+
+// What a thread is to do. Any thread may take of it, its owner first.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t last;
+};
+
+// body(first) ... body(last - 1), shared out among threads; on one where that is asked for, so that no thread is started
+// after a fork. A thread gets one stretch, the same from kernel to kernel, so that it mostly reads what it wrote itself
+// and has in its own cache; it takes portions of that, and then helps the others.
+template <class F>
+inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
+  threads = at_most(threads, last - first);
+  if (threads <= 1) {
+    for (int64_t point = first; point < last; ++point) body(point);
+    fence();
+    return;
+  }
+  constexpr int64_t MOST = 64;
+  const int64_t count = at_most(threads, MOST), portion = at_least(1, (last - first) / (threads * 32));
+  Share shares[MOST];
+  for (int64_t t = 0; t < count; ++t) {
+    shares[t].next.store(first + (last - first) * t / count, std::memory_order_relaxed);
+    shares[t].last = first + (last - first) * (t + 1) / count;
+  }
+  const auto work = [&](int64_t own) {
+    for (int64_t t = 0; t < count; ++t) {
+      Share& share = shares[(own + t) % count];
+      int64_t from;
+      while ((from = share.next.fetch_add(portion, std::memory_order_relaxed)) < share.last)
+        for (int64_t point = from; point < at_most(share.last, from + portion); ++point) body(point);
+    }
+    fence();
+  };
+#ifdef _OPENMP
+#pragma omp parallel num_threads(int(threads))
+  work(omp_get_thread_num());
+#else
+  std::vector<std::thread> others;
+  for (int64_t t = 1; t < threads; ++t) others.emplace_back(work, t);
+  work(0);
+  for (auto& other : others) other.join();
+#endif
+}
+
+// How many threads an amount of work is worth: waking one costs as much as some ten thousand operations.
+CASTILE_INLINE int64_t worth(int64_t threads, double work) {
+  return work < 20000.0 ? 1 : at_most(threads, 1 + int64_t(work / 20000.0));
+}
+
+}  // namespace
+}  // namespace castile

@@ -1,0 +1,378 @@
+// Vectors of f32: as wide as the machine has them, loads and stores of every element type, functions.
+#pragma once
+
+namespace castile {
+namespace {
+
+// As many f32 as a register holds. A row of a tile is whole vectors long, so maps need no remainder; what lies past the
+// count of a row is computed too and never used.
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef float VectorInMemory __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));  // 0 or -1 in each lane
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint16_t HalvesInMemory __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef Mask MaskInMemory __attribute__((aligned(4), may_alias));
+typedef Words WordsInMemory __attribute__((aligned(4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t BytesInMemory __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int8_t SignedBytes __attribute__((vector_size(LANES)));
+typedef int8_t SignedBytesInMemory __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+CASTILE_INLINE Vector splat(Vector x) { return x; }
+CASTILE_INLINE Vector splat(float x) { return x - Vector{}; }
+CASTILE_INLINE Mask mask_of(Mask m) { return m; }
+CASTILE_INLINE Mask mask_of(bool b) { return Mask{} - int32_t(b); }
+
+CASTILE_INLINE Vector load(const float* p) { return *reinterpret_cast<const VectorInMemory*>(p); }
+CASTILE_INLINE Vector load(const bf16* p) {
+  const Halves h = *reinterpret_cast<const HalvesInMemory*>(p);
+  return (Vector)(__builtin_convertvector(h, Words) << 16);
+}
+CASTILE_INLINE Mask load(const int32_t* p) { return *reinterpret_cast<const MaskInMemory*>(p); }
+CASTILE_INLINE Words load(const uint32_t* p) { return *reinterpret_cast<const WordsInMemory*>(p); }
+CASTILE_INLINE Mask load(const uint8_t* p) {
+  const Bytes b = *reinterpret_cast<const BytesInMemory*>(p);
+  return __builtin_convertvector(b, Mask);
+}
+CASTILE_INLINE Mask load(const int8_t* p) {
+  const SignedBytes b = *reinterpret_cast<const SignedBytesInMemory*>(p);
+  return __builtin_convertvector(b, Mask);
+}
+CASTILE_INLINE void store(uint32_t* p, Words x) { *reinterpret_cast<WordsInMemory*>(p) = x; }
+CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
+CASTILE_INLINE Halves narrowed(Vector x) {
+#if defined(__AVX512BF16__)
+  return bits<Halves>(_mm512_cvtneps_pbh((__m512)x));
+#else
+  const Words u = (Words)x;
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words code = x != x ? Words{} + 0x7fc0u : rounded;
+  return __builtin_convertvector(code, Halves);
+#endif
+}
+CASTILE_INLINE void store(bf16* p, Vector x) { *reinterpret_cast<HalvesInMemory*>(p) = narrowed(x); }
+// The nearest bf16, as f32.
+CASTILE_INLINE Vector rounded(Vector x) { return (Vector)(__builtin_convertvector(narrowed(x), Words) << 16); }
+
+template <class T>
+__attribute__((noinline, cold)) void store_some(T* p, int64_t stride, Vector x, int64_t n) {
+  T lanes[LANES];
+  store(lanes, x);
+  for (int64_t l = 0; l < LANES && l < n; ++l) p[l * stride] = lanes[l];
+}
+
+// The first n lanes only, elements ``stride`` apart.
+template <class T>
+CASTILE_INLINE void store(T* p, int64_t stride, Vector x, int64_t n) {
+  if (__builtin_expect(stride == 1 && n >= LANES, 1)) store(p, x);
+  else store_some(p, stride, x, n);
+}
+
+// As `store`, but past the caches where that can be: for what nobody reads soon.
+template <class T>
+CASTILE_INLINE void stream(T* p, int64_t stride, Vector x, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (stride == 1 && n >= LANES && bits<uintptr_t>(p) % 64 == 0) {
+      _mm512_stream_ps(p, (__m512)x);
+      return;
+    }
+  }
+#endif
+  store(p, stride, x, n);
+}
+
+// Waits until what was streamed is seen by all.
+CASTILE_INLINE void fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+// Asks for what will be read soon; any address will do.
+CASTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+CASTILE_INLINE Mask lane_numbers() {
+  Mask m;
+  for (int l = 0; l < LANES; ++l) m[l] = l;
+  return m;
+}
+// The lanes below n.
+CASTILE_INLINE Mask lanes_below(int64_t n) {
+  const int32_t within = int32_t(n < 0 ? 0 : n > LANES ? LANES : n);
+  return lane_numbers() < within;
+}
+
+CASTILE_INLINE bool any(Mask m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#else
+  int32_t found = 0;
+  for (int l = 0; l < LANES; ++l) found |= m[l];
+  return found != 0;
+#endif
+}
+
+template <class T>
+using Loaded = decltype(load(static_cast<const T*>(nullptr)));
+
+template <class T>
+__attribute__((noinline, cold)) Loaded<T> load_some(const T* p, int64_t stride, int64_t n) {
+  T lanes[LANES] = {};
+  for (int64_t l = 0; l < LANES && l < n; ++l) lanes[l] = p[l * stride];
+  return load(lanes);
+}
+
+// The first n lanes only, elements ``stride`` apart; the others are 0.
+template <class T>
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n) {
+  return __builtin_expect(stride == 1 && n >= LANES, 1) ? load(p) : load_some(p, stride, n);
+}
+
+template <class T>
+__attribute__((noinline, cold)) Loaded<T> load_some(const T* p, int64_t stride, int64_t n, Mask where) {
+  T lanes[LANES] = {};
+  for (int64_t l = 0; l < LANES && l < n; ++l) {
+    if (where[l]) lanes[l] = p[l * stride];
+  }
+  return load(lanes);
+}
+
+// The first n lanes only, and of these only those of a mask; the others are 0, and nothing is read for them.
+template <class T>
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n, Mask where) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (__builtin_expect(stride == 1, 1)) {
+      const Mask m = where & lanes_below(n);
+      return (Vector)_mm512_maskz_loadu_ps(_mm512_test_epi32_mask((__m512i)m, (__m512i)m), p);
+    }
+  }
+#endif
+  if (!any(where)) return Loaded<T>{};
+  return any(~where) ? load_some(p, stride, n, where) : load(p, stride, n);
+}
+template <class T>
+CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n, bool where) {
+  return where ? load(p, stride, n) : Loaded<T>{};
+}
+
+// x / d for one d in all lanes: a product where that loses nothing to the ends of the range.
+CASTILE_INLINE Vector divide(Vector x, float d) {
+  const float size = std::fabs(d), inverse = 1.0f / d;
+  return size > 1e-37f && size < 1e37f ? x * inverse : x / d;
+}
+
+// Whole numbers in the lanes of words: what of a word they are, and their floats.
+CASTILE_INLINE Words words(Mask x) { return (Words)x; }
+CASTILE_INLINE Words words(Words x) { return x; }
+CASTILE_INLINE Mask integers(Mask x) { return x; }
+CASTILE_INLINE Mask integers(Words x) { return (Mask)x; }
+CASTILE_INLINE Vector floats(Vector x) { return x; }
+CASTILE_INLINE Vector floats(Mask x) { return __builtin_convertvector(x, Vector); }
+CASTILE_INLINE Vector floats(Words x) { return __builtin_convertvector(x, Vector); }
+
+// BITS bits of each word, from bit SHIFT on.
+template <int SHIFT, int BITS>
+struct Field {
+  Words word;
+  static constexpr uint32_t MASK = BITS < 32 ? (1u << BITS % 32) - 1 : ~0u;
+};
+template <int SHIFT, int BITS>
+CASTILE_INLINE Vector floats(Field<SHIFT, BITS> x) {
+  const Words value = x.word >> SHIFT & Field<SHIFT, BITS>::MASK;
+  if constexpr (BITS < 32) return floats((Mask)value);
+  else return floats(value);
+}
+
+// base, base + step, ...
+CASTILE_INLINE Vector lanes_from(int64_t base, int64_t step) {
+  Vector x;
+  for (int l = 0; l < LANES; ++l) x[l] = float(base + l * step);
+  return x;
+}
+
+template <class A, class B>
+CASTILE_INLINE Vector choose(Mask m, A a, B b) {
+  return m ? splat(a) : splat(b);
+}
+template <class A, class B>
+CASTILE_INLINE Vector choose(bool c, A a, B b) {
+  return c ? splat(a) : splat(b);
+}
+
+CASTILE_INLINE Vector maximum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  // vmaxps gives its second operand if either is NaN; where the first one is, it stays.
+  return (Vector)_mm512_mask_max_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#else
+  return ((a < b) | (b != b)) ? b : a;
+#endif
+}
+CASTILE_INLINE Vector minimum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_mask_min_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#else
+  return ((b < a) | (b != b)) ? b : a;
+#endif
+}
+CASTILE_INLINE Vector abs(Vector x) { return (Vector)((Words)x & 0x7fffffffu); }
+CASTILE_INLINE Vector sqrt(Vector x) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_sqrt_ps((__m512)x);
+#else
+  for (int l = 0; l < LANES; ++l) x[l] = std::sqrt(x[l]);
+  return x;
+#endif
+}
+CASTILE_INLINE Vector rsqrt(Vector x) { return 1.0f / sqrt(x); }
+
+template <int N>
+CASTILE_INLINE Vector power(Vector x) {
+  if constexpr (N < 0) return 1.0f / power<-N>(x);
+  else if constexpr (N == 0) return splat(1.0f);
+  else if constexpr (N == 1) return x;
+  else if constexpr (N % 2 == 0) return power<N / 2>(x * x);
+  else return x * power<N / 2>(x * x);
+}
+
+// x * 2^n for an integral n, by one instruction or by two factors.
+CASTILE_INLINE Vector scale_by(Vector x, Vector n) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+  const Vector half = n * 0.5f + ROUNDER, other = (n - (half - ROUNDER)) + ROUNDER;
+  const Words zero = Words{} + bits<uint32_t>(ROUNDER) - 127u;
+  return x * (Vector)(((Words)half - zero) << 23) * (Vector)(((Words)other - zero) << 23);
+#endif
+}
+
+CASTILE_INLINE Vector exp_minus_one_near_zero(Vector r) {
+  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
+  return r + r * r * p;
+}
+
+CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
+#if defined(__AVX512F__)
+  // Both give their second operand if either is NaN.
+  return (Vector)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+#endif
+  x = x > high ? splat(high) : x;
+  return x < low ? splat(low) : x;
+}
+
+// exp(r) on [-0.35, 0.35].
+CASTILE_INLINE Vector exp_near_zero(Vector r) {
+  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
+  return (p * r + 1.0f) * r + 1.0f;
+}
+
+CASTILE_INLINE Vector exp(Vector x) {
+  x = clamp(x, -104.0f, 89.0f);
+  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
+  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  return scale_by(exp_near_zero(r), n);
+}
+
+// One of a row: by the steps of vectors, which have no branch to be foreseen.
+CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
+
+CASTILE_INLINE Vector exp2(Vector x) {
+  x = clamp(x, -151.0f, 129.0f);
+  const Vector n = (x + ROUNDER) - ROUNDER;
+  return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
+}
+
+CASTILE_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
+
+CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
+  return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
+}
+
+CASTILE_INLINE Vector expm1(Vector x) {
+  x = clamp(x, -20.0f, 88.8f);
+  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
+  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  const Vector half = scale_by(splat(1.0f), n - 1.0f);
+  return (half * exp_minus_one_near_zero(r) + (half - 0.5f)) * 2.0f;
+}
+
+CASTILE_INLINE Vector tanh(Vector x) {
+  const Vector e = expm1(-2.0f * abs(x));
+  return copysign(-e / (e + 2.0f), x);
+}
+
+CASTILE_INLINE Vector erf(Vector x) {
+  const Vector s = x * x, t = abs(x) > 4.0f ? splat(4.0f) : abs(x);
+  Vector near = splat(8.2652026e-05f);
+  near = near * s - 0.00081200514f;
+  near = near * s + 0.0051993257f;
+  near = near * s - 0.026858896f;
+  near = near * s + 0.11283693f;
+  near = near * s - 0.37612635f;
+  near = near * s + 0.12837917f;
+  Vector far = splat(-2.1095055e-05f);
+  far = far * t + 0.00043446265f;
+  far = far * t - 0.004171063f;
+  far = far * t + 0.025119428f;
+  far = far * t - 0.10828009f;
+  far = far * t - 0.6333469f;
+  far = far * t - 1.1295149f;
+  far = far * t + 0.0001746845f;
+  const Vector tail = copysign(1.0f - exp(far), x);
+  return abs(x) > 0.92f ? tail : x + x * near;
+}
+
+// sin and cos as for one value, half a vector at a time in f64.
+typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
+typedef float Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <int QUARTER>
+CASTILE_INLINE Half sine_of(Half x) {
+  constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: the low bits of a sum with it are the rounded number
+  const Doubles d = __builtin_convertvector(x, Doubles), sum = d * 0.63661977236758134 + ROUND, n = sum - ROUND;
+  const Doubles r = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11, s = r * r;
+  const Doubles sine = r + r * s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880))));
+  const Doubles cosine = 1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 - s * (1.0 / 3628800)))));
+  const Longs quadrant = (Longs)sum + QUARTER;
+  const Doubles y = (quadrant & 1) != 0 ? cosine : sine;
+  return __builtin_convertvector((Doubles)((Longs)y ^ ((quadrant & 2) << 62)), Half);
+}
+
+template <int QUARTER>
+CASTILE_INLINE Vector sines(Vector x) {
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  for (Half& h : halves) h = sine_of<QUARTER>(h);
+  std::memcpy(&x, halves, sizeof x);
+  return x;
+}
+
+template <int QUARTER>
+__attribute__((noinline, cold)) Vector far_sines(Vector x) {
+  for (int l = 0; l < LANES; ++l) x[l] = QUARTER ? cos(x[l]) : sin(x[l]);
+  return x;
+}
+
+// One angle that is too large, infinite or no number sends all to the C library.
+CASTILE_INLINE Vector sin(Vector x) {
+  return __builtin_expect(any(~(abs(x) < LARGEST_ANGLE)), 0) ? far_sines<0>(x) : sines<0>(x);
+}
+CASTILE_INLINE Vector cos(Vector x) {
+  return __builtin_expect(any(~(abs(x) < LARGEST_ANGLE)), 0) ? far_sines<1>(x) : sines<1>(x);
+}
+
+}  // namespace
+}  // namespace castile
