@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..ir.cascade import Cascade
-from ..ir.errors import UsageError
+from ..ir.errors import InputError, UsageError
 from ..ir.extents import resolve
 from ..ir.mapping import Mapping
 
@@ -128,7 +128,7 @@ class Kernel:
 
     def __call__(self, *unnamed: Any, out: Any = None, **inputs: Any) -> Any:
         if unnamed:
-            raise UsageError(
+            raise InputError(
                 f"arguments of `{self.cascade.name}` have names, and {len(unnamed)} came without one",
                 hint=f"call it with {', '.join(f'{p.name}=…' for p in self.cascade.params)}",
             )

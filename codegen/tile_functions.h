@@ -144,8 +144,10 @@ CASTILE_INLINE float tanh(float x) {
   return std::copysign(-e / (e + 2.0f), x);
 }
 
-// Where exp(-x) is infinite this is 0, as it is to within the least normal number.
-CASTILE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+CASTILE_INLINE float sigmoid(float x) {
+  const float e = exp(-std::fabs(x));  // never infinite, so that results below the least normal number are right
+  return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
 
 CASTILE_INLINE float erf(float x) {
   const float s = x * x, t = std::fabs(x) > 4.0f ? 4.0f : std::fabs(x);

@@ -51,31 +51,40 @@ CASTILE_INLINE Mask load(const int8_t* p) {
 }
 CASTILE_INLINE void store(uint32_t* p, Words x) { *reinterpret_cast<WordsInMemory*>(p) = x; }
 CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
-CASTILE_INLINE Halves narrowed(Vector x) {
-#if defined(__AVX512BF16__)
-  return bits<Halves>(_mm512_cvtneps_pbh((__m512)x));
-#else
+// The nearest bf16, as f32.
+CASTILE_INLINE Vector rounded(Vector x) {
   const Words u = (Words)x;
-  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const Words code = x != x ? Words{} + 0x7fc0u : rounded;
-  return __builtin_convertvector(code, Halves);
+  const Words nearest = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+  return (Vector)(x != x ? Words{} + 0x7fc00000u : nearest);
+}
+// What a kernel stores, to the last bit.
+CASTILE_INLINE void keep(bf16* p, Vector x) {
+  *reinterpret_cast<HalvesInMemory*>(p) = __builtin_convertvector((Words)rounded(x) >> 16, Halves);
+}
+template <class T, class V>
+CASTILE_INLINE void keep(T* p, V x) {
+  store(p, x);
+}
+// What stays within a kernel: AVX-512 takes numbers below the least normal one for 0.
+CASTILE_INLINE void store(bf16* p, Vector x) {
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<HalvesInMemory*>(p) = bits<Halves>(_mm512_cvtneps_pbh((__m512)x));
+#else
+  keep(p, x);
 #endif
 }
-CASTILE_INLINE void store(bf16* p, Vector x) { *reinterpret_cast<HalvesInMemory*>(p) = narrowed(x); }
-// The nearest bf16, as f32.
-CASTILE_INLINE Vector rounded(Vector x) { return (Vector)(__builtin_convertvector(narrowed(x), Words) << 16); }
 
 template <class T>
 __attribute__((noinline, cold)) void store_some(T* p, int64_t stride, Vector x, int64_t n) {
   T lanes[LANES];
-  store(lanes, x);
+  keep(lanes, x);
   for (int64_t l = 0; l < LANES && l < n; ++l) p[l * stride] = lanes[l];
 }
 
 // The first n lanes only, elements ``stride`` apart.
 template <class T>
 CASTILE_INLINE void store(T* p, int64_t stride, Vector x, int64_t n) {
-  if (__builtin_expect(stride == 1 && n >= LANES, 1)) store(p, x);
+  if (__builtin_expect(stride == 1 && n >= LANES, 1)) keep(p, x);
   else store_some(p, stride, x, n);
 }
 
@@ -294,7 +303,10 @@ CASTILE_INLINE Vector exp2(Vector x) {
   return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
 }
 
-CASTILE_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
+CASTILE_INLINE Vector sigmoid(Vector x) {
+  const Vector e = exp(-abs(x));
+  return (x >= 0.0f ? splat(1.0f) : e) / (1.0f + e);
+}
 
 CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
   return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));

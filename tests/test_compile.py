@@ -340,3 +340,10 @@ def test_a_docstring_is_the_cascades_own() -> None:
     bare = dataclasses.replace(c, doc="")
     assert derived(bare, "full", "maximum").cascade.doc == ""
     assert derived(c, "full", "maximum").cascade.doc == c.doc != ""
+
+
+def test_arguments_have_names() -> None:
+    c = castile.parse("def double(X: f32[n], s: f32) -> Y:\n    Y[n] = 2 * s * X[n]\n")
+    with pytest.raises(castile.CastileError, match="have names, and 2 came without") as caught:
+        castile.compile(c, "cpu")(np.ones(3, np.float32), 1.0)
+    assert "X=…, s=…" in str(caught.value)

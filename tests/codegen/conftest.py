@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # Files that every run of the tests takes: they compile little.
 SAMPLE = (
+    "test_brackets_cpu.py",
     "test_build.py",
     "test_cpp.py",
     "test_gradients_cpu.py",

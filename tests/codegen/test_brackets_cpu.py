@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import castile
-from castile.codegen import build
+from castile.codegen import compiler
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
@@ -51,13 +51,13 @@ CASES = [(name, "bf16") for name in MASKS] + [("window", "f32"), ("document", "f
 
 @cache
 def library(machine: str) -> dict[tuple[str, str], CpuProgram]:
-    before = build.VARIANTS
+    before = compiler.VARIANTS
     try:
         if machine != "native":
-            build.VARIANTS = ((f"-march={machine}", "-fopenmp"), (f"-march={machine}", "-fopenmp-simd", "-pthread"))
+            compiler.VARIANTS = ((f"-march={machine}", "-fopenmp"), (f"-march={machine}", "-fopenmp-simd", "-pthread"))
         return dict(zip(CASES, CpuProgram.build_all([program(*x)[1].program for x in CASES]), strict=True))
     finally:
-        build.VARIANTS = before
+        compiler.VARIANTS = before
 
 
 def inputs(c: castile.Cascade, ids: str) -> dict[str, Any]:
