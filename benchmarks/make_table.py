@@ -53,7 +53,7 @@ from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
 from castile.autotune.records import Record  # noqa: E402
 from castile.autotune.space import Space, space_of  # noqa: E402
 from castile.codegen import build, targets  # noqa: E402
-from castile.codegen.compiler import VARIANTS, Compiler, find_compiler, key_of, more_flags  # noqa: E402
+from castile.codegen.compiler import VARIANTS, Compiler, find_compiler, header_ahead, key_of, more_flags  # noqa: E402
 from castile.codegen.cpp import FLAGS, INCLUDE, header, standalone  # noqa: E402
 from castile.costmodel.features import schema  # noqa: E402
 from castile.costmodel.shipped import COLUMNS, device_to_dict  # noqa: E402
@@ -318,8 +318,9 @@ def _command(compiler: Compiler) -> list[str]:
 def _precompiled(compiler: Compiler, folder: Path) -> Path:
     """A folder with the header and, where the compiler can, its precompiled form."""
     (folder / "tile.h").write_text(header(), encoding="utf-8")
-    command = [*_command(compiler), "-x", "c++-header", "tile.h", "-o", "tile.h.gch"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    ahead = header_ahead(compiler)
+    if ahead is not None:
+        (folder / "tile.h.gch").write_bytes(ahead)
     return folder
 
 

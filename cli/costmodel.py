@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .terminal import Json, emit, fail, out, say
+
+if TYPE_CHECKING:
+    from ..costmodel.model import CostModel
 
 app = typer.Typer(no_args_is_help=True, help="Train, evaluate and describe the cost model.")
 
@@ -54,10 +57,7 @@ def train(
     data = joined(shipped(), own) if with_shipped else own
     made = learned(data, seed)
     folder = model or model_path()
-    try:
-        made.save(folder)
-    except OSError as error:
-        fail(f"cannot write {folder}: {error.strerror or error}")
+    _save(made, folder)
     if json:
         emit({**made.info, "model": str(folder)})
     else:
@@ -121,14 +121,19 @@ def _compiled(paths: list[Path], cascades: Path) -> Any:
     return compiled_rows(lines, cascades)
 
 
-def _train_registers(paths: list[Path], cascades: Path, folder: Path, seed: int, json: bool) -> None:
-    from ..autotune.compiled import trained
-
-    made = trained(_compiled(paths, cascades), seed)
+def _save(made: CostModel, folder: Path) -> None:
+    """Write a model, or end with one line that says why it cannot be written."""
     try:
         made.save(folder)
     except OSError as error:
         fail(f"cannot write {folder}: {error.strerror or error}")
+
+
+def _train_registers(paths: list[Path], cascades: Path, folder: Path, seed: int, json: bool) -> None:
+    from ..autotune.compiled import trained
+
+    made = trained(_compiled(paths, cascades), seed)
+    _save(made, folder)
     if json:
         emit({**made.info, "model": str(folder)})
     else:

@@ -1,7 +1,8 @@
 // tile.h: what generated kernels stand on. C++17 for GCC and Clang; no library but the standard one.
 //
-// Everything here is written for one scalar and left to the compiler to vectorise: no branch where a select does, no call
-// that is not inlined. Nothing relies on -ffast-math, so NaN, infinities and signed zeros keep their IEEE meaning.
+// One file for each subject, each standing on those before it. What is written for one number is left to the compiler to
+// vectorise: a select in place of a branch, every call inlined. What loops over rows is written in vectors. Nothing
+// relies on -ffast-math, so NaN, infinities and signed zeros keep their IEEE meaning.
 #pragma once
 
 #include <algorithm>
