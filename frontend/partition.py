@@ -64,8 +64,10 @@ BYTES_PER_US = 1e4
 # Nodes past which a region is left as it is.
 LARGEST = 40
 # A chain does not join one whose tensors are this much smaller: those are computed once and read often. Where they are
-# dear, they are not computed twice.
+# dear, they are not computed twice; a few steps of arithmetic that nothing else reads cost no more than reading them
+# back would.
 RATIO = 4
+FEW_STEPS = 4
 DEAR = frozenset(
     name for name, text in POINTWISE.items() if any(f"{op}(" in text for op, o in OPS.items() if o.cost[0] == "special")
 )
@@ -325,7 +327,7 @@ class Partitioner:
             touched = {a for n in self.members[number] for a in (n, *n.all_input_nodes)}
             largest = max(map(numel, touched))
             ratio = 1 if any(op_name(n) in DEAR for n in self.members[number]) else RATIO
-            if len(both) > LARGEST or numel(node) > ratio * largest:
+            if len(both) > LARGEST or (numel(node) > ratio * largest and not self._is_cheap(number, mine)):
                 continue
             if self._cyclic(set(both)):
                 continue
@@ -333,6 +335,14 @@ class Partitioner:
             for n in self.members.pop(mine):
                 self.group[n] = number
             self.kinds.pop(mine)
+
+    def _is_cheap(self, number: int, only: int) -> bool:
+        """Whether a chain is a few steps of arithmetic that only one other chain reads."""
+        nodes, readers = self.members[number], (number, only)
+        return len(nodes) <= FEW_STEPS and all(
+            op_name(n).split(".")[0] in ARITHMETIC and all(self.group.get(u) in readers for u in self._readers(n))
+            for n in nodes
+        )
 
     def _new(self, nodes: Iterable[Node], kind: str) -> int:
         nodes = list(nodes)
