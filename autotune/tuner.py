@@ -7,7 +7,6 @@ default in a comparison of interleaved rounds, and only what is faster beyond do
 from __future__ import annotations
 
 import math
-import os
 import platform
 import uuid
 import warnings
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..codegen import targets
+from ..codegen.compiler import cores
 from ..costmodel.model import CostModel
 from ..costmodel.shipped import shipped_model
 from ..ir.cascade import Cascade
@@ -114,7 +114,7 @@ def tune(
     extents = resolve(c, shapes)
     device = describe_cpu()
     space = space_of(c, extents, target, device)
-    builders = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+    builders = min(8, cores())
     limits = Limits(run_s=max(2.0, min(20.0, budget_s / 3)))
     with (
         Records(path) as records,

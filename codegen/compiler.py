@@ -10,13 +10,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ..ir.errors import UsageError
-from .cpp import FLAGS, header, standalone
+from .cpp import FLAGS, header, shares, standalone
 
 CANDIDATES = ("c++", "g++", "clang++")
 
@@ -85,6 +87,14 @@ def cpu_identity() -> str:
     return "\n".join(words)
 
 
+@cache
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def more_flags() -> tuple[str, ...]:
     """What ``CASTILE_CXXFLAGS`` adds to every build: sanitizers, another ``-march``."""
     try:
@@ -110,19 +120,22 @@ def key_of(source: str, compiler: Compiler) -> str:
 def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes:
     """The bytes of the library made from a printed translation unit; nothing is left behind.
 
-    ``ahead`` is what `header_ahead` made of the header: the compiler takes it where it can. Raises `UsageError` where
-    the compiler fails or cannot be run.
+    Kernels are shared out among the cores that compile nothing else. ``ahead`` is what `header_ahead` made of the
+    header: the compiler takes it where it can. Raises `UsageError` where the compiler fails or cannot be run.
     """
     said = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="castile-build-") as folder:
+        with tempfile.TemporaryDirectory(prefix="castile-build-") as folder, _free_cores() as most:
             if ahead is not None:
                 (Path(folder) / "tile.h").write_text(header(), encoding="utf-8")
                 (Path(folder) / "tile.h.gch").symlink_to(ahead)
-            text = standalone(source) if ahead is None else source
-            (Path(folder) / "kernel.cpp").write_text(text, encoding="utf-8")
+            names = []
+            for n, unit in enumerate(shares(source, most)):
+                names.append(f"kernel{n}.cpp")
+                text = standalone(unit) if ahead is None else unit
+                (Path(folder) / names[-1]).write_text(text, encoding="utf-8")
             for variant in VARIANTS:
-                status, output = _run(compiler, variant, ("-shared", "kernel.cpp", "-o", "kernel.so"), folder)
+                status, output = _linked(compiler, variant, names, folder)
                 made = Path(folder) / "kernel.so"
                 if status == 0 and made.is_file():
                     return made.read_bytes()
@@ -139,6 +152,32 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
         f"the C++ compiler `{' '.join(compiler.command)}` fails: {_first_error(said)}",
         hint="set CXX to a C++17 compiler, such as g++ 9 or clang++ 10; a kernel that it refuses is a fault of castile",
     )
+
+
+_cores = threading.Semaphore(cores())
+
+
+@contextlib.contextmanager
+def _free_cores() -> Iterator[int]:
+    """How many compilers may run at once: as many as there are cores without one of ours, at least one."""
+    taken = [_cores.acquire(blocking=False) for _ in range(cores())]
+    try:
+        yield max(1, sum(taken))
+    finally:
+        for held in taken:
+            if held:
+                _cores.release()
+
+
+def _linked(compiler: Compiler, variant: Sequence[str], names: Sequence[str], folder: str) -> tuple[int, str]:
+    """Make kernel.so of translation units, by a compiler for each: the first status but 0, and what was said."""
+    target = ("-shared", "-o", "kernel.so")
+    if len(names) == 1:
+        return _run(compiler, variant, (*target, *names), folder)
+    with ThreadPoolExecutor(len(names)) as pool:
+        done = list(pool.map(lambda name: _run(compiler, variant, ("-c", name), folder), names))
+    failed = next((d for d in done if d[0] != 0), None)
+    return failed or _run(compiler, variant, (*target, *(f"{Path(n).stem}.o" for n in names)), folder)
 
 
 def header_ahead(compiler: Compiler) -> bytes | None:

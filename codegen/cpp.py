@@ -30,6 +30,10 @@ FLAGS = tuple(
 )
 
 INCLUDE, PRAGMA = '#include "tile.h"\n', "#pragma once\n\n"
+KERNEL, END = "\n// kernel ", "\n}  // namespace castile\n"
+
+# Characters of kernels that take GCC as long as reading the header.
+SHARE = 6000
 
 
 @cache
@@ -58,4 +62,18 @@ def print_cpp(kernels: Sequence[TileKernel], name: str) -> str:
     for k, entry in zip(kernels, entry_names(kernels), strict=True):
         verify_kernel(k)
         parts.append(KernelPrinter(k, entry).kernel())
-    return "\n".join([*parts, "}  // namespace castile\n"])
+    return "\n".join(parts) + END
+
+
+def shares(source: str, most: int) -> list[str]:
+    """A printed translation unit as up to ``most`` of them, for as many compilers at once.
+
+    The kernels go, longest first, to the unit that has least; all stay in one where that is as soon done.
+    """
+    head, *kernels = source.removesuffix(END).split(KERNEL)
+    count = min(most, len(kernels), sum(map(len, kernels)) // SHARE)
+    units = [head] * max(count, 1)
+    for text in sorted(kernels, key=len, reverse=True):
+        least = min(range(len(units)), key=lambda n: len(units[n]))
+        units[least] += KERNEL + text
+    return [u + END for u in units] if count > 1 else [source]

@@ -36,6 +36,7 @@ from .arguments import (
 )
 from .assembly import Assembly, Program, assemble
 from .build import load
+from .compiler import cores
 from .cpp import print_cpp
 from .interface import entry_names
 
@@ -86,9 +87,7 @@ def threads_without_torch() -> int:
     named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if named.isdecimal() and int(named) > 0:
         return int(named)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores()
 
 
 # The program

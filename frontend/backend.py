@@ -18,6 +18,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..codegen import targets
+from ..codegen.compiler import cores
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
 from .counting import count
@@ -181,7 +182,7 @@ def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionC
         except Exception as error:  # whatever a compiler does, the model runs
             errors[id(call.kernel)] = error
 
-    with ThreadPoolExecutor(max_workers=max(1, min(8, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         list(pool.map(build, distinct.values()))
     for number, error in errors.items():
         warn_fallback(distinct[number].__name__, error)

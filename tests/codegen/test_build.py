@@ -7,12 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from castile.codegen import build, compiler
-from castile.codegen.cpp import INCLUDE
+from castile.codegen.cpp import END, INCLUDE, KERNEL, shares
 from castile.ir.errors import UsageError
 
 SOURCE = 'extern "C" int answer() { return %d; }\n'
@@ -185,6 +186,25 @@ def test_the_key_knows_what_matters(folder: Path, tmp_path: Path, monkeypatch: p
     assert len(set(keys)) == len(keys)
 
 
+def test_kernels_are_shared_out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several compilers at once, each with some of the kernels, make what one makes."""
+    names = [f"k{n}" for n in range(5)]
+    texts = [f'{n}\nextern "C" int {n}() {{ return {i}; }}\n{"// more" * 400}\n' for i, n in enumerate(names)]
+    source = f"// all\n{INCLUDE}\nnamespace castile {{\n" + "".join(KERNEL + t for t in texts) + END
+    assert shares(source, 1) == [source]
+    units = shares(source, 2)
+    assert len(units) == 2
+    assert [sum(f"int {n}()" in u for u in units) for n in names] == [1] * 5
+    monkeypatch.setattr(compiler, "_cores", threading.Semaphore(2))
+    monkeypatch.setattr(compiler, "cores", lambda: 2)
+    found = build.load(source)
+    assert [getattr(found, n)() for n in names] == [0, 1, 2, 3, 4]
+    # One of the compilers fails.
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", 'case "$*" in *kernel1*) kill -9 $$;; esac\nexec c++ "$@"\n'))
+    with pytest.raises(UsageError, match="killed by signal 9"):
+        build.build(source)
+
+
 def test_eight_processes_at_once(folder: Path) -> None:
     code = f"from castile.codegen import build\nassert build.load({SOURCE % 15!r}).answer() == 15"
     running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(8)]
@@ -197,7 +217,7 @@ def test_eight_processes_at_once(folder: Path) -> None:
 
 # The header, read ahead
 
-KERNEL = 'extern "C" int answer() { return castile::to<int>(%d.0f); }\n'
+ANSWER = 'extern "C" int answer() { return castile::to<int>(%d.0f); }\n'
 
 
 def ahead(folder: Path) -> list[Path]:
@@ -205,7 +225,7 @@ def ahead(folder: Path) -> list[Path]:
 
 
 def kernel(number: int) -> int:
-    found: ctypes.CDLL = build.load(INCLUDE + KERNEL % number)
+    found: ctypes.CDLL = build.load(INCLUDE + ANSWER % number)
     return int(found.answer())
 
 
