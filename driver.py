@@ -126,7 +126,7 @@ def _variant(
 
     def written() -> dict[str, Any]:
         chosen, program, source = made()
-        return {"mapping": chosen.to_dict(), **assemble(program.program, source).to_dict()}
+        return {"mapping": chosen.to_dict(), **assemble(program.program, source).to_dict(c)}
 
     if target != "cpu" or os.environ.get("CASTILE_DUMP"):
         chosen, program, source = made()
@@ -134,7 +134,7 @@ def _variant(
     words = (str(c), mapping.to_json() if mapping else "", json.dumps(dict(extents)))
     found = recall(("variant", *words), written)
     chosen = Mapping.from_json(found["mapping"])
-    return Variant(extents, chosen, found["source"], cache(partial(targets.load, found)), origin)
+    return Variant(extents, chosen, found["source"], cache(partial(targets.load, found, c)), origin)
 
 
 def emit(

@@ -54,10 +54,11 @@ class Assembly:
     scratch: tuple[Param, ...]
     source: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+    def to_dict(self, written: Cascade) -> dict[str, Any]:
+        """The JSON form, without the cascade's text where that which it was derived from is called alike."""
+        alike = (written.params, written.ranks) == (self.cascade.params, self.cascade.ranks)
         return {
-            "cascade": str(self.cascade),
+            "cascade": None if alike else str(self.cascade),
             "entries": [
                 {
                     "symbol": e.symbol,
@@ -74,8 +75,9 @@ class Assembly:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Assembly:
-        """From the JSON form, as this version of castile wrote it."""
+    def from_dict(cls, data: Mapping[str, Any], written: Cascade) -> Assembly:
+        """From the JSON form, as this version of castile made it for the same cascade as written."""
+        cascade = written if data["cascade"] is None else parse(data["cascade"])
         entries = tuple(
             Entry(
                 e["symbol"],
@@ -87,7 +89,7 @@ class Assembly:
             for e in data["entries"]
         )
         outputs, scratch = (tuple(_param(*p) for p in data[name]) for name in ("outputs", "scratch"))
-        return cls(parse(data["cascade"]), entries, outputs, scratch, data["source"])
+        return cls(cascade, entries, outputs, scratch, data["source"])
 
 
 def _axes(p: Param) -> list[str | int]:

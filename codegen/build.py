@@ -152,12 +152,11 @@ def _private_folder() -> Path:
 
 def _lookup(folder: Path, key: str, suffix: str = SUFFIX) -> Path | None:
     """The sound entry of a key; entries that are not what their names say are removed."""
-    for entry in _entries(folder, suffix):
-        if entry.key == key:
-            if _sound(entry.path):
-                return entry.path
-            with contextlib.suppress(OSError):
-                entry.path.unlink()
+    for entry in _entries(folder, suffix, key):
+        if _sound(entry.path):
+            return entry.path
+        with contextlib.suppress(OSError):
+            entry.path.unlink()
     return None
 
 
@@ -189,17 +188,18 @@ def _keep(folder: Path, key: str, data: bytes, suffix: str = SUFFIX) -> Path:
     return path
 
 
-def _entries(folder: Path, suffix: str = SUFFIX) -> Iterator[Entry]:
+def _entries(folder: Path, suffix: str = SUFFIX, key: str = "") -> Iterator[Entry]:
+    """The entries of one kind, all or those of one key; of thousands, only these are looked at."""
     try:
-        found = sorted(os.scandir(folder), key=lambda e: e.name)
+        names = [n for n in os.listdir(folder) if n.startswith(key) and n.endswith(suffix)]
     except OSError:
         return
-    for item in found:
-        key, dash, content = item.name.removesuffix(suffix).partition("-")
-        if item.name.endswith(suffix) and dash and len(key) == len(content) == 64:
+    for name in sorted(names):
+        found, dash, content = name.removesuffix(suffix).partition("-")
+        if dash and len(found) == len(content) == 64:
             with contextlib.suppress(OSError):
-                status = item.stat(follow_symlinks=False)
-                yield Entry(Path(item.path), key, status.st_size, status.st_mtime)
+                status = os.lstat(folder / name)
+                yield Entry(folder / name, found, status.st_size, status.st_mtime)
 
 
 def entries() -> tuple[Entry, ...]:

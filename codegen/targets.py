@@ -76,9 +76,9 @@ def build(program: Program, mapping: Mapping, target: str) -> Any:
     return _module("triton_build").CudaProgram.build(program, mapping, target)
 
 
-def load(assembly: dict[str, Any]) -> Any:
-    """As `build` for the CPU, from the JSON form of an `Assembly`."""
-    return CpuProgram.of(Assembly.from_dict(assembly))
+def load(assembly: dict[str, Any], written: Cascade) -> Any:
+    """As `build` for the CPU, from the JSON form of the `Assembly` of a cascade as it was written."""
+    return CpuProgram.of(Assembly.from_dict(assembly, written))
 
 
 def standalone(program: Program, mapping: Mapping, target: str, written: Cascade) -> str:
