@@ -8,7 +8,7 @@ from ..ir.cascade import Access, Expr, Param, Rank, literal_value
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Load, Store
 from .interface import checked_indices
-from .triton_expr import ATOM, OR, Value, narrow
+from .triton_expr import AND, ATOM, OR, Value, narrow
 from .triton_scope import Scope
 
 # The greatest size along each axis of a tile that a descriptor tells.
@@ -129,9 +129,9 @@ class Memory(Scope):
         pointer, found = self._pointer(op.source, axes, param.indices, checked_indices(op, param.indices))
         mask = self._mask(axes, axes)
         if op.guard is not None:
-            guard = self.e.typed(op.guard, "bool", axes, OR)
+            guard = self.e.typed(op.guard, "bool", axes, AND if mask else OR)
             guard = f"tl.full((), {guard}, tl.int1)" if guard in ("True", "False") else guard
-            mask = f"{mask} & {guard if guard.startswith('(') else f'({guard})'}" if mask else guard
+            mask = f"{mask} & {guard}" if mask else guard
         mask = self._checks(op.source, found, mask, axes)
         row = DTYPES[param.dtype]
         other = self.e.spell(op.other, "f32" if row.is_float else "i32") if row.bits > 8 or not row.is_float else "0"

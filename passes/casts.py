@@ -7,7 +7,7 @@ import numpy as np
 from ..ir.dtypes import DTYPES, round_to
 from .brackets import bracket
 from .emptiness import is_mask
-from .forms import UNIT, Atom, Form, Monomial, add, lift
+from .forms import UNIT, Atom, Form, Monomial, add, lift, scale
 from .normal import mul, nonnegative
 
 # Float types that hold what a mask stands for.
@@ -17,6 +17,16 @@ WITH_INFINITY = frozenset(n for n, row in DTYPES.items() if row.is_float and np.
 def movable(dtype: str, numerics: str) -> bool:
     """Whether a cast commutes with constant factors: to formats with the exponent range of f32, unless strict."""
     return numerics != "strict" and dtype in ("bf16", "f32", "f64")
+
+
+def number_in_f64(f: Form) -> Form | None:
+    """A number and masks as ones of f64, where nothing else in the text says that they are; None for anything more."""
+    number = Form({m: q for m, q in f.terms.items() if m.is_one})
+    masks = {m: q for m, q in f.terms.items() if is_mask(m)}
+    if len(number.terms) + len(masks) < len(f.terms):
+        return None
+    wide = [scale(lift(Atom("lbr", "", m.factors[0][0].args, dtype="f64")), q) for m, q in masks.items()]
+    return add(*wide, *([lift(Atom("cast", "f64", (number,), dtype="f64"))] if number.terms or not wide else []))
 
 
 def cast(dtype: str, f: Form) -> Form:

@@ -93,7 +93,7 @@ class Lowering:
             for m, q in every
             if _mask(m, q) is None
         ]
-        e = self._sum(terms, whole) if terms else Const(0.0)
+        e = self._sum(terms, whole) if terms else _zero(masks)
         if masks:
             e = self._where([p for a in masks for p in a.args if isinstance(p, Atom)], e, MINUS_INF)
         return e
@@ -349,7 +349,7 @@ class Lowering:
             case "lbr":
                 inner = a.args[0]
                 assert isinstance(inner, Atom)
-                return call("where", self.atom(inner), Const(0.0), MINUS_INF)
+                return call("where", self.atom(inner), _zero([a]), MINUS_INF)
             case "int":
                 return self._integer(a)
             case "red":
@@ -524,6 +524,11 @@ def _may_be_zero(a: Atom) -> bool:
 def _varies(a: Atom) -> bool:
     """Whether a factor has an element for each row, some of which may be no number, unlike a scale."""
     return bool(a.free) and a.kind not in ("rank", "int")
+
+
+def _zero(masks: Iterable[Atom]) -> Expr:
+    """What stands where masks that stand alone leave nothing out."""
+    return Cast("f64", Const(0.0)) if any(a.dtype == "f64" for a in masks) else Const(0.0)
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

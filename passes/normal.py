@@ -177,12 +177,10 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
     if not inner.terms:
         return ONE, ZERO_FRACTION
     if inner.single is None and len(inner.terms) == len(terms):
-        # The sign and size of a poly are fixed by its leading term, so that equal sums up to a factor are one atom.
-        leading = inner.terms[_leading(inner)]
-        if max(map(abs, inner.terms.values())) > LARGEST_F32 * abs(leading) and abs(lead * leading) < 1:
-            # A literal such as the least finite number, which masks add, is to stay a number.
-            leading = (ONE_FRACTION if leading > 0 else -ONE_FRACTION) / abs(lead)
-        own, q = Monomial([(poly(scale(inner, 1 / leading)), 1)]), leading
+        # The sign and size of a poly are fixed, so that equal sums up to a factor are one atom.
+        q = _size(scale(inner, lead)) / abs(lead)
+        q = q if inner.terms[_leading(inner)] > 0 else -q
+        own = Monomial([(poly(scale(inner, 1 / q)), 1)])
     else:
         # A sum within the sum was opened: other terms, other common factors.
         own, q = inner.single or factored(inner)
@@ -194,6 +192,24 @@ def factored(f: Form) -> tuple[Monomial, Fraction]:
 def _leading(f: Form) -> Monomial:
     """The term whose sign a sum has: the one that varies most, then a number, as people write X - mu and 1 - p."""
     return max(f.terms, key=lambda m: (len(m.free), m.is_one))
+
+
+def _size(f: Form) -> Fraction:
+    """What a sum is divided by: the coefficient of a term that is no number, if that rounds none of the others.
+
+    4 x + 2 -> 4 (x + 1/2), but 3 x + 1 stays: where x is nearly -1/3, an error of x + 1/3 is all that is left.
+    """
+    size = abs(f.terms[max(f.terms, key=lambda m: (len(m.free), bool(m.factors) or m.exponent is not None))])
+    ratios = [abs(q) / size for q in f.terms.values()]
+    exact = all(_is_exact(r) for r in ratios)
+    # A literal such as the least finite number, which masks add, is to stay a number.
+    return size if exact and (size >= 1 or max(ratios) <= LARGEST_F32) else ONE_FRACTION
+
+
+def _is_exact(q: Fraction) -> bool:
+    """Whether f32 holds a number, whatever its size."""
+    n, d = q.numerator, q.denominator
+    return d & (d - 1) == 0 and (n >> ((n & -n).bit_length() - 1)).bit_length() <= 24
 
 
 def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monomial, Fraction]:

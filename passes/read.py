@@ -19,13 +19,13 @@ from ..ir.scalar import convert as saturated
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle, tensor_types
 from ..ir.verify import scan_step
 from .brackets import FALSE, TRUE, bracket, compare, conjunction, disjunction, negate, pred
-from .casts import cast
+from .casts import cast, number_in_f64
 from .forms import ZERO, Atom, Form, Value, add, lift, neg, sub, values_inside
 from .functions import function
 from .lower import is_integral
 from .normal import const, div, mul, nonnegative, select
 from .normal import power as raise_to
-from .rewriting import remake, rewrite
+from .rewriting import in_type_of, remake, rewrite
 from .separate import Reductions
 
 
@@ -185,7 +185,9 @@ class Reader:
         dtype = self.types[e.tensor]
         if e.tensor in self.forms:
             own = self.c.einsum_of[e.tensor].output.ranks
-            return self._substitute(self.forms[e.tensor], dict(zip(own, indices, strict=True)))
+            before = self.forms[e.tensor]
+            found = self._substitute(before, dict(zip(own, indices, strict=True)))
+            return in_type_of(before, found) if isinstance(found, Form) else found
         reduced = self._carried(e, indices)
         if dtype == "bool":
             return pred(f"access:{e.tensor}", *indices, reduced=reduced)
@@ -313,12 +315,12 @@ class Reader:
                     # The branch may be read out of bounds where the condition fails: it stays a select.
                     return pred("where", condition, a, b)
                 return disjunction([conjunction([condition, a]), conjunction([negate(condition), b])])
-            if condition in (TRUE, FALSE) and not is_float(within):
+            chosen = select(condition, _number(a), _number(b))
+            if condition in (TRUE, FALSE) and within != "f32":
                 # The branch that goes may be what made the other's type.
-                taken = 1 if condition == TRUE else 2
-                kind = compute_type(self.checker.infer(e.args[taken]))
-                return _number((a, b)[taken - 1]) if kind == within else widened(_number((a, b)[taken - 1]), within)
-            return select(condition, _number(a), _number(b))
+                kind = compute_type(self.checker.infer(e.args[1 if condition == TRUE else 2]))
+                return chosen if kind == within else widened(chosen, within)
+            return chosen
         dtype = self.checker.infer(e)
         if OPS[e.op].rule == "compare":
             args = self._typed(e, settle(join(*(self.checker.infer(a) for a in e.args))))
@@ -408,7 +410,7 @@ def _as_truncated(v: Form, source: str, target: str) -> Form:
 def widened(v: Form, dtype: str) -> Form:
     """A value as one of a type in which the text computes, where nothing else says that it does."""
     if dtype == "f64" and not is_integral(v):
-        return lift(Atom("cast", dtype, (v,), dtype=dtype)) if v.constant is not None else cast(dtype, v)
+        return number_in_f64(v) or cast(dtype, v)
     own = v.atom
     if own is not None and own.dtype == dtype:
         return v

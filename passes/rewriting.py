@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .brackets import FALSE, TRUE, conjunction, disjunction, negate
-from .forms import Atom, Form, Value, add, lift, parts_of
+from .casts import number_in_f64
+from .forms import Atom, Form, Value, add, lift, parts_of, values_inside
 from .functions import exp, function
 from .normal import bracketed, const, div, mul, power
 
@@ -31,7 +32,7 @@ def _rewrite_form(value: Form, f: Callable[[Atom], Form | Atom | None], memo: di
     for m, q in value.terms.items():
         factors = [power(_as_form(rewrite(a, f, memo)), p) for a, p in m.factors]
         if m.exponent is not None:
-            factors.append(exp(_as_form(rewrite(m.exponent, f, memo))))
+            factors.append(exp(in_type_of(m.exponent, _as_form(rewrite(m.exponent, f, memo)))))
         product = mul(const(q), *factors)
         for b in m.brackets:
             p = rewrite(b, f, memo)
@@ -54,7 +55,16 @@ def _rewrite_atom(a: Atom, f: Callable[[Atom], Form | Atom | None], memo: dict[b
     args = tuple(rewrite(x, f, memo) for x in a.args)
     if all(x.digest == y.digest for x, y in zip(args, a.args, strict=True)):
         return a
+    if a.kind == "fn":
+        args = tuple(in_type_of(x, _as_form(y)) for x, y in zip(a.args, args, strict=True))
     return remake(a, args)
+
+
+def in_type_of(before: Value, now: Form) -> Form:
+    """A value rewritten, in f64 still where all that said so is gone: ``where(m < 0, X[m], 0.5)`` at 1."""
+    if now.digest == before.digest or (wide := number_in_f64(now)) is None:
+        return now
+    return wide if any(isinstance(x, Atom) and x.dtype == "f64" for x in values_inside(before)) else now
 
 
 def remake(a: Atom, args: tuple[Value, ...]) -> Value:

@@ -96,6 +96,15 @@ def test_nan_wins_in_extremes_and_argmax() -> None:
     check(c, {"X": x}, Tiling(2, 2, 2))
 
 
+def test_a_guard_of_two_conditions_holds_within_the_tile_alone() -> None:
+    text = """
+def f(T: i32[i], X: f32[i]) -> O:
+    O[i] = where((T[i] == -1) | (T[i] == 0), X[extent(i) - 1 - i], 0.0)
+"""
+    # Beyond the last i no T is loaded, which gives 0, and X is read below its first.
+    check(castile.parse(text), {"T": np.array([0, 3, -1, 2, 0], "i4"), "X": np.arange(5, dtype="f4")}, Tiling(8, 8, 8))
+
+
 @pytest.mark.parametrize(
     "dtype", ["f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i64", "i32", "i16", "i8", "u8", "u32"]
 )

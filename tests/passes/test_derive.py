@@ -227,6 +227,33 @@ def test_what_is_f64_stays_f64(body: str) -> None:
         assert tensor_types(form)["Y"] == tensor_types(c)["Y"]
 
 
+def test_what_was_f64_stays_f64_where_its_branch_is_never_taken() -> None:
+    text = """
+def f(X: f64[k]) -> O:
+    A[k] = where(k < 1, X[k], -inf)
+    B[k] = where(k < 1, X[k], 0.7)
+    O = expm1(1.5 * expm1(A[1])) + sin(B[2]) + exp(B[1])
+"""
+    d = derive(castile.parse(text))
+    for read in ("expm1(where(False, f64(0.0), -inf))", "sin(f64(0.7))", "exp(f64(0.7))"):
+        assert read in str(d.cascade)
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    {
+        "(a + 3) * X[k]": "X[k] * (a + 3)",  # times 1 + a / 3 it would be wrong where a is nearly -3
+        "where(a > 0, X[k], 1.5625) / X[0]": "where(0 < a, X[k], 1.5625) / X[0]",
+        "(3 * X[k] + 5 * X[0]) * a": "a * (3 * X[k] + 5 * X[0])",
+        "(4 * X[k] + 2) * a": "4 * a * (X[k] + 0.5)",
+        "(a + 3) / (2 * a + 6) * X[k]": "0.5 * X[k]",
+    }.items(),
+)
+def test_a_sum_beside_a_factor_is_divided_by_what_rounds_nothing(body: str, want: str) -> None:
+    d = derive(castile.parse(f"def f(X: f32[k], a: f32) -> O:\n    O[k] = {body}\n"))
+    assert str(d.cascade).splitlines()[1] == f"    O[k] = {want}"
+
+
 def test_where_a_level_is_refused_the_next_lower_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original as it is has masks that only the oracle's flags can tell from -inf in the data."""
     c = example("attention_causal")
