@@ -146,6 +146,14 @@ class Kernel:
         made: Any = getattr(self._meet(inputs), "launcher", None)
         return None if made is None else made(inputs, out)
 
+    def bind(self, inputs: Dict[str, Any], out: Sequence[Any]) -> Any:
+        """The program for tensors that lie as these do, with their addresses filled in (`runtime.Bound`).
+
+        None where the target or the program has no such thing. Raises what a call raises for arguments that do not fit.
+        """
+        made: Any = getattr(self._meet(inputs), "bind", None)
+        return None if made is None else made(inputs, out)
+
     def _meet(self, inputs: Dict[str, Any]) -> Runner:
         """The program for arguments of new shapes. What is no array is for the program itself to refuse."""
         shapes: dict[str, tuple[int, ...]] = {}

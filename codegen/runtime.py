@@ -114,6 +114,41 @@ class Plan:
     apart: list[list[int]]
 
 
+class Bound:
+    """A program and its arguments, for calls that change nothing but the addresses of a few of them.
+
+    ``bound.call(threads)`` runs the kernels; ``places[i]`` are the words that hold the address of tensor ``i``, in the
+    order of the cascade, then of the outputs. Nobody checks anything: layouts and dtypes must be those of the tensors
+    that it was made with. Not for two threads at once.
+    """
+
+    __slots__ = ("_functions", "_scratch", "places", "scratch_bytes", "words")
+
+    def __init__(self, words: Any, functions: Sequence[tuple[Any, int]], plan: Plan, tensors: int) -> None:
+        base = ctypes.addressof(words)
+        self.words = words
+        self._functions = tuple((function, base + at) for function, at in functions)
+        self.places = tuple(tuple(at for at, n in plan.holes if n == i) for i in range(tensors))
+        self.scratch_bytes = plan.scratch_bytes
+        self._scratch = tuple(
+            (at, offset) for i, offset in enumerate(plan.scratch) for at, n in plan.holes if n == tensors + i
+        )
+
+    def move(self, tensor: int, to: int) -> None:
+        """Say where a tensor lies from now on, by its address."""
+        for at in self.places[tensor]:
+            self.words[at] = to
+
+    def work_in(self, base: int) -> None:
+        """Say where `scratch_bytes` lie that the kernels may write into, by an address that 64 divides."""
+        for at, offset in self._scratch:
+            self.words[at] = base + offset
+
+    def call(self, threads: int) -> None:
+        for function, at in self._functions:
+            function(at, 0, -1, threads)
+
+
 class CpuProgram(Arguments):
     """A cascade compiled for the CPU: called with its parameters by name.
 
@@ -213,6 +248,25 @@ class CpuProgram(Arguments):
         arrays, _ = self._split(inputs)
         arrays = [self._accepted(x, p) for x, p in zip(arrays, self.tensors, strict=True)]
         return partial(self._launch, self._plan(arrays, self._given_outputs(out), any(map(is_torch, arrays))))
+
+    def bind(self, inputs: Mapping[str, Any], out: Sequence[Any]) -> Bound | None:
+        """The program with these arguments, its scratch memory left to be named; None for one that takes numbers, looks
+        at what it reads, or is given nothing to work on.
+
+        Raises `InputError` for arguments that do not fit.
+        """
+        if self.scalars or self._checked:
+            return None
+        arrays, _ = self._split(inputs)
+        arrays = [self._accepted(x, p) for x, p in zip(arrays, self.tensors, strict=True)]
+        plan = self._plan(arrays, self._given_outputs(out), any(map(is_torch, arrays)))
+        if plan.empty:
+            return None
+        tensors = [*arrays, *out]
+        bound = Bound(self._words.from_buffer_copy(plan.words), self._calls, plan, len(tensors))
+        for i, x in enumerate(tensors):
+            bound.move(i, address(x))
+        return bound
 
     def _launch(self, plan: Plan, numbers: Sequence[Any], pointers: list[int]) -> None:
         if plan.empty:

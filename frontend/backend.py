@@ -5,28 +5,26 @@ torch.compile(model, backend="castile", options={"target": "cpu", "tune": "cache
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
-from operator import getitem
 from typing import Any
 
-import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from ..codegen import targets
 from ..codegen.compiler import cores
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
 from .counting import count
-from .fx import fakes, op_name
+from .fixed import Fixed, plan_of
+from .fx import op_name
 from .once import once
-from .partition import Partition, Partitioner, Region, is_impure, lower_region
+from .partition import Partition, Partitioner, Region, lower_region
 from .region import RegionCall, extract, kernel_of, warn_fallback
 from .rest import with_inductor
+from .rewrite import rewritten
 from .tuning import tune_calls
 
 TUNE = ("off", "cached", "quick", "full")
@@ -76,11 +74,12 @@ class Options:
 
 @dataclass
 class Compiled:
-    """One graph compiled: its partition, the regions that became kernels, and what runs."""
+    """One graph compiled: its partition, the regions that became kernels, the graph with these, and what runs."""
 
     partition: Partition
     calls: list[tuple[Region, RegionCall]] = field(default_factory=list)
     module: GraphModule | None = None
+    run: Callable[..., Any] | None = None
 
 
 Listener = Callable[[Compiled], None]
@@ -108,8 +107,8 @@ def backend(options: Options, listener: Listener | None = None) -> Callable[...,
         done = compile_fx(gm, options)
         if listener is not None:
             listener(done)
-        assert done.module is not None
-        return make_boxed_func(done.module.forward)
+        assert done.run is not None
+        return make_boxed_func(done.run)
 
     return aot_autograd(fw_compiler=compile_graph, bw_compiler=compile_graph, inference_compiler=compile_graph)
 
@@ -129,9 +128,13 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
                 done.calls.append((region, call))
     tune_calls(done.calls, target, options.tune)
     done.calls = _built(done.calls)
-    done.module = _rewritten(gm, done.calls)
+    done.module = rewritten(gm, done.calls)
     if options.fallback == "inductor":
         done.module = with_inductor(done.module)
+    done.run = done.module.forward
+    plan = plan_of(gm, done.calls) if target == "cpu" and options.fallback == "eager" and not check else None
+    if plan is not None:
+        done.run = Fixed(gm, done.calls, done.run, plan)
     return done
 
 
@@ -190,99 +193,3 @@ def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionC
         if id(call.kernel) in errors:
             region.chosen, region.reason = False, f"its kernel does not build: {errors[id(call.kernel)]}"
     return [(r, c) for r, c in calls if id(c.kernel) not in errors]
-
-
-# The graph with its regions replaced
-
-# The same operations by the shorter way from Python.
-SHORTER: Mapping[str, Callable[..., Any]] = {
-    "view.default": torch.Tensor.view, "t.default": torch.t, "transpose.int": torch.transpose,
-    "permute.default": torch.permute, "unsqueeze.default": torch.unsqueeze, "mm.default": torch.mm,
-    "bmm.default": torch.bmm, "addmm.default": torch.addmm,
-}  # fmt: skip
-
-
-def _rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> GraphModule:
-    """A copy of the graph in which each region is one call."""
-    nodes = list(gm.graph.nodes)
-    at = {n: i for i, n in enumerate(nodes)}
-    owner = {n: c for c, (region, _) in enumerate(calls) for n in region.nodes}
-    leaves = [call.leaves for _, call in calls]
-    units = _ordered(nodes, at, owner, calls, leaves)
-    graph = Graph()
-    env: dict[Node, Node] = {}
-    for unit in units:
-        if isinstance(unit, Node):
-            env[unit] = graph.node_copy(unit, env.__getitem__)
-            env[unit].target = SHORTER.get(op_name(unit), unit.target)
-            continue
-        _, call = calls[unit]
-        made = graph.call_function(call, tuple(env[n] for n in leaves[unit]))
-        for i, (n, k, _) in enumerate(call.lowered.results):
-            item = graph.call_function(getitem, (made, i))
-            item.meta["val"] = fakes(n)[max(0, k)]
-            if k < 0:
-                env[n] = item
-            else:
-                for u in n.users:
-                    if op_name(u) == "getitem" and u.args[1] == k:
-                        env[u] = item
-    return GraphModule(gm, graph)
-
-
-def _ordered(
-    nodes: Sequence[Node],
-    at: Mapping[Node, int],
-    owner: Mapping[Node, int],
-    calls: Sequence[tuple[Region, RegionCall]],
-    leaves: Sequence[Sequence[Node]],
-) -> list[Node | int]:
-    """What is needed, each after what it needs, else in the order of the graph."""
-
-    def unit_of(n: Node) -> Node | int:
-        if n in owner:
-            return owner[n]
-        if op_name(n) == "getitem" and n.args[0] in owner:
-            return owner[n.args[0]]  # type: ignore[index]
-        return n
-
-    def needs(unit: Node | int) -> set[Node | int]:
-        read = unit.all_input_nodes if isinstance(unit, Node) else leaves[unit]
-        found = {unit_of(n) for n in read}
-        if unit in before:
-            found.add(before[unit])
-        return found
-
-    before: dict[Node | int, Node | int] = {}
-    impure: list[Node] = [n for n in nodes if n.op == "call_function" and is_impure(n)]
-    for earlier, later in pairwise(impure):
-        before[later] = earlier
-    wanted: dict[Node | int, set[Node | int]] = {}
-    todo: list[Node | int] = [*(n for n in nodes if n.op in ("placeholder", "output")), *impure]
-    while todo:
-        unit = todo.pop()
-        if unit not in wanted:
-            wanted[unit] = needs(unit)
-            todo += wanted[unit]
-    place = {u: at[u] if isinstance(u, Node) else at[calls[u][0].nodes[-1]] for u in wanted}
-    waiting = {u: len(n) for u, n in wanted.items()}
-    readers: dict[Node | int, list[Node | int]] = {u: [] for u in wanted}
-    for u, found in wanted.items():
-        for n in found:
-            readers[n].append(u)
-    # Placeholders first and in their order, whoever reads them.
-    heap = [(place[u], i, u) for i, u in enumerate(wanted) if not waiting[u]]
-    heapq.heapify(heap)
-    ordered: list[Node | int] = []
-    count = len(heap)
-    while heap:
-        _, _, u = heapq.heappop(heap)
-        ordered.append(u)
-        for r in readers[u]:
-            waiting[r] -= 1
-            if not waiting[r]:
-                count += 1
-                heapq.heappush(heap, (place[r], count + len(wanted), r))
-    if len(ordered) != len(wanted):
-        raise CastileError("the regions of a graph wait for each other", hint="please report this model")
-    return ordered

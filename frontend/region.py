@@ -145,7 +145,7 @@ class RegionCall:
             results = _launched(quick, args)
             if results is not None:
                 return results
-        plan = self._plan(args)
+        plan = self.plan(args)
         inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
         if plan.witness is not None:
             inputs[WITNESS] = plan.witness
@@ -165,7 +165,8 @@ class RegionCall:
         tensors = tuple((at.get(p.name, -1), inputs[p.name].element_size() - 1) for p in params if p.indices)
         return Quick(tensors, tuple(at[p.name] for p in params if not p.indices), plan, launch)
 
-    def _plan(self, args: Sequence[Any]) -> Plan:
+    def plan(self, args: Sequence[Any]) -> Plan:
+        """What the sizes of these arguments make of arguments and results."""
         key = tuple([source(args) for _, source in self._symbols])
         found = self._plans.get(key)
         if found is None:

@@ -35,10 +35,11 @@ def compiled(f: Callable[..., Any], dynamic: bool | None = None, **options: Any)
 
 
 def agree(f: Callable[..., Any], *args: Any, tolerance: float = 1e-5, **options: Any) -> None:
-    """Same values, dtypes and strides as eager."""
-    mine, theirs = compiled(f, **options)(*args), f(*args)
-    pairs = zip(mine, theirs, strict=True) if isinstance(theirs, tuple) else [(mine, theirs)]
-    for a, b in pairs:
+    """Same values, dtypes and strides as eager, in the first call and in the second, which the first has recorded."""
+    run, theirs = compiled(f, **options), f(*args)
+    calls = [run(*args) for _ in range(2)]
+    pairs = zip(*calls, theirs, strict=True) if isinstance(theirs, tuple) else [(*calls, theirs)]
+    for a, b in ((mine, theirs) for *both, theirs in pairs for mine in both):
         assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
