@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr
 from ..ir.dtypes import DTYPES
-from ..ir.tile import Dot, Fold, For, Load, Tile, operations
+from ..ir.tile import Dot, Fold, For, Load, Op, Tile, operations
 from ..ir.types import settle
 from .cpp_fold import Folds
 from .cpp_scope import Place, ctype, stored
@@ -163,14 +164,16 @@ class Dots(Folds):
         return f"Matrix<{kind}>{{{place.name}{at}, {place.step(row)}, {place.step(column)}}}"
 
     def _view(self, op: Load) -> bool:
-        """Let a tile that is only the shared operand of dots stay in its tensor's memory."""
+        """Let a tile that is only an operand of dots stay in its tensor's memory."""
         tile, param = op.tile, self.params[op.source.tensor]
         long = tuple(r for r in tile.axes if self.axes[r].size != 1)
         if op.guard is not None or len(long) != 2 or checked_indices(op, param.indices) or param.dtype != tile.dtype:
             return False
         moves = steps(op.source.indices, long)
         readers = [x for x in operations(self.k.body) if not isinstance(x, For) and tile.name in reads(x)]
-        if moves is None or not readers or not all(isinstance(x, Dot) and self._shares(x, tile) for x in readers):
+        if moves is None or not readers or not all(isinstance(x, Dot) for x in readers):
+            return False
+        if not all(self._shares(x, tile) for x in readers if isinstance(x, Dot)) and not self._once(op, readers):
             return False
         strides = {r: self._stride(param.name, i) + (f" * {c}" if c != 1 else "") for r, (i, c) in moves.items()}
         name = self.names("tile", tile.name)
@@ -179,6 +182,23 @@ class Dots(Folds):
         order = (*(r for r in long if r != long[-1]), long[-1])
         self.places[tile.name] = Place(tile, name, order, tuple(self.axes[r].size for r in order), strides)
         return True
+
+    def _once(self, op: Load, readers: Sequence[Op]) -> bool:
+        """Whether a tile is the rows of one dot, as the micro-kernel reads them, and no loop reads it again."""
+        dot, tile, name = readers[0], op.tile, op.source.tensor
+        if (
+            len(readers) > 1
+            or not isinstance(dot, Dot)
+            or name in self.k.outputs
+            or (dot.operand or "f32") != tile.dtype
+        ):
+            return False
+        others = [self.tiles[t] for t in (dot.left, dot.right) if t != tile.name]
+        rows = [r for r in dot.tile.axes[:-1] if r in tile.axes]
+        bodies = (self.k.body, *(x.body for x in operations(self.k.body) if isinstance(x, For)))
+        beside = any(op in body and dot in body for body in bodies)
+        good = beside and len(others) == len(rows) == len(dot.over) == 1 and rows[0] not in others[0].axes
+        return good and set(tile.axes) == {rows[0], *dot.over} and dot.tile.dtype == "f32"
 
     def _shares(self, op: Dot, tile: Tile) -> bool:
         """Whether a tile is the operand that all rows of a dot share: it has the columns, and the other has not."""

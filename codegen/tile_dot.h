@@ -298,33 +298,46 @@ inline void pack(Matrix<const B> b, int64_t k, int64_t n, void* panels) {
   }
 }
 
-// A as the micro-kernel reads it: where it lies if that will do, else copied.
+// Calls body(i, j, column) for m rows and k columns, along memory.
+template <class F>
+CASTILE_INLINE void along_memory(int64_t column, int64_t m, int64_t k, F body) {
+  if (column == 1) {
+    for (int64_t i = 0; i < m; ++i) {
+      CASTILE_SIMD
+      for (int64_t j = 0; j < k; ++j) body(i, j, std::integral_constant<int64_t, 1>());
+    }
+  } else {
+    for (int64_t j = 0; j < k; ++j) {
+      for (int64_t i = 0; i < m; ++i) body(i, j, column);
+    }
+  }
+}
+
+// A as the micro-kernel reads it: where it lies if its rows lie along k and need no change, else copied.
 template <class Operand, class A>
 inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
-  if constexpr (std::is_same_v<A, float> && std::is_same_v<Operand, float>) {
-    (void)m, (void)k, (void)copy;
-    return a;
-  } else if constexpr (PAIRS<Operand>) {
-    if (std::is_same_v<A, Operand> && a.column == 1 && a.row % 2 == 0 && k % 2 == 0) {
+  if constexpr (PAIRS<Operand>) {
+    const bool in_words = a.row % 2 == 0 && k % 2 == 0 && reinterpret_cast<uintptr_t>(a.data) % sizeof(uint32_t) == 0;
+    if (std::is_same_v<A, Operand> && a.column == 1 && in_words) {
       return {reinterpret_cast<const uint32_t*>(a.data), a.row / 2, 1};
     }
     const int64_t n = depth<Operand>(k);
     uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
-    for (int64_t i = 0; i < m; ++i) {
-      const A* const from = a.data + i * a.row;
-      for (int64_t p = 0; p < k / 2; ++p) {
-        into[i * n + p] = pair<Operand>(from[2 * p * a.column], from[(2 * p + 1) * a.column]);
-      }
-      if (k % 2) into[i * n + n - 1] = to<Operand>(from[(k - 1) * a.column]).raw;
+    along_memory(a.column, m, k / 2, [&](int64_t i, int64_t p, auto column) {
+      const A* const from = a.data + i * a.row + 2 * p * column;
+      into[i * n + p] = pair<Operand>(from[0], from[column]);
+    });
+    for (int64_t i = 0; i < m && k % 2; ++i) {
+      into[i * n + n - 1] = to<Operand>(a.data[i * a.row + (k - 1) * a.column]).raw;
     }
     return {into, n, 1};
   } else {
-    for (int64_t i = 0; i < m; ++i) {
-      with_stride(a.column, [&](auto step) {
-        CASTILE_SIMD
-        for (int64_t j = 0; j < k; ++j) copy[i * k + j] = to<float>(to<Operand>(a.data[i * a.row + j * step]));
-      });
+    if constexpr (std::is_same_v<A, float> && std::is_same_v<Operand, float>) {
+      if (a.column == 1) return a;
     }
+    along_memory(a.column, m, k, [&](int64_t i, int64_t j, auto column) {
+      copy[i * k + j] = to<float>(to<Operand>(a.data[i * a.row + j * column]));
+    });
     return {copy, k, 1};
   }
 }

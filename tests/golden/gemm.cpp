@@ -56,19 +56,11 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
         const int64_t m_rows = at_most(6, m_n - m_at);
         float* const sum_1_rows = sum_1 + m_at * 272;
         // A_2[m, k]: bf16 = load A[m, k]
-        alignas(64) bf16 A_2[6336];
-        with_stride(A_1, [&](auto A_1) {
-          for (int64_t m = 0; m < m_rows; ++m) {
-            #pragma omp simd
-            for (int64_t k = 0; k < k_n; ++k) {
-              A_2[m * 1056 + k].raw = A[(m1 + m) * A_0 + (k0 + k) * A_1].raw;
-            }
-          }
-        });
+        const bf16* const A_2 = A + m1 * A_0 + k0 * A_1;
         // sum_1[m, n]: f32 += dot[k](A_2, B_3) in bf16
         dot_packed<bf16, bf16>(
             Into{Matrix<float>{sum_1_rows, 272, 1}, true},
-            Matrix<const bf16>{A_2, 1056, 1},
+            Matrix<const bf16>{A_2, A_0, A_1},
             B_3_panels,
             m_rows, n_n, k_n, reinterpret_cast<float*>(local + 1606656));
       }
