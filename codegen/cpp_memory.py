@@ -158,5 +158,7 @@ class Memory(Expressions):
                 text = f"inside({self.typed(index, 'i64', axes)}, {self._size(access.tensor, i)}, outside)"
             else:
                 text = self.typed(index, "i64", axes, MUL)
+                if text == "int64_t(0)":
+                    continue
             terms.append(f"{text} * {stride}")
         return " + ".join(terms) or "0"

@@ -48,7 +48,7 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("tf32x3", "gpu", (0, 1), 0, "f32 products are made of three of tf32 each"),
             Knob("hold", "all", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
             Knob("align", "all", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),
-            Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows of at most so many elements are kept whole"),
+            Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows and depths of one tile stay whole up to this"),
             Knob("through", "cpu", (0, 1), 0, "outputs are stored past the caches"),
             Knob("apart", "cpu", (0, 1), 0, "what a tile of a contraction's summed ranks shares leaves its product"),
             Knob("meet", "cpu", (0, 1), 0, "loops go from the first to the last of data that can be equal"),

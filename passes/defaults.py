@@ -27,6 +27,10 @@ ROWS, BAND, DEPTH = 192, 384, 1024
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
 
+# Bytes of a panel with the whole depth of a contraction up to which one tile has it all; and bytes that several panels
+# together may have, more of them where rows are made anew for each tile of columns.
+WHOLE, PANELS, SHARED_PANELS = 1 << 20, 1 << 18, 1 << 19
+
 # With so few rows the shared operand is read once, where it lies: tiles go along its memory. Up to FEWEST rows are not
 # even packed; then they are shallow.
 FEW, FEWEST, WIDE, SHALLOW = 16, 4, 512, 64
@@ -179,7 +183,31 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
                 deep = narrow and not streamed and (not few or k.ordered)
                 shallow = few and rows <= FEWEST and not k.ordered
                 found[r] = SHALLOW if shallow else DEPTH if deep else DEPTH // 2
+        found |= {} if few and not k.ordered else _whole(k, op, extents, found)
     return found
+
+
+def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[str, int]) -> dict[str, int]:
+    """The tiles of a contraction where a panel of its whole depth is small enough; ``found`` are those without."""
+    depth, column, size = op.over[0], op.tile.axes[-1], 4 if op.operand is None else 2
+    loops = [x for x in k.body if isinstance(x, For) and op in x.body]
+    alone = len(op.over) == len(loops) == 1 and loops[0].rank == depth and loops[0].phase == "all"
+    if not alone or depth not in extents or column not in extents or extents[depth] * PANEL * size > WHOLE:
+        return {}
+    loaded = {x.tile.name for x in operations(k.body) if isinstance(x, Load)}
+    room = PANELS if {op.left, op.right} <= loaded else SHARED_PANELS
+    deep = size * max(1, extents[depth])
+    columns = max(PANEL, room // deep // PANEL * PANEL)
+    rows = {r: max(LANES, LARGEST // deep // LANES * LANES) for r in op.tile.axes[:-1] if r in found}
+    wanted = {depth: _up(extents[depth]), column: min(columns, BLOCK[1], _up(extents[column]))}
+    return wanted | {r: min(n, found[r]) for r, n in rows.items()}
+
+
+def whole_depth(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int]) -> int:
+    """The greatest extent of a rank that contractions loop over and of which one tile has it all; 0 if none has."""
+    loops = [(x.rank, op) for k in kernels for x in k.body if isinstance(x, For) for op in x.body]
+    depths = {r for r, op in loops if isinstance(op, Dot) and op.accumulate and op.over == (r,)}
+    return max((extents[r] for r in depths if 1 < extents.get(r, 0) <= tiles.get(r, 0)), default=0)
 
 
 def _banded(k: TileKernel) -> bool:

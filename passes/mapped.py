@@ -13,10 +13,11 @@ from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import bindings, resolve, shape_of
+from ..ir.mapping import KNOBS as CHOICES
 from ..ir.mapping import Mapping
 from ..ir.tile import TileKernel
 from ..ir.types import tensor_types
-from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk
+from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
 from .defaults_gpu import KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
 from .fuse import nominal_extents
@@ -210,11 +211,21 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
     if repeats(plain.kernels, tiles, known) > 1 and (apart := _as_written(c, known)) is not None:
-        return shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels)
+        return _kept(c, shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels), extents)
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     found = _scattered(c, plain.kernels, found, extents)
-    return _in_pieces(c, plain.kernels, found, extents, TASKS)
+    return _kept(c, _in_pieces(c, plain.kernels, found, extents, TASKS), extents)
+
+
+def _kept(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+    """The mapping with contractions whose depth is one tile not as loops of one turn: rows leave them finished."""
+    made = mapped(c, mapping, extents)
+    depth = whole_depth(made.kernels, mapping.tiles, made.sizes)
+    if not depth or depth > max(CHOICES["resident"].values):
+        return mapping
+    resident = min(n for n in CHOICES["resident"].values if n >= depth)
+    return replace(mapping, knobs={**mapping.knobs, "resident": resident})
 
 
 def _compares(c: Cascade) -> bool:

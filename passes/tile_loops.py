@@ -139,7 +139,8 @@ class Loops(Values):
         """The reduction over ranks that are held on chip entire; None where it has to be a loop."""
         sizes = [self.extents.get(self.origin.get(r, r), 0) for r in e.ranks]
         inside = self.tiling.hold and len(self.frames) > 1 and all(1 < n <= ON_CHIP for n in sizes)
-        resident = len(self.frames) == 1 and len(sizes) == 1 and 1 < sizes[0] <= self.tiling.resident and is_row(e)
+        resident = len(self.frames) == 1 and len(sizes) == 1 and 1 < sizes[0] <= self.tiling.resident
+        resident = resident and (is_row(e) or self._stream_size(e.ranks[0]) >= sizes[0])
         if self._scanned() or self._pieces(e) or not (resident or (inside and prod(sizes) <= 4 * ON_CHIP)):
             return None
         names: dict[str, str] = {}

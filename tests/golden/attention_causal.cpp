@@ -80,7 +80,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       for (int64_t k0 = k_first; k0 < k_last; k0 += 512) {
         const int64_t k_n = at_most(512, k_last - k0);
         // K_6[d, k]: bf16 = load K[b, h, k, d]
-        const bf16* const K_6 = K + b * K_0 + h * K_1 + k0 * K_2 + int64_t(0) * K_3;
+        const bf16* const K_6 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_11[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_11 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
         char* const K_6_panels = local + 49152;
@@ -155,7 +155,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       for (int64_t k0 = k_first; k0 < k_last; k0 += 512) {
         const int64_t k_n = at_most(512, k_last - k0);
         // K_14[d, k]: bf16 = load K[b, h, k, d]
-        const bf16* const K_14 = K + b * K_0 + h * K_1 + k0 * K_2 + int64_t(0) * K_3;
+        const bf16* const K_14 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_18[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_18 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
         char* const K_14_panels = local + 49152;

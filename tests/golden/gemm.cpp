@@ -5,7 +5,7 @@
 
 namespace castile {
 
-// kernel gemm_C_sum(grid m:512, n:256)
+// kernel gemm_C_sum(grid m:512, n:64, k<=4096)
 //   in A: bf16[m, k]
 //   in B: bf16[k, n]
 //   out C: bf16[m, n]
@@ -29,46 +29,35 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
   const int64_t C_0 = args->C_0, C_1 = args->C_1;
   const int64_t m_extent = args->m_extent, n_extent = args->n_extent, k_extent = args->k_extent;
   const int64_t m_tiles = tiles(m_extent, 512);
-  const int64_t n_tiles = tiles(n_extent, 256);
+  const int64_t n_tiles = tiles(n_extent, 64);
   const int64_t points = m_tiles * n_tiles;
   threads = worth(threads, 1.0 * m_extent * n_extent * k_extent);
   parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point) {
-    const int64_t n0 = (point % n_tiles) * 256, n_n = at_most(256, n_extent - n0);
+    const int64_t n0 = (point % n_tiles) * 64, n_n = at_most(64, n_extent - n0);
     point /= n_tiles;
     const int64_t m0 = point * 512, m_n = at_most(512, m_extent - m0);
-    char* const local = workspace(1893656);
-    // sum_1[m, n]: f32 = 0.0
-    float* const sum_1 = reinterpret_cast<float*>(local + 0);
-    for (int64_t m = 0; m < m_n; ++m) {
-      for (int64_t n = 0; n < n_n; n += LANES) {
-        store(&sum_1[m * 272 + n], splat(0.0f));
-      }
-    }
-    // for k:1024
-    for (int64_t k0 = 0; k0 < k_extent; k0 += 1024) {
-      const int64_t k_n = at_most(1024, k_extent - k0);
-      // B_3[n, k]: bf16 = load B[k, n]
-      const bf16* const B_3 = B + k0 * B_0 + n0 * B_1;
-      char* const B_3_panels = local + 557056;
-      pack<bf16, bf16>(Matrix<const bf16>{B_3, B_0, B_1}, k_n, n_n, B_3_panels);
-      for (int64_t m_at = 0; m_at < m_n; m_at += 6) {
-        const int64_t m1 = m0 + m_at;
-        const int64_t m_rows = at_most(6, m_n - m_at);
-        float* const sum_1_rows = sum_1 + m_at * 272;
-        // A_2[m, k]: bf16 = load A[m, k]
-        const bf16* const A_2 = A + m1 * A_0 + k0 * A_1;
-        // sum_1[m, n]: f32 += dot[k](A_2, B_3) in bf16
-        dot_packed<bf16, bf16>(
-            Into{Matrix<float>{sum_1_rows, 272, 1}, true},
-            Matrix<const bf16>{A_2, A_0, A_1},
-            B_3_panels,
-            m_rows, n_n, k_n, reinterpret_cast<float*>(local + 1606656));
-      }
-    }
-    // store through C[m, n] = sum_1
-    for (int64_t m = 0; m < m_n; ++m) {
-      for (int64_t n = 0; n < n_n; n += LANES) {
-        stream(&C[(m0 + m) * C_0 + (n0 + n) * C_1], C_1, load(&sum_1[m * 272 + n]), n_n - n);
+    char* const local = workspace(2195992);
+    // B_3[n, k]: bf16 = load B[k, n]
+    const bf16* const B_3 = B + n0 * B_1;
+    char* const B_3_panels = local + 0;
+    pack<bf16, bf16>(Matrix<const bf16>{B_3, B_0, B_1}, k_extent, n_n, B_3_panels);
+    for (int64_t m_at = 0; m_at < m_n; m_at += 6) {
+      const int64_t m1 = m0 + m_at;
+      const int64_t m_rows = at_most(6, m_n - m_at);
+      // A_2[m, k]: bf16 = load A[m, k]
+      const bf16* const A_2 = A + m1 * A_0;
+      // sum_1[m, n]: f32 = dot[k](A_2, B_3) in bf16
+      alignas(64) float sum_1[384];
+      dot_packed<bf16, bf16>(
+          Into{Matrix<float>{sum_1, 64, 1}, false},
+          Matrix<const bf16>{A_2, A_0, A_1},
+          B_3_panels,
+          m_rows, n_n, k_extent, reinterpret_cast<float*>(local + 1048832));
+      // store through C[m, n] = sum_1
+      for (int64_t m = 0; m < m_rows; ++m) {
+        for (int64_t n = 0; n < n_n; n += LANES) {
+          stream(&C[(m1 + m) * C_0 + (n0 + n) * C_1], C_1, load(&sum_1[m * 64 + n]), n_n - n);
+        }
       }
     }
   });
