@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,26 @@ def default(name: str, **extents: int) -> Mapping:
 @pytest.mark.parametrize(
     ("shape", "tiles"),
     [
-        ((1024, 1024, 1024), {"m": 512, "n": 256, "k": 1024}),
-        ((256, 256, 1024), {"m": 192, "n": 256, "k": 1024}),
+        ((1024, 1024, 1024), {"m": 512, "n": 128, "k": 1024}),
+        ((1024, 1024, 16384), {"m": 512, "n": 256, "k": 1024}),
+        ((256, 256, 1024), {"m": 192, "n": 128, "k": 1024}),
         ((8, 4096, 4096), {"m": 16, "n": 512, "k": 512}),
         ((2, 4096, 4096), {"m": 16, "n": 512, "k": 64}),
     ],
 )
 def test_tiles_of_a_product_follow_its_rows(shape: tuple[int, int, int], tiles: dict[str, int]) -> None:
     assert default("gemm", **dict(zip("mnk", shape, strict=True))).tiles == tiles
+
+
+def test_a_depth_of_one_tile_is_no_loop() -> None:
+    """Few rows go by shallow tiles, unless their numbers are to be those of many."""
+    assert default("gemm", m=1024, n=1024, k=1024).knob("resident") == 1024
+    assert default("gemm", m=1024, n=1024, k=16384).knob("resident") == 0
+    assert default("gemm", m=8, n=1024, k=1024).knob("resident") == 0
+    c = replace(castile.load(CASCADES / "gemm.cascade"), numerics="strict")
+    few, many = (default_mapping(c, "cpu", resolve(c, {"m": m, "n": 1024, "k": 1024})) for m in (1, 64))
+    assert few.tiles["k"] == many.tiles["k"]
+    assert few.knob("resident") == many.knob("resident") == 1024
 
 
 def test_sums_of_a_row_are_not_made_again_for_each_tile_of_columns() -> None:
