@@ -12,7 +12,7 @@ from .cpp_strip import Strips
 from .interface import runtime_ranks
 from .made import multiple
 from .names import comment
-from .strips import strips
+from .strips import reads, strips, writes
 
 # Bytes of a thread's workspace beyond which a kernel is refused: without memory it could only abort the process.
 LARGEST_WORKSPACE = 1 << 30
@@ -97,6 +97,7 @@ class KernelPrinter(Strips):
         grid = self.k.grid
         for h in self.k.held:
             self.axes[h.rank] = Axis(h.size, "0", self._extent_text(h.of), self.names("rank", h.rank))
+            self.aligned[h.rank] = h.size
         for i, g in reversed(list(enumerate(grid))):
             point = f"point % {self._tiles(g)}" if i else "point"
             self._begin(g.rank, g.size, point if g.size == 1 or not i else f"({point})", self._extent_text(g.rank))
@@ -152,6 +153,10 @@ class KernelPrinter(Strips):
                 continue
             if not isinstance(op, For | Dot) and self._runs(op, row):
                 run.append(op)
+                continue
+            if isinstance(op, Load) and not reads(op) & set().union(*map(writes, run)):
+                # What is loaded need not wait for a run, which may go on.
+                self._op(op)
                 continue
             self._run(run, row)
             run = []

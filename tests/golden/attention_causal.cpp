@@ -50,6 +50,16 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     point /= h_extent;
     const int64_t b = point;
     char* const local = workspace(457240);
+    // Q_7[q, d]: bf16 = load Q[b, h, q, d]
+    alignas(64) bf16 Q_7[12288];
+    with_stride(Q_3, [&](auto Q_3) {
+      for (int64_t q = 0; q < q_n; ++q) {
+        #pragma omp simd
+        for (int64_t d = 0; d < d_extent; ++d) {
+          Q_7[q * 64 + d].raw = Q[b * Q_0 + h * Q_1 + (q0 + q) * Q_2 + d * Q_3].raw;
+        }
+      }
+    });
     // M_1[q]: f32 = -inf
     alignas(64) float M_1[192];
     // L_2[q]: f32 = 0.0
@@ -63,16 +73,6 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         store(&O_sum_3[q * 64 + f], splat(0.0f));
       }
     }
-    // Q_7[q, d]: bf16 = load Q[b, h, q, d]
-    alignas(64) bf16 Q_7[12288];
-    with_stride(Q_3, [&](auto Q_3) {
-      for (int64_t q = 0; q < q_n; ++q) {
-        #pragma omp simd
-        for (int64_t d = 0; d < d_extent; ++d) {
-          Q_7[q * 64 + d].raw = Q[b * Q_0 + h * Q_1 + (q0 + q) * Q_2 + d * Q_3].raw;
-        }
-      }
-    });
     // for k:512 in 0 … (q + 1) // 16 * 16 (full)
     {
       const int64_t k_first = 0;
