@@ -18,7 +18,7 @@ from ..codegen.compiler import cores
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
 from .counting import count
-from .fixed import Fixed, plan_of
+from .fixed import Fixed, is_fixed, plan_of
 from .fx import op_name
 from .once import once
 from .partition import Partition, Partitioner, Region, lower_region
@@ -127,14 +127,20 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
             if call is not None:
                 done.calls.append((region, call))
     tune_calls(done.calls, target, options.tune)
-    done.calls = _built(done.calls)
+    fixed = target == "cpu" and options.fallback == "eager" and not check and bool(done.calls) and is_fixed(gm)
+    products: list[tuple[Region, RegionCall]] = []
+    if fixed and options.tune != "off" and options.numerics in (None, "standard"):
+        raced = ((r, _lowered_call(gm, r, partitioner, target, options, check)) for r in partitioner.products())
+        products = [(region, call) for region, call in raced if call is not None]
+    built = {id(call) for _, call in _built([*done.calls, *products])}
+    done.calls, products = ([(r, c) for r, c in found if id(c) in built] for found in (done.calls, products))
     done.module = rewritten(gm, done.calls)
     if options.fallback == "inductor":
         done.module = with_inductor(done.module)
     done.run = done.module.forward
-    plan = plan_of(gm, done.calls) if target == "cpu" and options.fallback == "eager" and not check else None
+    plan = plan_of(gm, done.calls) if fixed else None
     if plan is not None:
-        done.run = Fixed(gm, done.calls, done.run, plan)
+        done.run = Fixed(gm, done.calls, products, done.run, plan)
     return done
 
 
@@ -176,7 +182,7 @@ def region_name(region: Region) -> str:
 
 def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionCall]]:
     """Build all kernels, several at once; a region whose kernel does not build runs in eager, with a warning."""
-    distinct = {id(call.kernel): call for _, call in calls}
+    distinct = {(id(call.kernel), tuple(call.lowered.hints.values())): call for _, call in calls}
     errors: dict[int, Exception] = {}
 
     def build(call: RegionCall) -> None:
@@ -187,8 +193,9 @@ def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionC
 
     with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         list(pool.map(build, distinct.values()))
+    names = {id(call.kernel): call.__name__ for call in distinct.values()}
     for number, error in errors.items():
-        warn_fallback(distinct[number].__name__, error)
+        warn_fallback(names[number], error)
     for region, call in calls:
         if id(call.kernel) in errors:
             region.chosen, region.reason = False, f"its kernel does not build: {errors[id(call.kernel)]}"

@@ -24,24 +24,38 @@ from ..codegen.arguments import address
 from ..codegen.runtime import Bound, thread_count
 from .arena import Arena, Stay, placed
 from .fx import WITNESS, fakes, op_name
-from .partition import PRODUCTS, Region, is_view
+from .partition import PRODUCTS, Region, is_transposed, is_view
+from .races import RACES, faster
 from .region import RegionCall
 from .rewrite import SHORTER, Unit, ordered
 
 # Graphs that need more than this on their way go the general way: their memory is not kept from call to call.
 LARGEST_BYTES = 1 << 30
 
+# Weights on which a product is raced, at most.
+MOST_WEIGHTS = 4
+
 ARENA = Arena()
 
 
 class Fixed:
-    """A graph of fixed sizes as a callable of its inputs; ``general`` is the same graph, for what is not foreseen."""
+    """A graph of fixed sizes as a callable of its inputs.
+
+    ``products`` are kernels for products that torch has too: which of the two runs is raced when the graph is recorded.
+    ``general`` is the same graph, for what is not foreseen.
+    """
 
     def __init__(
-        self, gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]], general: Callable[..., Any], plan: Plan
+        self,
+        gm: GraphModule,
+        calls: Sequence[tuple[Region, RegionCall]],
+        products: Sequence[tuple[Region, RegionCall]],
+        general: Callable[..., Any],
+        plan: Plan,
     ) -> None:
         self.gm = gm
         self.calls = [call for _, call in calls]
+        self.products = {region.nodes[0]: call for region, call in products}
         self.general = general
         self.plan = plan
         self.refused = False
@@ -110,9 +124,7 @@ class Plan:
 
 
 def plan_of(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> Plan | None:
-    """The plan of a graph; None where sizes vary or memory is no CPU's."""
-    if not calls or not all(map(_is_fixed, gm.graph.nodes)):
-        return None
+    """The plan of a graph of fixed sizes; None where it would take too much memory."""
     units = ordered(list(gm.graph.nodes), calls)
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -139,8 +151,9 @@ def plan_of(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> Plan
     return Plan(tuple(units), dict(zip(first, offsets, strict=True)), total) if total <= LARGEST_BYTES else None
 
 
-def _is_fixed(node: Node) -> bool:
-    for f in fakes(node):
+def is_fixed(gm: GraphModule) -> bool:
+    """Whether all sizes of a graph are numbers, and all its memory is the CPU's."""
+    for f in (f for n in gm.graph.nodes for f in fakes(n)):
         if isinstance(f, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return False
         if isinstance(f, torch.Tensor):
@@ -201,8 +214,9 @@ class Recorder:
     """Runs a graph once, unit by unit, and writes down what the next runs are to do."""
 
     def __init__(self, fixed: Fixed, memory: torch.Tensor, args: Sequence[Any]) -> None:
-        self.gm, self.calls, self.plan = fixed.gm, fixed.calls, fixed.plan
-        self.args = args
+        self.gm, self.calls, self.products, self.plan = fixed.gm, fixed.calls, fixed.products, fixed.plan
+        inputs = (n for n in self.gm.graph.nodes if n.op == "placeholder")
+        self.inputs = {n: (at, x) for at, (n, x) in enumerate(zip(inputs, args, strict=True))}
         self.record = Record(memory)
         self.graph = Graph()
         self.kept, self.threads = self.graph.placeholder("kept"), self.graph.placeholder("threads")
@@ -231,9 +245,8 @@ class Recorder:
 
     def _node(self, n: Node) -> None:
         if n.op == "placeholder":
-            at = len(self.new)
             self.new[n] = self.graph.placeholder(str(n.target))
-            self.values[n] = self.args[at]
+            _, self.values[n] = self.inputs[n]
         elif n.op == "get_attr":
             self.values[n] = value = _attribute(self.gm, str(n.target))
             if isinstance(value, torch.Tensor):
@@ -255,9 +268,13 @@ class Recorder:
         """A product of matrices, written to its place; one by a transposed matrix is told so without a view of it."""
         target, args = SHORTER.get(op_name(n), n.target), n.args
         *bias, a, b = args
-        if op_name(n) in ("mm.default", "addmm.default") and isinstance(b, Node) and _is_transposed(b):
+        if op_name(n) in ("mm.default", "addmm.default") and isinstance(b, Node) and is_transposed(b):
             if all(fakes(x)[0].ndim == 1 for x in bias if isinstance(x, Node)):
                 target, args = torch._C._nn.linear, (a, b.args[0], *bias)
+                call = self.products.get(n)
+                if call is not None and self._wins(call, target, args):
+                    self._region(call)
+                    return
         (fake,) = fakes(n)
         out = self._place(fake)
         if out is None:
@@ -268,6 +285,45 @@ class Recorder:
         place = self._keep(out)
         self._call(target, args, {}).kwargs = {"out": place}
         self.lying.add(n)
+
+    def _wins(self, call: RegionCall, target: Any, given: Sequence[Any]) -> bool:
+        """Whether castile's kernel of a product is faster than torch's, on the weights of all such products in turn:
+        those of a model do not fit into a cache together."""
+        args = [self.values[m] for m in call.leaves]
+        weight: Node = given[1]
+        key = (call.kernel.cascade, tuple((x.shape, x.stride()) for x in args), self.count)
+
+        def race() -> bool:
+            alike = [m.args[-1].args[0] for m, c in self.products.items() if c.kernel is call.kernel]  # type: ignore
+            weights = [self.inputs[m][1] for m in alike]
+            like = self.values[weight]
+            weights = [w for w in weights if (w.shape, w.stride()) == (like.shape, like.stride())][:MOST_WEIGHTS]
+            plan = call.plan(args)
+            inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
+            ((shape, strides, axes, dtype),) = plan.allocate
+            out = torch.empty_strided(shape, strides, dtype=dtype)
+            bound = call.kernel.bind(inputs, (out.view(axes),))
+            if bound is None or plan.witness is not None:
+                return False
+            scratch = _scratch(bound.scratch_bytes)
+            bound.work_in(_aligned(scratch))
+            place = call.leaves.index(weight)
+            names = [p.name for p in call.lowered.cascade.params if p.indices]
+            (moved,) = (names.index(name) for name, at, _ in plan.views if at == place)
+            others = [self.values[m] if isinstance(m, Node) else m for m in given]
+
+            def mine() -> None:
+                for w in weights:
+                    bound.move(moved, w.data_ptr())
+                    bound.call(self.count)
+
+            def theirs() -> None:
+                for w in weights:
+                    target(others[0], w, *others[2:], out=out)
+
+            return faster(mine, theirs)
+
+        return RACES.won(key, race)
 
     # Regions
 
@@ -355,8 +411,7 @@ class Recorder:
         """A tensor from outside, in the record: looked at before it is used, lest it lie in another way."""
         x = self.values[base]
         if base.op == "placeholder":
-            at = [n for n in self.plan.units if isinstance(n, Node) and n.op == "placeholder"].index(base)
-            needed = Input(at, tuple(x.shape), x.stride(), odd)
+            needed = Input(self.inputs[base][0], tuple(x.shape), x.stride(), odd)
             if needed not in self.record.inputs:
                 self.record.inputs.append(needed)
             return self._emitted(base)
@@ -427,21 +482,6 @@ def _is_plain_view(n: Node) -> bool:
     if op_name(n) == "getitem":
         return isinstance(n.args[0], Node) and _is_plain_view(n.args[0])
     return is_view(n)
-
-
-def _is_transposed(n: Node) -> bool:
-    """Whether a node is the transpose of a matrix."""
-    source = n.args[0] if n.args else None
-    if not isinstance(source, Node) or fakes(source)[0].ndim != 2:
-        return False
-    match op_name(n):
-        case "t.default":
-            return True
-        case "permute.default":
-            return list(n.args[1]) == [1, 0]  # type: ignore[arg-type]
-        case "transpose.int":
-            return n.args[1] % 2 != n.args[2] % 2  # type: ignore[operator]
-    return False
 
 
 def _named(n: Node, k: int) -> list[Node]:

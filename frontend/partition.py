@@ -73,6 +73,8 @@ DEAR = frozenset(
 )
 # A mask is computed where it is read if what it is made of is this much smaller.
 CHEAP = 4
+# Products of f32 of fewer operations are not raced against torch's.
+RACED = 1 << 22
 # Head dimensions past which the two products of attention are better taken apart.
 WIDEST_HEAD = 512
 
@@ -154,8 +156,25 @@ class Partitioner:
                 if node in self.copied or op_name(node) in CREATION:
                     continue
                 found.left[node] = self.why.get(node) or (
-                    "a matrix product with nothing to fuse stays with torch" if op_name(node) in PRODUCTS else ""
+                    "a matrix product with nothing to fuse stays with torch unless castile's is faster"
+                    if op_name(node) in PRODUCTS
+                    else ""
                 )
+        return found
+
+    def products(self) -> list[Region]:
+        """Layers' products in f32 that stay with torch, each as a region: either may be faster, which a race tells.
+
+        Their second operand is a transposed matrix among the graph's inputs.
+        """
+        found = []
+        for n in self.graph.nodes:
+            if n in self.able and n not in self.group and op_name(n) in ("mm.default", "addmm.default"):
+                *bias, a, b = n.args
+                of = fakes(n)[0].dtype is torch.float32 and not n.kwargs and all(fakes(x)[0].ndim == 1 for x in bias)
+                if of and is_transposed(b) and b.args[0].op == "placeholder":
+                    if 2 * numel(n) * hint(fakes(a)[0].shape[1]) >= RACED:
+                        found.append(Region([n], "product", reason="raced against torch's"))
         return found
 
     # What castile can say
@@ -442,6 +461,21 @@ class Partitioner:
                 todo += u.users
             else:
                 yield u
+
+
+def is_transposed(node: Node) -> bool:
+    """Whether a node is the transpose of a matrix."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or fakes(source)[0].ndim != 2:
+        return False
+    match op_name(node):
+        case "t.default":
+            return True
+        case "permute.default":
+            return list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
+        case "transpose.int":
+            return node.args[1] % 2 != node.args[2] % 2  # type: ignore[operator]
+    return False
 
 
 def is_impure(node: Node) -> bool:

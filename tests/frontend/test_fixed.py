@@ -16,6 +16,7 @@ from castile.frontend import fixed  # noqa: E402
 from castile.frontend.arena import Stay, placed  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
 from castile.frontend.fixed import Fixed  # noqa: E402
+from castile.frontend.races import Races  # noqa: E402
 
 Tensor = torch.Tensor
 
@@ -54,12 +55,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         said.append("record")
         return record(self, args)
 
-    def made(self: Fixed, gm: Any, calls: Any, general: Any, plan: Any) -> None:
+    def made(self: Fixed, gm: Any, calls: Any, products: Any, general: Any, plan: Any) -> None:
         def generally(*args: Any) -> Any:
             said.append("general")
             return general(*args)
 
-        init(self, gm, calls, generally, plan)
+        init(self, gm, calls, products, generally, plan)
 
     monkeypatch.setattr(Fixed, "_record", recording)
     monkeypatch.setattr(Fixed, "__init__", made)
@@ -228,3 +229,36 @@ def lying(called: Callable[..., Any], name: str) -> Callable[..., Any]:
         return called(self, target, args, kwargs)
 
     return instead
+
+
+@pytest.mark.parametrize("castile_wins", [True, False])
+def test_products_run_where_the_race_was_won(castile_wins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    races: list[bool] = []
+
+    def decided(mine: Callable[[], None], theirs: Callable[[], None]) -> bool:
+        mine()
+        theirs()
+        races.append(castile_wins)
+        return castile_wins
+
+    monkeypatch.setattr(fixed, "faster", decided)
+    monkeypatch.setattr(fixed, "RACES", Races())
+    layers = [torch.nn.Linear(256, 256, bias=i == 1) for i in range(3)]
+    model = torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[1], torch.nn.GELU(), layers[2])
+    run, x = compiled(model), torch.randn(3, 64, 256)
+    with torch.no_grad():
+        for _ in range(3):
+            same(run(x), model(x))
+            x = torch.randn(3, 64, 256)
+    assert races == [castile_wins] * 2  # of three layers two are alike
+
+
+@pytest.mark.parametrize("options", [{"tune": "off"}, {"numerics": "strict"}])
+def test_nothing_is_raced_where_bits_matter(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed, "faster", lambda *_: pytest.fail("raced"))
+    monkeypatch.setattr(fixed, "RACES", Races())
+    model, x = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU()), torch.randn(64, 256)
+    with torch.no_grad():
+        run = torch.compile(model, backend=backend(Options(when="always", **options)))
+        for _ in range(2):
+            same(run(x), model(x))
