@@ -16,6 +16,7 @@ Derivation
 Masks
     brackets predicate affine           Iverson brackets, predicates over tiles, affine forms
     ranges phases inbounds              coordinates that a predicate lets through, loops for them, reads in bounds
+    flags masked flagged                what masks leave out, written out where the algebra does not follow them
 
 Gradients and partial results
     grad reverse adjoint transpose      reverse mode, Einsum by Einsum; shares of what an expression reads

@@ -14,6 +14,7 @@ from ..ir.types import tensor_types
 from ..ir.verify import verify
 from .count import count_passes
 from .extent import keeps_extents
+from .flags import followable, written_out
 from .forms import ONE_FRACTION, Atom, Form, Value, parts_of, values_inside
 from .ledger import Barrier
 from .lower import levels
@@ -53,13 +54,34 @@ def derive(c: Cascade, level: str = "full", gauge: str = "maximum") -> Derivatio
 
 
 def _derived(c: Cascade, level: str, gauge: str) -> Derivation:
+    original, c = c, _followable(c)
     refused: tuple[Block, ...] | None = None
     for lower in reversed(LEVELS[: LEVELS.index(level) + 1]):
         found = _Deriver(c, lower, gauge).run()
         if isinstance(found, Derivation):
             return found if refused is None else replace(found, barriers=(*refused, *found.barriers))
         refused = found if refused is None else refused
-    return Derivation("as written", c, count_passes(c), (), refused or (), ())
+    plain = _as_written(original)
+    return Derivation("as written", plain, _passes(original, plain), (), refused or (), ())
+
+
+def _followable(c: Cascade) -> Cascade:
+    """The cascade with masks in the open where the algebra would lose them."""
+    found = followable(c)
+    return found if _passes(c, found) == count_passes(c) else c
+
+
+def _as_written(c: Cascade) -> Cascade:
+    """The cascade as it is, but for masks, which are nothing but numbers in a kernel."""
+    found = written_out(c)
+    plain = keeps_extents(c, found, {}) and fits(found) and _passes(c, found) == count_passes(c)
+    return found if plain else c
+
+
+def _passes(c: Cascade, made: Cascade) -> dict[str, int]:
+    """The passes of a cascade over each rank of the one that it was made from."""
+    after = count_passes(made)
+    return {r: after.get(r, 0) for r in count_passes(c)}
 
 
 def alternatives(c: Cascade) -> tuple[Derivation, ...]:
@@ -129,8 +151,7 @@ class _Deriver(Teller):
         if not fits(derived):
             return (Block((), "", "", f"written out, an expression would nest deeper than {MAX_DEPTH} levels"),)
         verify(derived)
-        after = count_passes(derived)
-        passes = {r: after.get(r, 0) for r in before}
+        passes = _passes(c, derived)
         if any(passes[r] > n for r, n in before.items()):
             return ()
         form = form_name(

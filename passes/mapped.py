@@ -79,7 +79,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         meet=bool(mapping.knob("meet")),
         splits=mapping.splits,
     )
-    user = {m.name for m in c.monoids}
+    user = {m.name for m in form.monoids} - {s.monoid.name for s in derivation.streams if s.monoid is not None}
     always = always_read(c)
     program = tile_program(form, tiling, steps=steps, extents=sizes, user=user, always=always)
     return Mapped(mapping, extents, derivation, program, sizes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +33,10 @@ from castile.ir.cascade import (
     Rank,
     Reduce,
     negative,
+    tensors_read,
 )
 from castile.ir.dtypes import DTYPES
+from castile.ir.evaluate import evaluate_values
 from castile.ir.parse import parse
 from castile.ir.types import tensor_types
 from castile.ir.verify import reduced_ranks, verify
@@ -633,3 +635,13 @@ def values(
         odd = rng.choice([np.inf, -np.inf, np.nan, 0.0, 1e30, -1e-30], shape)
         x = np.where(rng.random(shape) < 0.15, odd, x)
     return x
+
+
+def hides_nan(c: Cascade, inputs: dict[str, Any], output: str) -> bool:
+    """Whether an integer or a bool of the original is made of a NaN: no equality is promised of what was not finite."""
+    read: list[str] = [output]
+    for name in read:
+        read += [t for t in tensors_read(c.einsum_of[name].expr) if t in c.einsum_of and t not in read]
+    values = evaluate_values(replace(c, outputs=tuple(read)), inputs)
+    lost = any(v.array.dtype.kind == "f" and np.isnan(v.array).any() for v in values.values())
+    return lost and values[output].array.dtype.kind != "f"

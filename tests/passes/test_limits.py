@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+from test_random import plainly
 
 import castile
 from castile.ir.bound import error_bound
 from castile.ir.evaluate import evaluate
 from castile.passes.derive import derive
 
-PAST = {
-    "a minimum over a rank": "min[k](exp(where(k > 9, X[k], -inf)))",
-    "a step": "floor(sum[k](exp(where(k > 9, X[k], -inf))))",
-}
+AFFINE = """
+@monoid(identity=(1.0, 0.0))
+def affine(a, b, p, q) -> (A, B):
+    A = a * p
+    B = b * p + q
+
+def f(X: f32[k], Y: f32[k]) -> (A, O):
+    (A, O) = affine[k](X[k], Y[k])
+"""
 
 
-@pytest.mark.parametrize("name", PAST)
-def test_masks_end_at(name: str) -> None:
-    c = castile.parse(f"def f(X: f32[k], v: f32) -> O:\n    O = {PAST[name]} * v\n")
-    given = {"X": np.ones(3), "v": np.array(np.inf)}
-    assert evaluate(c, given)["O"] == 0
-    assert np.isnan(evaluate(derive(c).cascade, given)["O"])
+def test_an_identity_is_a_number() -> None:
+    """To the oracle nothing went into it, so that its 0 hides what it is multiplied with."""
+    c, given = castile.parse(AFFINE), {"X": np.array([np.inf, 2.0]), "Y": np.array([3.0, 4.0])}
+    assert evaluate(c, given)["O"] == 10
+    with plainly():
+        assert np.isnan(evaluate(derive(c).cascade, given)["O"])
 
 
 def test_sums_cancel_over_an_empty_rank() -> None:
@@ -49,4 +54,4 @@ def f(X: f32[t, 8], n: i32[t]) -> Y:
 def test_extents_of_indices_alone_run_as_written() -> None:
     d = derive(castile.parse(UNSIZED))
     assert "only indices say how large d is" in d.barriers[0].reason
-    assert d.cascade == castile.parse(UNSIZED)
+    assert all(e in d.cascade.einsums for e in castile.parse(UNSIZED).einsums[:2])
