@@ -45,6 +45,7 @@ ATTENTION = frozenset(
         FLEX,
     )
 )
+ALONE = "a matrix product with nothing to fuse stays with torch unless castile's is faster"
 SOFTMAX = frozenset("_softmax.default _safe_softmax.default amax.default max.dim".split())
 
 # Operations that stand for several sweeps over their data, by how many eager would take if it spelled them out.
@@ -155,11 +156,7 @@ class Partitioner:
             if node.op == "call_function" and node not in self.group and not is_view(node):
                 if node in self.copied or op_name(node) in CREATION:
                     continue
-                found.left[node] = self.why.get(node) or (
-                    "a matrix product with nothing to fuse stays with torch unless castile's is faster"
-                    if op_name(node) in PRODUCTS
-                    else ""
-                )
+                found.left[node] = self.why.get(node) or (ALONE if op_name(node) in PRODUCTS else "")
         return found
 
     def products(self) -> list[Region]:
@@ -589,6 +586,9 @@ def lower_region(region: Region, able: set[Node], copied: set[Node], name: str) 
         users = [u for u in n.users if u in inside or inner(u) or is_view(u)]
         lowering.lower(n, len(users) > 1 and n in inside)
 
+    if region.kind == "product":  # its rows are a matrix already, whatever that is a view of
+        for a in region.nodes[0].all_input_nodes[:-1]:
+            lowering.take(a)
     for n in region.nodes:
         need(n)
     return lowering.finish(outputs_of(region.nodes), name)
