@@ -7,10 +7,20 @@ step and is never given back to the system, whatever the allocator thinks of fre
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.fx import GraphModule, Node
+
+from .nodes import PRODUCTS, fakes, op_name, tensors_of
+from .partition import Region
+from .region import RegionCall
+from .rewrite import Unit, ordered
+
+# Graphs that need more than this on their way are not given places: their memory is not to be kept from call to call.
+LARGEST_BYTES = 1 << 30
 
 # Places begin at a cache line of their own, and not all at the same line of a page: what is read together would meet
 # in the same few lines of a cache.
@@ -62,3 +72,71 @@ class Arena(threading.local):
             with torch.inference_mode(False), torch.no_grad():
                 self.memory = torch.empty(wanted, dtype=torch.uint8)
         return self.memory
+
+
+# What lies where
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What runs, in order; where in the arena each result begins, by the memory that its fake lies in; and its size."""
+
+    units: tuple[Unit, ...]
+    offsets: dict[int, int]
+    bytes: int
+
+
+def plan_of(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> Plan | None:
+    """The plan of a graph of fixed sizes; None where it would take too much memory."""
+    units = ordered(list(gm.graph.nodes), calls)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    for at, unit in enumerate(units):
+        read = unit.all_input_nodes if isinstance(unit, Node) else calls[unit][1].leaves
+        made: list[torch.Tensor] = []
+        if isinstance(unit, int):
+            made = [fakes(n)[max(0, k)] for n, k, _ in calls[unit][1].lowered.results]
+        elif op_name(unit) in PRODUCTS and not unit.kwargs and fakes(unit)[0].is_contiguous():
+            made = [fakes(unit)[0]]
+        for f in made:
+            if memory_of(f) not in last:  # else it would share the place of what it is made of
+                first[memory_of(f)] = last[memory_of(f)] = at
+                sizes[memory_of(f)] = span(f) * f.element_size()
+        for memory in (memory_of(f) for n in (*read, *_itself(unit)) for f in tensors_of(n)):
+            last[memory] = at
+    (output,) = (n for n in gm.graph.nodes if n.op == "output")
+    for n in output.all_input_nodes:
+        for f in tensors_of(n):
+            first.pop(memory_of(f), None)
+    stays = [Stay(first[m], last[m], sizes[m]) for m in first]
+    offsets, total = placed(stays)
+    return Plan(tuple(units), dict(zip(first, offsets, strict=True)), total) if total <= LARGEST_BYTES else None
+
+
+def is_fixed(gm: GraphModule) -> bool:
+    """Whether all sizes of a graph are numbers, and all its memory is the CPU's."""
+    for f in (f for n in gm.graph.nodes for f in fakes(n)):
+        if isinstance(f, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return False
+        if isinstance(f, torch.Tensor):
+            if f.layout is not torch.strided or f.device.type != "cpu":
+                return False
+            dims: Iterable[Any] = (*f.shape, *f.stride())
+            if not all(isinstance(n, int) for n in dims):
+                return False
+    return True
+
+
+def _itself(unit: Unit) -> tuple[Node, ...]:
+    return (unit,) if isinstance(unit, Node) else ()
+
+
+def memory_of(fake: torch.Tensor) -> int:
+    """The memory that a result lies in, by the address of what stands for it: views share it."""
+    return int(fake.untyped_storage()._cdata)
+
+
+def span(x: torch.Tensor) -> int:
+    """Elements from the first to the last of a tensor."""
+    return 0 if x.numel() == 0 else 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))

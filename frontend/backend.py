@@ -17,11 +17,13 @@ from ..codegen import targets
 from ..codegen.compiler import cores
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
+from .arena import is_fixed, plan_of
 from .counting import count
-from .fixed import Fixed, is_fixed, plan_of
-from .fx import op_name
+from .fixed import Fixed
+from .lower import lower_region
+from .nodes import op_name
 from .once import once
-from .partition import Partition, Partitioner, Region, lower_region
+from .partition import Partition, Partitioner, Region
 from .region import RegionCall, extract, kernel_of, warn_fallback
 from .rest import with_inductor
 from .rewrite import rewritten

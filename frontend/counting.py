@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .fx import fakes, op_name
+from .nodes import fakes, op_name
 from .values import Size, certain, same
 
 INTEGERS = frozenset((torch.int64, torch.int32))

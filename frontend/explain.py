@@ -12,7 +12,8 @@ from .. import driver
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError
 from .backend import Compiled, Options, backend
-from .fx import Lowered, op_name
+from .fx import Lowered
+from .nodes import op_name
 from .partition import Region
 
 

@@ -13,55 +13,25 @@ from torch.fx import GraphModule, Node
 
 from ..ir.cascade import (
     Access,
-    Call,
     Cascade,
     Const,
     Einsum,
     Expr,
-    Extent,
     Param,
     Rank,
-    Reduce,
     tensors_read,
-    transform,
     walk,
 )
 from ..ir.dtypes import DTYPES as DTYPE_ROWS
-from ..ir.errors import InputError, VerifyError
-from ..ir.extents import resolve
-from ..ir.ops import RESERVED
 from ..ir.verify import verify
 from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
+from .finish import WITNESS, cut_axes, digits, needed, renamed, unshown
+from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
 from .values import Size, Unsupported, Value, Workspace, number, same
 
-DTYPES = {
-    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
-    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
-    torch.bool: "bool",
-}  # fmt: skip
-
-FLEX = "flex_attention"
 # Einsums past which a region is cut: deriving takes time, and nothing is gained.
 LARGEST_REGION = 48
-
-
-def op_name(node: Node) -> str:
-    """`add.Tensor` for an operation of ATen or prims, the name of a higher-order operation, else ""."""
-    target = node.target
-    if node.op != "call_function":
-        return ""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target).split(".", 1)[1] if target.namespace in ("aten", "prims") else ""
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return str(target.name())  # type: ignore[no-untyped-call]
-    return "getitem" if target is operator.getitem else ""
-
-
-def fakes(node: Node) -> tuple[Any, ...]:
-    """The fake results of a node."""
-    val = node.meta.get("val")
-    return tuple(val) if isinstance(val, (tuple, list)) else (val,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +55,6 @@ class Lowered:
     results: tuple[tuple[Node, int, tuple[Size, ...]], ...]
     witness: tuple[Size, ...]
     hints: Mapping[str, int]
-
-
-WITNESS = "shape"
 
 
 class Lowering:
@@ -261,16 +228,16 @@ class Lowering:
                     continue
                 names.append(self._output(value, names))
                 results.append((node, at if isinstance(values, tuple) else -1, self._sizes(value)))
-        einsums = _needed(self.ws.einsums, names)
+        einsums = needed(self.ws.einsums, names)
         read = {t for e in einsums for t in tensors_read(e.expr)}
         params, arguments, einsums = self._parameters(einsums, read)
         hints = {r: hint(n) for r, n in self.ws.sizes.items()}
         cascade = Cascade(name, params, einsums, tuple(names))
-        missing = _unshown(cascade, self.ws.sizes, hints)
+        missing = unshown(cascade, self.ws.sizes, hints)
         if missing:
             cascade = replace(cascade, params=(*params, Param(WITNESS, "bool", tuple(map(Rank, missing)))))
         witness = tuple(self.ws.sizes[r] for r in missing)
-        cascade, new = _renamed(cascade)
+        cascade, new = renamed(cascade)
         verify(cascade)
         known = {new[r]: n for r, n in hints.items() if r in new}
         arguments = tuple(replace(a, name=p.name) for a, p in zip(arguments, cascade.params, strict=False))
@@ -310,7 +277,7 @@ class Lowering:
                 continue
             parts = [self._parts(accesses, axis, n) for axis, n in enumerate(sizes)]
             if any(p is not None for p in parts):
-                done = tuple(replace(e, expr=_cut(e.expr, name, parts, self.ws)) for e in done)
+                done = tuple(replace(e, expr=cut_axes(e.expr, name, parts, self.ws)) for e in done)
                 accesses = [n for e in done for n in walk(e.expr) if isinstance(n, Access) and n.tensor == name]
             cut = tuple(x for p, n in zip(parts, sizes, strict=True) for x in (p or (n,)))
             params.append(Param(name, self.ws.types[name], self._axes(accesses, cut)))
@@ -355,30 +322,6 @@ SHAPING = frozenset(
 _IGNORED = frozenset(("device", "pin_memory", "layout", "memory_format", "implicit", "non_blocking", "requires_grad"))
 
 
-def dtype_of(fake: torch.Tensor) -> str:
-    """castile's name of a tensor's dtype. Raises `Unsupported` for what castile does not hold."""
-    found = DTYPES.get(fake.dtype)
-    if found is None or fake.layout is not torch.strided or fake.is_conj() or fake.is_neg():
-        raise Unsupported(f"a tensor of {fake.dtype}, {fake.layout}")
-    return found
-
-
-def hint(n: Size) -> int:
-    """A number that stands for a size."""
-    if isinstance(n, int):
-        return n
-    found = n.node.hint
-    return int(found) if found is not None else 1024
-
-
-def base_name(node: Node) -> str:
-    """What an operation's result is called: `relu` for `aten.relu.default`."""
-    name = op_name(node).split(".")[0].strip("_") or "t"
-    if op_name(node).split(".")[0] == "view":
-        return "view"
-    return f"{name}_" if name in RESERVED or not name.isidentifier() else name
-
-
 def _is_read(node: Node, at: int) -> bool:
     return any(u.target is operator.getitem and u.args[1] == at and u.users for u in node.users)
 
@@ -404,100 +347,3 @@ def _looked_up(table: Value, indices: Sequence[Value]) -> Value:
         raise Unsupported("a mod that reads a part of a captured tensor")
     where = tuple(Const(0) if not d else i.expr for d, i in zip(table.dims, indices, strict=True))
     return Value((), Access(table.expr.tensor, where or (Const(0),)), table.dtype)
-
-
-def digits(index: Expr, ws: Workspace) -> tuple[str, ...] | None:
-    """The ranks of which an index is the mixed radix, most significant first."""
-    match index:
-        case Rank(name=name):
-            return (name,)
-        case Call(op="add", args=(Call(op="mul", args=(high, factor)), Rank(name=low))):
-            size = ws.sizes[low]
-            if factor != Extent(low) and not (isinstance(factor, Const) and same(size, factor.value)):
-                return None
-            outer = digits(high, ws)
-            return None if outer is None else (*outer, low)
-        case _:
-            return None
-
-
-def _cut(e: Expr, name: str, parts: Sequence[tuple[Size, ...] | None], ws: Workspace) -> Expr:
-    def one(n: Expr) -> Expr:
-        if not isinstance(n, Access) or n.tensor != name:
-            return n
-        indices: list[Expr] = []
-        for index, part in zip(n.indices, parts, strict=True):
-            found = digits(index, ws) if part is not None else None
-            indices += map(Rank, found) if found is not None else [index]
-        return Access(name, tuple(indices))
-
-    return transform(e, one)
-
-
-def _needed(einsums: Sequence[Einsum], outputs: Iterable[str]) -> tuple[Einsum, ...]:
-    wanted = set(outputs)
-    kept: list[Einsum] = []
-    for e in reversed(einsums):
-        if e.name in wanted:
-            kept.append(e)
-            wanted |= set(tensors_read(e.expr))
-    return tuple(reversed(kept))
-
-
-def _unshown(c: Cascade, sizes: Mapping[str, Size], hints: Mapping[str, int]) -> tuple[str, ...]:
-    """The ranks whose extents the parameters do not show, or would show wrongly."""
-    shown = {i.name for p in c.params for i in p.indices if isinstance(i, Rank)}
-    others = [r for r in c.ranks if r not in shown]
-    if any(not isinstance(sizes[r], int) for r in c.ranks):
-        return tuple(others)
-    missing: list[str] = []
-    known = {r: hints[r] for r in shown}
-    while True:
-        trial = replace(c, params=(*c.params, Param(WITNESS, "bool", tuple(map(Rank, missing))))) if missing else c
-        try:
-            found = resolve(trial, {**known, **{r: hints[r] for r in missing}})
-        except (VerifyError, InputError):
-            return tuple(others)
-        wrong = [r for r in others if found[r] != hints[r]]
-        if not wrong:
-            return tuple(missing)
-        missing += wrong
-
-
-_LETTERS = "b h i j k l m n p r s t u v w a c d f g o z x y q e".split()
-
-
-def _renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
-    """Ranks under short names, parameters numbered as they stand: the same text for the same computation."""
-    tensors = {n: f"x{i}" for i, n in enumerate(p.name for p in c.params if p.indices and p.name != WITNESS)}
-    tensors |= {n: f"n{i}" for i, n in enumerate(p.name for p in c.params if not p.indices)}
-    taken = {*tensors.values(), WITNESS, c.name, *(o.name for e in c.einsums for o in e.outputs)}
-    letters = [x for x in _LETTERS if x not in taken]
-    ranks = {r: letters[i] if i < len(letters) else f"{letters[i % len(letters)]}{i}" for i, r in enumerate(c.ranks)}
-
-    def one(n: Expr) -> Expr:
-        match n:
-            case Rank(name=name):
-                return Rank(ranks[name])
-            case Extent(rank=name):
-                return Extent(ranks[name])
-            case Access(tensor=name, indices=indices):
-                return Access(tensors.get(name, name), indices)
-            case Reduce(op=op, ranks=over, args=args):
-                return Reduce(op, tuple(ranks[r] for r in over), args)
-            case _:
-                return n
-
-    params = tuple(
-        replace(p, name=tensors.get(p.name, p.name), indices=tuple(transform(i, one) for i in p.indices))
-        for p in c.params
-    )
-    einsums = tuple(
-        replace(
-            e,
-            outputs=tuple(replace(o, ranks=tuple(ranks[r] for r in o.ranks)) for o in e.outputs),
-            expr=transform(e.expr, one),
-        )
-        for e in c.einsums
-    )
-    return replace(c, params=params, einsums=einsums), ranks

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .fx import fakes
-from .partition import is_impure
+from .nodes import fakes, is_impure
 
 
 def once(graph: Graph) -> None:

@@ -7,7 +7,7 @@ unless a softmax ties it to another product: then both, and what lies between, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,38 +15,36 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir.errors import CastileError
-from ..ir.ops import OPS
 from .aten import HANDLERS
-from .aten_pointwise import LOGIC, POINTWISE
-from .fx import FLEX, Lowered, Lowering, fakes, hint, op_name
-from .values import Unsupported
+from .fx import Lowering
+from .nodes import (
+    ARITHMETIC,
+    ATTENTION,
+    COPIES,
+    CREATION,
+    DEAR,
+    FLEX,
+    PRODUCTS,
+    SOFTMAX,
+    TAKEN,
+    fakes,
+    hint,
+    is_impure,
+    is_map,
+    is_mask,
+    is_narrow,
+    is_transposed,
+    is_view,
+    jumps,
+    numel,
+    op_name,
+    repeats,
+    size_bytes,
+    tensors_of,
+)
 
-VIEWS = frozenset(
-    "view.default _unsafe_view.default squeeze.dim squeeze.dims squeeze.default unsqueeze.default permute.default "
-    "transpose.int t.default expand.default select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int "
-    "detach.default alias.default getitem".split()
-)
-# Views that a kernel takes from outside as they are: an offset into memory is free there, and shows its extent.
-TAKEN = frozenset("select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int getitem".split())
-CREATION = frozenset(
-    "full.default scalar_tensor.default full_like.default new_full.default zeros.default zeros_like.default "
-    "new_zeros.default ones.default ones_like.default new_ones.default arange.default arange.start arange.start_step "
-    "iota.default".split()
-)
-COPIES = frozenset(
-    "clone.default lift_fresh_copy.default cat.default constant_pad_nd.default contiguous.default".split()
-)
-PRODUCTS = frozenset("mm.default bmm.default addmm.default baddbmm.default".split())
-FLASH = "_scaled_dot_product_flash_attention_for_cpu.default"
-ATTENTION = frozenset(
-    (
-        FLASH,
-        "_scaled_dot_product_flash_attention_for_cpu_backward.default",
-        FLEX,
-    )
-)
+# Why a product is in no region.
 ALONE = "a matrix product with nothing to fuse stays with torch unless castile's is faster"
-SOFTMAX = frozenset("_softmax.default _safe_softmax.default amax.default max.dim".split())
 
 # Operations that stand for several sweeps over their data, by how many eager would take if it spelled them out.
 SWEEPS = {
@@ -69,15 +67,10 @@ LARGEST = 40
 # back would.
 RATIO = 4
 FEW_STEPS = 4
-DEAR = frozenset(
-    name for name, text in POINTWISE.items() if any(f"{op}(" in text for op, o in OPS.items() if o.cost[0] == "special")
-)
 # A mask is computed where it is read if what it is made of is this much smaller.
 CHEAP = 4
 # Products of f32 of fewer operations are not raced against torch's.
 RACED = 1 << 22
-# Head dimensions past which the two products of attention are better taken apart.
-WIDEST_HEAD = 512
 
 
 @dataclass
@@ -98,29 +91,6 @@ class Partition:
 
     regions: list[Region] = field(default_factory=list)
     left: dict[Node, str] = field(default_factory=dict)
-
-
-def tensors_of(node: Node) -> list[torch.Tensor]:
-    return [f for f in fakes(node) if isinstance(f, torch.Tensor)]
-
-
-def numel(node: Node) -> int:
-    found = 0
-    for f in tensors_of(node):
-        n = 1
-        for s in f.shape:
-            n *= hint(s)
-        found += n
-    return found
-
-
-def size_bytes(node: Node) -> int:
-    found = tensors_of(node)
-    return numel(node) * found[0].element_size() if found else 0
-
-
-def is_view(node: Node) -> bool:
-    return op_name(node) in VIEWS
 
 
 class Partitioner:
@@ -226,7 +196,7 @@ class Partitioner:
             self.why[n] = "it becomes an integer, and a last bit would decide which"
             for a in n.all_input_nodes:
                 floats = any(f.is_floating_point() for f in tensors_of(a))
-                if floats and (is_view(a) or _is_map(op_name(a))):
+                if floats and (is_view(a) or is_map(op_name(a))):
                     todo.append(a)
 
     def _copied(self) -> set[Node]:
@@ -237,7 +207,7 @@ class Partitioner:
         plain: set[Node] = set()
         for n in self.graph.nodes:
             name = op_name(n)
-            if n in self.able and _repeats(n):
+            if n in self.able and repeats(n):
                 copied.add(n)
                 continue
             if n not in self.able or not tensors_of(n) or name in TAKEN or name in PRODUCTS | ATTENTION | COPIES:
@@ -247,7 +217,7 @@ class Partitioner:
                 plain.add(n)
                 leaves[n], steps[n] = set(), 1
                 continue
-            if not is_view(n) and not _is_map(name):
+            if not is_view(n) and not is_map(name):
                 continue
             below: set[Node] = set()
             count = 1
@@ -268,7 +238,7 @@ class Partitioner:
                     copied.add(n)
             elif not all(u in self.able for u in n.users):
                 continue  # what leaves for the outside has to be stored by somebody
-            elif cheap and (not below or n in plain or tensors_of(n)[0].dtype is torch.bool or _is_mask(n)):
+            elif cheap and (not below or n in plain or tensors_of(n)[0].dtype is torch.bool or is_mask(n)):
                 copied.add(n)
         return copied
 
@@ -314,7 +284,7 @@ class Partitioner:
         found: set[Node] = set()
         for first in firsts:
             below = self._below(first, above)
-            if not any(op_name(n) in SOFTMAX for n in below) or not _is_narrow(first, last):
+            if not any(op_name(n) in SOFTMAX for n in below) or not is_narrow(first, last):
                 continue
             found |= {first} | {n for n in below if not is_view(n)}
         return sorted(found | {last}, key=self.order.__getitem__) if found else []
@@ -460,82 +430,6 @@ class Partitioner:
                 yield u
 
 
-def is_transposed(node: Node) -> bool:
-    """Whether a node is the transpose of a matrix."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, Node) or fakes(source)[0].ndim != 2:
-        return False
-    match op_name(node):
-        case "t.default":
-            return True
-        case "permute.default":
-            return list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
-        case "transpose.int":
-            return node.args[1] % 2 != node.args[2] % 2  # type: ignore[operator]
-    return False
-
-
-def is_impure(node: Node) -> bool:
-    """Whether a node draws random numbers, writes memory, or does what nobody knows."""
-    target = node.target
-    if op_name(node) == FLASH and not _dropout_of(node):
-        return False  # it is tagged as random for its dropout
-    if isinstance(target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
-    return isinstance(target, torch._ops.HigherOrderOperator) and op_name(node) != FLEX
-
-
-def _dropout_of(node: Node) -> Any:
-    """The probability with which an attention call drops."""
-    return node.args[3] if len(node.args) > 3 else node.kwargs.get("dropout_p", 0.0)
-
-
-def jumps(node: Node) -> bool:
-    """Whether a small change of a float operand may change the result by a whole."""
-    name = op_name(node)
-    of_floats = any(f.is_floating_point() for a in node.all_input_nodes for f in tensors_of(a))
-    if name in ("floor.default", "ceil.default", "round.default", "trunc.default"):
-        return of_floats
-    to_whole = any(not f.is_floating_point() and f.dtype is not torch.bool for f in tensors_of(node))
-    return of_floats and to_whole and name in ("_to_copy.default", "convert_element_type.default")
-
-
-_OTHER_MAPS = (
-    "_to_copy.default", "convert_element_type.default", "tril.default", "triu.default", "floor_divide.default",
-    "remainder.Scalar",
-)  # fmt: skip
-
-
-# What costs next to nothing to compute again.
-ARITHMETIC = frozenset(
-    "add sub mul neg abs rsub minimum maximum where masked_fill _to_copy convert_element_type floor_divide"
-    " remainder".split()
-)
-
-
-def _is_map(name: str) -> bool:
-    return name in POINTWISE or name in LOGIC or name in _OTHER_MAPS
-
-
-def _repeats(node: Node) -> bool:
-    """Whether a node copies a smaller tensor several times over, such as heads that are shared: no copy is needed."""
-    source: Any = node
-    while op_name(source) == "clone.default" or (is_view(source) and op_name(source) not in TAKEN):
-        source = source.args[0]
-    return op_name(node) == "clone.default" and 0 < numel(source) < numel(node)
-
-
-def _is_mask(node: Node) -> bool:
-    """Whether a node chooses among literals by a condition."""
-    return op_name(node) in ("where.self", "masked_fill.Scalar", "where.ScalarOther", "where.Scalar")
-
-
-def _is_narrow(first: Node, last: Node) -> bool:
-    """Whether two products are attention's: what they contract and produce stays on chip."""
-    widths = [hint(tensors_of(n)[0].shape[-1]) for n in (first.args[0], last) if isinstance(n, Node)]
-    return max(widths, default=0) <= WIDEST_HEAD
-
-
 def _signature(node: Node) -> Any:
     def of(a: Any) -> Any:
         if isinstance(a, Node):
@@ -559,67 +453,3 @@ def _finish_alone(lowering: Lowering, node: Node) -> None:
 
 
 # A region's cascade
-
-
-def lower_region(region: Region, able: set[Node], copied: set[Node], name: str) -> Lowered:
-    """The cascade of a region. Raises a `CastileError` where there is none."""
-    inside = set(region.nodes)
-    lowering = Lowering()
-    inner: Callable[[Node], bool] = _Inner(inside, able, copied).__call__
-
-    def need(n: Node) -> None:
-        if n in lowering.values or not tensors_of(n):
-            return
-        if n in inside or inner(n):
-            _with_inputs(n)
-        elif is_view(n) and n in able and op_name(n) not in TAKEN:
-            try:
-                _with_inputs(n)
-            except Unsupported:
-                lowering.take(n)
-        else:
-            lowering.take(n)
-
-    def _with_inputs(n: Node) -> None:
-        for a in n.all_input_nodes:
-            need(a)
-        users = [u for u in n.users if u in inside or inner(u) or is_view(u)]
-        lowering.lower(n, len(users) > 1 and n in inside)
-
-    if region.kind == "product":  # its rows are a matrix already, whatever that is a view of
-        for a in region.nodes[0].all_input_nodes[:-1]:
-            lowering.take(a)
-    for n in region.nodes:
-        need(n)
-    return lowering.finish(outputs_of(region.nodes), name)
-
-
-class _Inner:
-    """Whether a node is computed within a region: copied into it, or a view of what is in it."""
-
-    def __init__(self, inside: set[Node], able: set[Node], copied: set[Node]) -> None:
-        self.inside, self.able, self.copied = inside, able, copied
-        self.known: dict[Node, bool] = {}
-
-    def __call__(self, n: Node) -> bool:
-        found = self.known.get(n)
-        if found is None:
-            found = self.known[n] = self._ask(n)
-        return found
-
-    def _ask(self, n: Node) -> bool:
-        if n not in self.able:
-            return False
-        if n in self.copied or op_name(n) in CREATION:
-            return True
-        return is_view(n) and any(a in self.inside or self(a) for a in n.all_input_nodes if tensors_of(a))
-
-
-def outputs_of(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes of a region that something outside reads, perhaps through a view."""
-    inside = set(nodes)
-
-    def read_outside(n: Node) -> bool:
-        return any(u not in inside and (not is_view(u) or read_outside(u)) for u in n.users)
-
-    return [n for n in nodes if read_outside(n)]

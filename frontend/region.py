@@ -16,7 +16,9 @@ from ..autotune.places import records_path
 from ..codegen.kernel import Kernel
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError
-from .fx import WITNESS, Argument, Lowered, fakes
+from .finish import WITNESS
+from .fx import Argument, Lowered
+from .nodes import fakes
 from .values import Size, Unsupported, same
 
 # Dynamic shapes of which a region's sizes are remembered.

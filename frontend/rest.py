@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from .partition import is_impure, is_view
+from .nodes import is_impure, is_view
 from .region import RegionCall
 
 

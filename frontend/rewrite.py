@@ -12,8 +12,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.errors import CastileError
-from .fx import fakes, op_name
-from .partition import Region, is_impure
+from .nodes import fakes, is_impure, op_name
+from .partition import Region
 from .region import RegionCall
 
 # What runs as one: an operation of the graph, or a region by its number.

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from castile.frontend import fixed  # noqa: E402
-from castile.frontend.arena import Stay, placed  # noqa: E402
+from castile.frontend import fixed, record  # noqa: E402
+from castile.frontend.arena import Arena, Stay, placed  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
 from castile.frontend.fixed import Fixed  # noqa: E402
 from castile.frontend.races import Races  # noqa: E402
@@ -49,11 +49,11 @@ def same(mine: Any, theirs: Any) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What later calls do: a word for each that is recorded, and for each that goes the general way."""
     said: list[str] = []
-    record, init = Fixed._record, Fixed.__init__
+    before, init = Fixed._record, Fixed.__init__
 
     def recording(self: Fixed, args: Any) -> Any:
         said.append("record")
-        return record(self, args)
+        return before(self, args)
 
     def made(self: Fixed, gm: Any, calls: Any, products: Any, general: Any, plan: Any) -> None:
         def generally(*args: Any) -> Any:
@@ -115,7 +115,7 @@ def test_inputs_that_lie_in_another_way_go_the_general_way(monkeypatch: pytest.M
 
 
 def test_a_larger_graph_moves_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed, "ARENA", fixed.Arena())
+    monkeypatch.setattr(fixed, "ARENA", Arena())
     said = counted(monkeypatch)
     small, large = compiled(block), compiled(lambda *a: block(*a))
     one, two = inputs(), inputs(200)
@@ -168,7 +168,7 @@ def test_a_call_from_within_a_call_leaves_its_memory_alone() -> None:
 
 @pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad])
 def test_what_one_mode_recorded_runs_in_the_other(first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed, "ARENA", fixed.Arena())
+    monkeypatch.setattr(fixed, "ARENA", Arena())
     run, given = compiled(block), inputs()
     with first():
         same(run(*given), block(*given))
@@ -212,7 +212,7 @@ def test_a_result_that_shares_the_arena_unforeseen_is_copied(monkeypatch: pytest
     def _(x: Tensor) -> Tensor:
         return torch.empty_like(x)
 
-    monkeypatch.setattr(fixed.Recorder, "_called", lying(fixed.Recorder._called, "liar"))
+    monkeypatch.setattr(record.Recorder, "_called", lying(record.Recorder._called, "liar"))
     run = compiled(lambda x: (liar(torch.softmax(x, -1)), torch.sin(x) * 2))
     x = torch.randn(4, 8)
     for _ in range(3):
@@ -241,8 +241,8 @@ def test_products_run_where_the_race_was_won(castile_wins: bool, monkeypatch: py
         races.append(castile_wins)
         return castile_wins
 
-    monkeypatch.setattr(fixed, "faster", decided)
-    monkeypatch.setattr(fixed, "RACES", Races())
+    monkeypatch.setattr(record, "faster", decided)
+    monkeypatch.setattr(record, "RACES", Races())
     layers = [torch.nn.Linear(256, 256, bias=i == 1) for i in range(3)]
     model = torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[1], torch.nn.GELU(), layers[2])
     run, x = compiled(model), torch.randn(3, 64, 256)
@@ -255,8 +255,8 @@ def test_products_run_where_the_race_was_won(castile_wins: bool, monkeypatch: py
 
 @pytest.mark.parametrize("options", [{"tune": "off"}, {"numerics": "strict"}])
 def test_nothing_is_raced_where_bits_matter(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed, "faster", lambda *_: pytest.fail("raced"))
-    monkeypatch.setattr(fixed, "RACES", Races())
+    monkeypatch.setattr(record, "faster", lambda *_: pytest.fail("raced"))
+    monkeypatch.setattr(record, "RACES", Races())
     model, x = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU()), torch.randn(64, 256)
     with torch.no_grad():
         run = torch.compile(model, backend=backend(Options(when="always", **options)))

@@ -1,0 +1,124 @@
+"""The end of a lowering: axes cut as they are read, what nobody needs left out, extents shown, short names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from ..ir.cascade import (
+    Access,
+    Call,
+    Cascade,
+    Const,
+    Einsum,
+    Expr,
+    Extent,
+    Param,
+    Rank,
+    Reduce,
+    tensors_read,
+    transform,
+)
+from ..ir.errors import InputError, VerifyError
+from ..ir.extents import resolve
+from .values import Size, Workspace, same
+
+# The parameter that shows what no argument does.
+WITNESS = "shape"
+
+
+def digits(index: Expr, ws: Workspace) -> tuple[str, ...] | None:
+    """The ranks of which an index is the mixed radix, most significant first."""
+    match index:
+        case Rank(name=name):
+            return (name,)
+        case Call(op="add", args=(Call(op="mul", args=(high, factor)), Rank(name=low))):
+            size = ws.sizes[low]
+            if factor != Extent(low) and not (isinstance(factor, Const) and same(size, factor.value)):
+                return None
+            outer = digits(high, ws)
+            return None if outer is None else (*outer, low)
+        case _:
+            return None
+
+
+def cut_axes(e: Expr, name: str, parts: Sequence[tuple[Size, ...] | None], ws: Workspace) -> Expr:
+    def one(n: Expr) -> Expr:
+        if not isinstance(n, Access) or n.tensor != name:
+            return n
+        indices: list[Expr] = []
+        for index, part in zip(n.indices, parts, strict=True):
+            found = digits(index, ws) if part is not None else None
+            indices += map(Rank, found) if found is not None else [index]
+        return Access(name, tuple(indices))
+
+    return transform(e, one)
+
+
+def needed(einsums: Sequence[Einsum], outputs: Iterable[str]) -> tuple[Einsum, ...]:
+    wanted = set(outputs)
+    kept: list[Einsum] = []
+    for e in reversed(einsums):
+        if e.name in wanted:
+            kept.append(e)
+            wanted |= set(tensors_read(e.expr))
+    return tuple(reversed(kept))
+
+
+def unshown(c: Cascade, sizes: Mapping[str, Size], hints: Mapping[str, int]) -> tuple[str, ...]:
+    """The ranks whose extents the parameters do not show, or would show wrongly."""
+    shown = {i.name for p in c.params for i in p.indices if isinstance(i, Rank)}
+    others = [r for r in c.ranks if r not in shown]
+    if any(not isinstance(sizes[r], int) for r in c.ranks):
+        return tuple(others)
+    missing: list[str] = []
+    known = {r: hints[r] for r in shown}
+    while True:
+        trial = replace(c, params=(*c.params, Param(WITNESS, "bool", tuple(map(Rank, missing))))) if missing else c
+        try:
+            found = resolve(trial, {**known, **{r: hints[r] for r in missing}})
+        except (VerifyError, InputError):
+            return tuple(others)
+        wrong = [r for r in others if found[r] != hints[r]]
+        if not wrong:
+            return tuple(missing)
+        missing += wrong
+
+
+_LETTERS = "b h i j k l m n p r s t u v w a c d f g o z x y q e".split()
+
+
+def renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
+    """Ranks under short names, parameters numbered as they stand: the same text for the same computation."""
+    tensors = {n: f"x{i}" for i, n in enumerate(p.name for p in c.params if p.indices and p.name != WITNESS)}
+    tensors |= {n: f"n{i}" for i, n in enumerate(p.name for p in c.params if not p.indices)}
+    taken = {*tensors.values(), WITNESS, c.name, *(o.name for e in c.einsums for o in e.outputs)}
+    letters = [x for x in _LETTERS if x not in taken]
+    ranks = {r: letters[i] if i < len(letters) else f"{letters[i % len(letters)]}{i}" for i, r in enumerate(c.ranks)}
+
+    def one(n: Expr) -> Expr:
+        match n:
+            case Rank(name=name):
+                return Rank(ranks[name])
+            case Extent(rank=name):
+                return Extent(ranks[name])
+            case Access(tensor=name, indices=indices):
+                return Access(tensors.get(name, name), indices)
+            case Reduce(op=op, ranks=over, args=args):
+                return Reduce(op, tuple(ranks[r] for r in over), args)
+            case _:
+                return n
+
+    params = tuple(
+        replace(p, name=tensors.get(p.name, p.name), indices=tuple(transform(i, one) for i in p.indices))
+        for p in c.params
+    )
+    einsums = tuple(
+        replace(
+            e,
+            outputs=tuple(replace(o, ranks=tuple(ranks[r] for r in o.ranks)) for o in e.outputs),
+            expr=transform(e.expr, one),
+        )
+        for e in c.einsums
+    )
+    return replace(c, params=params, einsums=einsums), ranks
