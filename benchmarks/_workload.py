@@ -179,6 +179,20 @@ def _own(
     return Candidate(name, build, not w.outs, None if c is w.cascade else partial(verify, c, extents))
 
 
+def compiled(act: Callable[[Tensors], Any]) -> Callable[[Tensors], Callable[[], object]]:
+    """A peer that is Inductor's code of a function of the inputs."""
+    import torch
+
+    made = torch.compile(act)
+
+    def build(x: Tensors) -> Callable[[], object]:
+        given = {name: value for name, value in x.items() if isinstance(value, torch.Tensor)}
+        made(given)
+        return lambda: made(given)
+
+    return build
+
+
 def _peer(w: Workload, name: str, extents: Mapping[str, int]) -> Candidate[Any]:
     told: list[bool] = []
 

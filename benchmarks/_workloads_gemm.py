@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import castile
-from castile.benchmarks._workload import CASCADES, Tensors, Workload, text_of
+from castile.benchmarks._workload import CASCADES, Tensors, Workload, compiled, text_of
 
 
 def gemm(dtype: str, m: int, n: int, k: int) -> Workload:
@@ -96,17 +97,25 @@ def gemm_residual(dtype: str, size: int) -> Workload:
 
 
 def norm_gemm(norm: str, dtype: str, size: int) -> Workload:
-    """A norm and the linear layer after it, against PyTorch's two calls."""
+    """A norm and the linear layer after it, against PyTorch's two calls and Inductor."""
     import torch
 
-    def sequence(x: Tensors) -> Callable[[], object]:
-        weight = x["gamma"].to(x["X"].dtype)
+    def act(x: Tensors) -> Any:
+        shape = x["gamma"].shape
         if norm == "rmsnorm":
-            return lambda: torch.nn.functional.rms_norm(x["X"], weight.shape, weight, 1e-5) @ x["W"]
-        bias = x["beta"].to(x["X"].dtype)
-        return lambda: torch.nn.functional.layer_norm(x["X"], weight.shape, weight, bias, 1e-5) @ x["W"]
+            return torch.nn.functional.rms_norm(x["X"], shape, x["gamma"], 1e-5) @ x["W"]
+        return torch.nn.functional.layer_norm(x["X"], shape, x["gamma"], x["beta"], 1e-5) @ x["W"]
 
-    return _fused(f"{norm}_gemm", f"{norm}+gemm {dtype} {size}", dtype, size, sequence)
+    def alike(x: Tensors) -> Tensors:
+        return {**x, **{name: x[name].to(x["X"].dtype) for name in ("gamma", "beta") if name in x}}
+
+    def sequence(x: Tensors) -> Callable[[], object]:
+        given = alike(x)
+        return lambda: act(given)
+
+    inductor = compiled(act)
+    made = _fused(f"{norm}_gemm", f"{norm}+gemm {dtype} {size}", dtype, size, sequence)
+    return replace(made, peers={**made.peers, "inductor": lambda x: inductor(alike(x))})
 
 
 def _fused(

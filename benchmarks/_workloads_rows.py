@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import castile
-from castile.benchmarks._workload import CASCADES, Tensors, Workload, text_of
+from castile.benchmarks._workload import CASCADES, Tensors, Workload, compiled, text_of
 
 
 def softmax(m: int, n: int) -> Workload:
@@ -77,20 +77,6 @@ def norm(name: str, m: int, n: int) -> Workload:
         {"inductor": inductor, "torch": eager},
         small={"m": 5},
     )
-
-
-def compiled(act: Callable[[Tensors], Any]) -> Callable[[Tensors], Callable[[], object]]:
-    """A peer that is Inductor's code of a function of the inputs."""
-    import torch
-
-    made = torch.compile(act)
-
-    def build(x: Tensors) -> Callable[[], object]:
-        given = {name: value for name, value in x.items() if isinstance(value, torch.Tensor)}
-        made(given)
-        return lambda: made(given)
-
-    return build
 
 
 def kl_distillation(n: int, v: int) -> Workload:
