@@ -183,7 +183,8 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
                 deep = narrow and not streamed and (not few or k.ordered)
                 shallow = few and rows <= FEWEST and not k.ordered
                 found[r] = SHALLOW if shallow else DEPTH if deep else DEPTH // 2
-        found |= {} if few and not k.ordered else _whole(k, op, extents, found)
+        if not streamed and (not few or k.ordered):
+            found |= _whole(k, op, extents, found)
     return found
 
 
