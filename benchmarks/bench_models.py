@@ -83,6 +83,16 @@ def made(name: str, tokens: int) -> Any:
     return getattr(transformers, MODELS[name].model)(config).eval()
 
 
+def inputs(name: str, tokens: int, rng: np.random.Generator, dtype: Any) -> dict[str, Any]:
+    """What a model reads: words, or an image in its own dtype."""
+    import torch
+
+    if name == "vit":
+        pixels = rng.standard_normal((BATCH, 3, 8 * PATCH, tokens // 8 * PATCH), dtype=np.float32)
+        return {"pixel_values": torch.from_numpy(pixels).to(dtype)}
+    return {word: torch.from_numpy(rng.integers(3, VOCABULARY, (BATCH, tokens))) for word in MODELS[name].reads}
+
+
 def case(name: str, tokens: int, dtype: str) -> Case[Any]:
     """A forward pass of a model over some tokens."""
     import torch
@@ -90,12 +100,6 @@ def case(name: str, tokens: int, dtype: str) -> Case[Any]:
     torch._dynamo.reset()  # another case of the same model would make its sizes dynamic
     plain = made(name, tokens)
     model = plain if dtype == "f32" else made(name, tokens).to(torch.bfloat16)
-
-    def inputs(rng: np.random.Generator) -> Any:
-        if name == "vit":
-            pixels = rng.standard_normal((BATCH, 3, 8 * PATCH, tokens // 8 * PATCH), dtype=np.float32)
-            return {"pixel_values": torch.from_numpy(pixels).to(model.dtype)}
-        return {word: torch.from_numpy(rng.integers(3, VOCABULARY, (BATCH, tokens))) for word in MODELS[name].reads}
 
     def forward(run: Callable[..., Any]) -> Callable[[Any], Callable[[], object]]:
         def prepare(x: Any) -> Callable[[], object]:
@@ -127,7 +131,16 @@ def case(name: str, tokens: int, dtype: str) -> Case[Any]:
     )
     flops = 2.0 * weights * tokens * BATCH
     size = float(weights * model.dtype.itemsize)
-    return Case(title(name, tokens, dtype), inputs, candidates, "eager", check, flops, size, cache="in")
+    return Case(
+        title(name, tokens, dtype),
+        lambda rng: inputs(name, tokens, rng, model.dtype),
+        candidates,
+        "eager",
+        check,
+        flops,
+        size,
+        cache="in",
+    )
 
 
 def title(name: str, tokens: int, dtype: str) -> str:
