@@ -27,9 +27,9 @@ ROWS, BAND, DEPTH = 192, 384, 1024
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
 
-# Bytes of a panel with the whole depth of a contraction up to which one tile has it all; and bytes that several panels
-# together may have, more of them where rows are made anew for each tile of columns.
-WHOLE, PANELS, SHARED_PANELS = 1 << 20, 1 << 18, 1 << 19
+# Bytes of a panel with the whole depth of a contraction up to which one tile has it all, and bytes that several panels
+# together may have. Rows that do not lie as they are multiplied are made anew for each tile of columns, which is wide.
+WHOLE, PANELS = 1 << 20, 1 << 18
 
 # With so few rows the shared operand is read once, where it lies: tiles go along its memory. Up to FEWEST rows are not
 # even packed; then they are shallow.
@@ -193,12 +193,16 @@ def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[st
     depth, column, size = op.over[0], op.tile.axes[-1], 4 if op.operand is None else 2
     loops = [x for x in k.body if isinstance(x, For) and op in x.body]
     alone = len(op.over) == len(loops) == 1 and loops[0].rank == depth and loops[0].phase == "all"
-    if not alone or depth not in extents or column not in extents or extents[depth] * PANEL * size > WHOLE:
+    if not alone or depth not in extents or column not in extents:
         return {}
-    loaded = {x.tile.name for x in operations(k.body) if isinstance(x, Load)}
-    room = PANELS if {op.left, op.right} <= loaded else SHARED_PANELS
     deep = size * max(1, extents[depth])
-    columns = max(PANEL, room // deep // PANEL * PANEL)
+    same = {p.name for p in k.tensors if p.dtype == (op.operand or "f32")}
+    loads = [x for x in operations(k.body) if isinstance(x, Load) and x.tile.name in (op.left, op.right)]
+    loads = [x for x in loads if x.source.tensor in same]
+    along = [x for x in loads if column not in x.tile.axes and x.source.indices[-1] == Rank(depth)]
+    columns = max(PANEL, PANELS // deep // PANEL * PANEL) if along else BLOCK[1]
+    if deep * (PANEL if along else columns) > WHOLE:
+        return {}
     rows = {r: max(LANES, LARGEST // deep // LANES * LANES) for r in op.tile.axes[:-1] if r in found}
     wanted = {depth: _up(extents[depth]), column: min(columns, BLOCK[1], _up(extents[column]))}
     return wanted | {r: min(n, found[r]) for r, n in rows.items()}
