@@ -36,7 +36,11 @@ class Loops(Values):
         for r in reversed(ranks):
             frame = self.frames.pop()
             lower = phase.lower
-            upper = Extent(self.origin[r]) if r in self.origin and phase.upper is None else phase.upper
+            upper = phase.upper
+            if (origin := self.origin.get(r)) is not None:
+                # Nothing but this says how far a rank goes that stands for another.
+                whole = Extent(origin)
+                upper = whole if upper in (None, whole) else Call("minimum", (upper, whole))
             if self.piece is not None and r == self.piece.rank:
                 lower, upper = self.piece.bounds(self._length(self.piece, self.sizes[r]), lower, upper)
             own = phase.own if r == ranks[-1] else (None, None)

@@ -149,6 +149,15 @@ def f(x: f32[m], y: f32[k], w: f32[n]) -> Y:
         agrees(text, inputs, tiling, "none")
 
 
+def test_a_loop_over_the_rank_around_it_ends_with_the_rank() -> None:
+    text = """
+def f(X: f32[i], T: f32[i], n: i32) -> (A, B):
+    A[i] = where(T[i] > 0, sum[i](where(extent(i) <= 4, X[i // 1], 0.0)), 0.0)
+    B[i] = where(T[i] > 0, sum[i](where(i <= n, X[i // 1], 0.0)), 0.0)
+"""
+    agrees(text, {"X": np.arange(3.0), "T": np.ones(3), "n": np.array(100)}, Tiling(2, 2, 2), "none")
+
+
 def test_attention_is_one_kernel_that_streams_its_keys() -> None:
     derivation = derive(castile.load(CASCADES / "attention_causal.cascade"))
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None}
