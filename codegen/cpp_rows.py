@@ -56,6 +56,13 @@ class Rows(Makers):
                 self._declare(op.tile)
                 self._dot(op)
 
+    def _as_read(self, op: Map) -> str | None:
+        """The axis along which all tiles lie that a map reads, unless a dot is to take its own up as rows."""
+        if any(isinstance(x, Dot) and op.tile.name in reads(x) and not self._shares(x, op.tile) for x in self.readers):
+            return None
+        lasts = {self.places[t].long[-1] for t in reads(op) if t in self.places and len(self.places[t].long) > 1}
+        return next(iter(lasts)) if len(lasts) == 1 and lasts <= set(op.tile.axes) else None
+
     def _row(self, ops: Sequence[Op]) -> str | None:
         """The axis that all maps and folds of a body keep and along which no tensor lies, if there is one."""
         tiles = [op.tile for op in ops if isinstance(op, Map | Fold)]

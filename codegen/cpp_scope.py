@@ -14,7 +14,6 @@ from ..ir.types import TypeChecker
 from .interface import checked_axes, runtime_ranks
 from .made import Recipe
 from .names import Names
-from .strips import reads
 
 # Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
 LARGEST_ON_STACK = 1 << 15
@@ -169,13 +168,6 @@ class Scope:
             self.line(f"alignas(64) {kind} {place.name}[{max(1, place.elements)}];")
             return
         self.line(f"{kind}* const {place.name} = reinterpret_cast<{kind}*>({self._room(size)});")
-
-    def _as_read(self, op: Map) -> str | None:
-        """The axis along which all tiles lie that a map reads, unless a dot is to take its own up."""
-        if any(isinstance(x, Dot) and op.tile.name in reads(x) for x in self.readers):
-            return None
-        lasts = {self.places[t].long[-1] for t in reads(op) if t in self.places and len(self.places[t].long) > 1}
-        return next(iter(lasts)) if len(lasts) == 1 and lasts <= set(op.tile.axes) else None
 
     def _room(self, size: int) -> str:
         """Memory of the thread's workspace for some bytes."""
