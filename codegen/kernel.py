@@ -71,6 +71,7 @@ class Kernel:
         self._built: dict[str, Runner] = {}
         self._runs: dict[Any, Runner] = {}
         self._lock = threading.RLock()
+        self._building: dict[str, threading.Lock] = {}
 
     # What was generated
 
@@ -113,12 +114,21 @@ class Kernel:
                 self._variants[key] = found
         return found
 
+    def serve(self, extents: Dict[str, int], like: Dict[str, int]) -> None:
+        """Let other extents be served by the variant of these, unless they have one; what that keeps on chip must be
+        as large for both."""
+        key = tuple(self._bucket(extents)[r] for r in self.cascade.ranks)
+        if key not in self._variants:
+            self._variants[key] = self.variant(like)
+
     def runner(self, extents: Dict[str, int]) -> Runner:
         """The program that serves the given extents, built if need be. Variants of one source share a program."""
         variant = self.variant(extents)
         found = self._built.get(variant.source)
         if found is None:
             with self._lock:
+                building = self._building.setdefault(variant.source, threading.Lock())
+            with building:
                 found = self._built.get(variant.source)
                 if found is None:
                     found = self._built[variant.source] = variant.build()

@@ -21,7 +21,7 @@ from .arena import is_fixed, plan_of
 from .counting import count
 from .fixed import Fixed
 from .lower import lower_region
-from .nodes import op_name
+from .nodes import fakes, numel, op_name
 from .once import once
 from .partition import Partition, Partitioner, Region
 from .region import RegionCall, extract, kernel_of, warn_fallback
@@ -134,6 +134,7 @@ def compile_fx(gm: GraphModule, options: Options) -> Compiled:
     if fixed and options.tune != "off" and options.numerics in (None, "standard"):
         raced = ((r, _lowered_call(gm, r, partitioner, target, options, check)) for r in partitioner.products())
         products = [(region, call) for region, call in raced if call is not None]
+    _serve_alike(products)
     built = {id(call) for _, call in _built([*done.calls, *products])}
     done.calls, products = ([(r, c) for r, c in found if id(c) in built] for found in (done.calls, products))
     done.module = rewritten(gm, done.calls)
@@ -180,6 +181,15 @@ def region_name(region: Region) -> str:
     if region.kind == "attention":
         return "attention_backward" if any("backward" in w for w in words) else "attention"
     return "_".join(words[:4]) or "region"
+
+
+def _serve_alike(products: list[tuple[Region, RegionCall]]) -> None:
+    """Products of as many rows and as deep share the program of the widest: each would take a second to build."""
+    widest: dict[Any, RegionCall] = {}
+    for region, call in sorted(products, key=lambda p: -numel(p[0].nodes[0])):
+        rows, depth = fakes(region.nodes[0].all_input_nodes[-2])[0].shape
+        like = widest.setdefault((id(call.kernel), rows, depth), call)
+        call.kernel.serve(call.lowered.hints, like.lowered.hints)
 
 
 def _built(calls: list[tuple[Region, RegionCall]]) -> list[tuple[Region, RegionCall]]:
