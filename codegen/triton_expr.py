@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..ir.cascade import (
     Access,
     Call,
@@ -20,7 +22,7 @@ from ..ir.cascade import (
     ranks_named,
     walk,
 )
-from ..ir.dtypes import DTYPES
+from ..ir.dtypes import DTYPES, wrap
 from ..ir.errors import VerifyError
 from ..ir.interval import interval
 from ..ir.ops import OPS
@@ -127,8 +129,11 @@ class Expressions:
     def full(self, shape: Sequence[str], v: Value, dtype: str) -> str:
         """A literal or scalar as a tile of a shape."""
         if v.literal:
-            dims = ", ".join(shape) + ("," if len(shape) == 1 else "")
-            return f"tl.full(({dims}), {v.text}, {held(dtype)})"
+            dims, text = ", ".join(shape) + ("," if len(shape) == 1 else ""), v.text
+            if DTYPES[dtype].is_integer and v.dtype in DTYPES and DTYPES[v.dtype].is_integer:
+                # Integers wrap, which Triton refuses to do with a literal.
+                text = str(wrap(np.asarray(int(text), np.int64), dtype))
+            return f"tl.full(({dims}), {text}, {held(dtype)})"
         text = self.converted(v, dtype)
         return f"tl.broadcast_to({text}, ({', '.join(shape)}{',' if len(shape) == 1 else ''}))" if shape else text
 

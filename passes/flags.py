@@ -111,7 +111,8 @@ class _Writer(Expressions):
     def run(self) -> Cascade:
         written: list[Einsum] = []
         for e in self.c.einsums:
-            if isinstance(e.expr, Reduce) and e.expr.op in self.c.monoid_of:
+            shadowed = isinstance(e.expr, Reduce) and not set(e.ranks).isdisjoint(e.expr.ranks)
+            if isinstance(e.expr, Reduce) and e.expr.op in self.c.monoid_of and not (shadowed and len(e.outputs) == 1):
                 made = [self._monoid(e, e.expr)]
             elif scan_step(e) is not None:
                 flags, scan = self._scan(e)
@@ -240,7 +241,8 @@ class _Writer(Expressions):
     def _flagged(self, outputs: tuple[Output, ...], reduce: Reduce) -> Einsum | None:
         """A reduction by a monoid whose state holds flags as well; None where no element may be masked."""
         own = [self.flags(a) for a in reduce.args]
-        if not any(own) or outputs[0].dtype is not None:
+        shadowed = any(not set(o.ranks).isdisjoint(reduce.ranks) for o in outputs)
+        if not any(own) or outputs[0].dtype is not None or shadowed:
             return None
         args = tuple(self.value(a) for a in reduce.args)
         m, types = self.c.monoid_of[reduce.op], self.checker.state_types(reduce)

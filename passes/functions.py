@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from ..ir.ops import OPS
-from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, negate
+from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, negate, pred
 from .emptiness import is_mask
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
-from .normal import atom_nonnegative, bracketed, const, factored, masked, mul, nonnegative, power
+from .normal import atom_nonnegative, bracketed, const, factored, masked, mul, nonnegative, power, reads_computed_places
 
 
 def exp(f: Form) -> Form:
@@ -66,7 +66,7 @@ def _unmasked(f: Form) -> tuple[Form, list[Atom]]:
             terms += [mul(rest, Form({t: n})) for t, n in _terms(found[0]).items()]
             continue
         passed = conjunction(p for t in _terms(found[0]) if is_mask(t) for p in conjuncts(t.factors[0][0].args[0]))
-        conditions.append(disjunction([passed, negate(compare("lt", ZERO, rest, integer=False))]))
+        conditions.append(_asked(m.brackets, disjunction([passed, negate(compare("lt", ZERO, rest, integer=False))])))
         terms.append(Form({m: q}))
     return add(*terms), [p for c in conditions for p in conjuncts(c)]
 
@@ -75,7 +75,13 @@ def _passes(mask: Atom, brackets: Iterable[Atom]) -> Atom:
     """Where a mask leaves nothing out: where its condition holds, or where a bracket says that it is not looked at."""
     condition = mask.args[0]
     assert isinstance(condition, Atom)
-    return disjunction([condition, *(negate(b) for b in brackets)])
+    return _asked(brackets, disjunction([condition, *(negate(b) for b in brackets)]))
+
+
+def _asked(brackets: Iterable[Atom], p: Atom) -> Atom:
+    """A condition that holds outside the brackets anyway, asked within them alone where they may keep it in bounds."""
+    around = conjunction(brackets)
+    return pred("where", around, p, TRUE) if around != TRUE and reads_computed_places(p) else p
 
 
 def _terms(a: Atom) -> dict[Monomial, Fraction]:

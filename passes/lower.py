@@ -233,7 +233,7 @@ class Lowering:
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
         if not below and m.exponent is not None:
             below = above[:1]
-        elif not below and not self.inside and any(p < 0 and _may_be_zero(a) for a, p in m.factors):
+        elif not below and not self.inside and any(p < 0 and _may_be_zero(a) or _is_none(a) for a, p in m.factors):
             # where(k < n, x / n, 0) sums up to 0 if n is 0.
             below = [a for a in above if self._is_masked(a) or filled(a) is not None][:1]
         elif not below and not self.inside and any(_varies(a) for a, _ in m.factors if a not in above):
@@ -528,6 +528,16 @@ def _is_narrow(f: Form) -> bool:
 def _may_be_zero(a: Atom) -> bool:
     """Whether a divisor is data."""
     return a.kind == "access" or (bool(a.free) and a.kind != "rank")
+
+
+# The least number of which a function has a value.
+_LEAST = {"log": 0, "sqrt": 0, "log1p": -1}
+
+
+def _is_none(a: Atom) -> bool:
+    """Whether a factor is no number: log(-1), which masks may keep from being asked for."""
+    inside = a.args[0] if a.kind == "fn" and a.name in _LEAST else None
+    return isinstance(inside, Form) and inside.constant is not None and inside.constant < _LEAST[a.name]
 
 
 def _varies(a: Atom) -> bool:

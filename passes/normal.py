@@ -218,7 +218,7 @@ def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monom
     content, q = others.single or factored(others)
     leaving = [(a, p) for a, p in content.factors if a.kind == "red" and _is_positive(a)]
     # Under brackets an exponent may read what they alone let be read.
-    leaves = content.exponent is not None and not (content.brackets and _reads_computed_places(content.exponent))
+    leaves = content.exponent is not None and not (content.brackets and reads_computed_places(content.exponent))
     taken = Monomial(leaving, content.exponent if leaves else None)
     inside = None if leaves else content.exponent
     left = Monomial([f for f in content.factors if f not in leaving], inside, content.brackets)
@@ -228,9 +228,10 @@ def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monom
     return product, abs(q)
 
 
-def _reads_computed_places(f: Form) -> bool:
-    """Whether a form reads a tensor at an index that is not just a rank."""
-    indices = (i for x in values_inside(f) if isinstance(x, Atom) and x.kind == "access" for i in x.args)
+def reads_computed_places(v: Atom | Form) -> bool:
+    """Whether a value reads a tensor at an index that is not just a rank."""
+    reads = (x for x in values_inside(v) if isinstance(x, Atom))
+    indices = (i for x in reads if x.kind == "access" or x.name.startswith("access:") for i in x.args)
     return any(not isinstance(i, Form) or i.atom is None or i.atom.kind != "rank" for i in indices)
 
 

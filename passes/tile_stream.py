@@ -34,7 +34,11 @@ class Streams(Reductions):
     def _state(self) -> list[Expr]:
         """The components of a monoid's Einsum."""
         assert isinstance(self.e.expr, Reduce)
-        return self._stream(self.e.expr) if self.step is not None else self._fold_monoid(self.e.expr, None)
+        return (
+            self._stream(self.e.expr)
+            if self.step is not None
+            else self._fold_monoid(self._unshadowed(self.e.expr), None)
+        )
 
     def _stream(self, e: Reduce) -> list[Expr]:
         """A stream by its step: tile by tile, extremes first, then sums under the new gauges and references."""

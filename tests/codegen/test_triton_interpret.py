@@ -105,6 +105,15 @@ def f(T: i32[i], X: f32[i]) -> O:
     check(castile.parse(text), {"T": np.array([0, 3, -1, 2, 0], "i4"), "X": np.arange(5, dtype="f4")}, Tiling(8, 8, 8))
 
 
+def test_an_integer_literal_wraps() -> None:
+    text = """
+def f(T: u8[i]) -> (A, B):
+    A[i]: u8 = -1
+    B[i] = T[i] + where(T[i] > 2, u8(-2), T[i])
+"""
+    check(castile.parse(text), {"T": np.arange(5, dtype="u1")})
+
+
 @pytest.mark.parametrize(
     "dtype", ["f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i64", "i32", "i16", "i8", "u8", "u32"]
 )

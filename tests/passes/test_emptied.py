@@ -142,6 +142,13 @@ def f(V: f32[q, k], n: i32[q]) -> (A, B):
 """,
         {"V": np.ones((3, 4)), "n": np.array([0, 2, 4])},
     ),
+    "a number that is none, under a mask": (
+        """
+def f(X: f32[k]) -> O:
+    O = sum[k](where(k > 9, log(-0.5), X[k]))
+""",
+        {"X": np.ones(3)},
+    ),
     "declared integers made of bools": (
         """
 def f(X: f32[k]) -> O:

@@ -143,3 +143,20 @@ def f(X: f32[t, 8], n: i32[t]) -> Y:
     with plainly():
         got = evaluate(made.cascade, {"X": np.ones((3, 8)), "n": np.array([0, 2, 8])})["Y"]
     np.testing.assert_allclose(got[:, 0], [0.0, 0.5, 0.125])
+
+
+def test_a_flag_that_a_guard_lets_be_read_is_asked_under_it() -> None:
+    text = """
+@monoid(identity=0.0)
+def plus(a, b) -> c:
+    c = a + b
+
+def f(X: f32[k], v: f32) -> O:
+    A[k] = plus[j](where(j < k, X[k], -inf) + 0.0 * X[j])
+    O[k] = exp(where(k >= 1, A[k - 1] * v, 0.0))
+"""
+    c, given = castile.parse(text), {"X": np.ones(4), "v": np.array(0.5)}
+    for level, gauge in FORMS:
+        with plainly():
+            got = evaluate(derive(c, level, gauge).cascade, given)["O"]
+        np.testing.assert_allclose(got, evaluate(c, given)["O"])

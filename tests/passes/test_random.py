@@ -134,8 +134,9 @@ def excused(seed: int, text: str) -> bool:
     case = random_case(seed)
     with watched(case.cascade) as seen:
         evaluate(case.cascade, case.inputs)
-    # The identity of a user's monoid is masked to the oracle, and a number in a kernel (docs/algebra.md, section 13).
-    folded = "hidden" in seen and case.cascade.monoids
+    # The identity of a user's monoid, to the oracle what masks left out, is skipped by kernels (passes/neutral.py), yet
+    # it is a number where a form is evaluated without flags.
+    folded = bool(case.cascade.monoids)
     if got in ("nan", "inf", "-inf") and (folded or has_no_value(case.cascade)):
         return True
     if 0 in case.extents.values() and {"empty", "infinite"} & seen:

@@ -158,6 +158,19 @@ def f(X: f32[i], T: f32[i], n: i32) -> (A, B):
     agrees(text, {"X": np.arange(3.0), "T": np.ones(3), "n": np.array(100)}, Tiling(2, 2, 2), "none")
 
 
+def test_a_state_over_the_rank_that_it_reduces() -> None:
+    text = """
+@monoid(identity=(1.0, 0.0))
+def affine(a, b, p, q) -> (A, B):
+    A = a * p
+    B = b * p + q
+
+def f(X: f32[n], Y: f32[n]) -> (A, B):
+    (A[n], B[n]) = affine[n](X[n], Y[n])
+"""
+    agrees(text, {"X": np.array([np.inf, 2.0, 3.0]), "Y": np.ones(3)}, Tiling(2, 2, 2))
+
+
 def test_attention_is_one_kernel_that_streams_its_keys() -> None:
     derivation = derive(castile.load(CASCADES / "attention_causal.cascade"))
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None}
