@@ -187,9 +187,6 @@ TASKS = 8
 # Rows of a loop that was parallel: whole blocks of the micro-kernel, few beside those that a mask cuts off.
 SCATTERED = 252
 
-# Programs that make no use of all cores are cut into about so many: each more is merged.
-SPREAD = 12
-
 # What every mapping for the CPU begins with.
 CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1, "join": 1})
 
@@ -200,7 +197,7 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         plain, device = mapped(c, Mapping(knobs=KNOBS), extents), device_of(target)
         known = {r: n for r, n in extents.items() if r in c.ranks}
         found = gpu_mapping(plain.kernels, known, device, lambda m: mapped(c, m, extents).kernels)
-        pieces = _in_pieces(c, plain.kernels, found, extents, device.units, 2 * device.units)
+        pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
         # What merges the pieces has kernels of its own.
         return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
     begin = replace(CPU, knobs={**CPU.knobs, "meet": 1}) if _compares(c) else CPU
@@ -218,7 +215,7 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     found = _scattered(c, plain.kernels, found, extents)
-    return _kept(c, _in_pieces(c, plain.kernels, found, extents, TASKS, SPREAD), extents)
+    return _kept(c, _in_pieces(c, plain.kernels, found, extents, TASKS), extents)
 
 
 def _kept(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
@@ -279,11 +276,10 @@ def _apart(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extent
 
 
 def _in_pieces(
-    c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int], units: int, wanted: int
+    c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int], units: int
 ) -> Mapping:
-    """The mapping with long loops in pieces where there are fewer programs than ``units``, if they can be cut: about
-    ``wanted`` then."""
-    splits = default_splits(kernels, mapping.tiles, extents, units, wanted) if c.numerics != "strict" else {}
+    """The mapping with long loops in pieces where there are few programs, if they can be cut."""
+    splits = default_splits(kernels, mapping.tiles, extents, units) if c.numerics != "strict" else {}
     splits = {r: n for r, n in splits.items() if r in c.ranks}
     if not splits:
         return mapping

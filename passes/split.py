@@ -90,10 +90,9 @@ LEAST_TURNS, LEAST_WORK = 4, 1 << 17
 
 
 def default_splits(
-    kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int], units: int, wanted: int
+    kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int], units: int
 ) -> dict[str, int]:
-    """In how many pieces loops over a long rank should run, so that fewer programs than ``units`` become about
-    ``wanted``."""
+    """In how many pieces loops over a long rank should run, so that few programs keep ``units`` processors busy."""
     found: dict[str, int] = {}
     for k in kernels:
         loops = {op.rank: op.size for op in k.body if isinstance(op, For) and op.size > 1}
@@ -104,9 +103,9 @@ def default_splits(
         ((rank, size),) = loops.items()
         length = extents.get(rank, 0)
         turns = -(-length // tiles.get(rank, size)) // LEAST_TURNS
-        pieces = min(turns, wanted // programs)
-        if pieces > 1 and length * prod(extent for extent, _ in sizes) >= LEAST_WORK:
-            found[rank] = 1 << pieces.bit_length() - 1
+        if turns > 1 and length * prod(extent for extent, _ in sizes) >= LEAST_WORK:
+            wanted = 1 << (2 * units // programs).bit_length() - 1
+            found[rank] = min(1 << turns.bit_length() - 1, wanted)
     return found
 
 
