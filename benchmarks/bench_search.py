@@ -5,7 +5,8 @@
 Kernel Tuner runs in its simulation mode with each strategy's defaults, where it is installed; random search stands
 beside them in any case. For every mark the strategies are compared with castile's by a permutation test of the
 difference of mean regrets; `significant` says that a strategy is better at 5%. ``error`` is the standard error of a
-mean. Slices (--strategies) may be run one by one: with --out rows go to a file, in place of those of the same name.
+mean. Slices (--strategies) may be run one by one: with --out rows go to a file, in place of those of the same name,
+and with --regrets castile's searches are kept in a folder, so that a run that is broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -109,10 +110,26 @@ def better(theirs: Any, ours: Any, rounds: int = 5000) -> float:
     return float(np.mean([p[count:].mean() - p[:count].mean() >= seen - 1e-12 for p in drawn]))
 
 
-def bench(path: Path, trials: int, seeds: int, strategies: list[str]) -> list[dict[str, Any]]:
+def castile_search(path: Path, table: Table, trials: int, seeds: int, folder: Path | None) -> Any:
+    """Regrets ``[seeds, trials]`` of castile's search, each seed's kept in a folder as it ends."""
+    rows = []
+    for seed in range(seeds):
+        place = None if folder is None else folder / f"{path.name}-castile-{trials}-{seed}.npy"
+        if place is not None and place.is_file():
+            rows.append(np.load(place))
+            continue
+        rows.append(replay(table, trials, [seed]).regrets[0])
+        if place is not None:
+            np.save(place, rows[-1])
+    return np.array(rows)
+
+
+def bench(
+    path: Path, trials: int, seeds: int, strategies: list[str], folder: Path | None = None
+) -> list[dict[str, Any]]:
     """One row for each strategy and mark."""
     table = read_table(path)
-    ours = replay(table, trials, range(seeds)).regrets
+    ours = castile_search(path, table, trials, seeds, folder)
     found = {"castile": ours, "random": random_search(table, trials, seeds)}
     for strategy in strategies:
         try:
@@ -160,6 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of Kernel Tuner, joined by commas")
     parser.add_argument("--out", type=Path, help="a file of rows to write into")
+    parser.add_argument("--regrets", type=Path, help="a folder to keep castile's searches in, seed by seed")
     parser.add_argument("--quick", action="store_true", help="three searches of 25 trials")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -173,7 +191,9 @@ def main() -> None:
         strategies = []
     if not given.tables:
         print("name one table or more: cache files of Kernel Tuner", file=sys.stderr)
-    rows = [row for path in given.tables for row in bench(path, trials, seeds, strategies)]
+    if given.regrets is not None:
+        given.regrets.mkdir(parents=True, exist_ok=True)
+    rows = [row for path in given.tables for row in bench(path, trials, seeds, strategies, given.regrets)]
     if given.out is not None and rows:
         keep(given.out, rows, seeds)
     if given.json:
