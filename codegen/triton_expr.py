@@ -109,7 +109,9 @@ class Expressions:
         if v.literal:
             return self.full((), v, dtype)
         if v.dtype == INDEX:
-            return f"({v.at(ADD)} != 0)" if dtype == "bool" else f"{v.at(ATOM)}.to({held(dtype)})"
+            if not row.is_float or dtype in ("f64", "f32", "f16"):
+                return f"({v.at(ADD)} != 0)" if dtype == "bool" else f"{v.at(ATOM)}.to({held(dtype)})"
+            v = Value(v.text, v.level, "i64")
         source = DTYPES[v.dtype]
         if row.kind == "bool":
             return f"({v.at(ADD)} != 0)"

@@ -114,6 +114,16 @@ def f(T: u8[i]) -> (A, B):
     check(castile.parse(text), {"T": np.arange(5, dtype="u1")})
 
 
+def test_coordinates_are_rounded() -> None:
+    text = """
+def f(T: f32[i]) -> (A, B, C):
+    A[i] = bf16(extent(i)) + T[i]
+    B[i] = f8e4m3(i + 20) + T[i]
+    C[i] = f16(i) + T[i]
+"""
+    check(castile.parse(text), {"T": np.arange(5, dtype="f4")})
+
+
 @pytest.mark.parametrize(
     "dtype", ["f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i64", "i32", "i16", "i8", "u8", "u32"]
 )
