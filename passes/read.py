@@ -270,7 +270,8 @@ class Reader:
         if e.op in ("any", "all"):
             return pred(f"red:{e.op}", self.predicate(e.arg), ranks=ranks)
         if e.op in self.c.monoid_of:
-            args = tuple(self.form(a) for a in e.args)
+            forms = [(self.form(a), self._dtype(a)) for a in e.args]
+            args = tuple(widened(f, d) if d == "f64" and f.constant is not None else f for f, d in forms)
             return lift(Atom("red", e.op, args, ranks, self._dtype(e)))
         body = self.form(e.arg)
         dtype = self._dtype(e)

@@ -239,6 +239,12 @@ def f(X: f64[k]) -> O:
         assert read in str(d.cascade)
 
 
+def test_a_number_that_a_monoid_takes_in_f64_stays_one() -> None:
+    text = "@monoid(identity=0.0)\ndef plus(a, b) -> c:\n    c = a + b\n\n"
+    text += "def f(X: f32[k]) -> O:\n    O = exp(plus[k](f64(0.1)) * X[0])\n"
+    assert "plus[k](f64(0.1))" in str(derive(castile.parse(text)).cascade)
+
+
 @pytest.mark.parametrize(
     ("body", "want"),
     {
