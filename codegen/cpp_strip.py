@@ -11,7 +11,9 @@ from ..ir.interval import slope
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store
 from .cpp_rows import Rows
 from .cpp_scope import Axis, ctype, stored
+from .interface import checked_indices
 from .strips import ROWS, Strip, reads, writes
+from .vectors import steps
 
 
 class Strips(Rows):
@@ -54,6 +56,7 @@ class Strips(Rows):
         if cut is not None:
             axis = self.axes[cut.rank]
             parts = self._cut(strip.ops, cut, rank)
+        self._ask(strip.ops, rank)
         self._sequence(strip.ops, rank)
         self._drop_unused(parts)
         if start == base and any(re.search(rf"\b{base}\b", line) for line in self.lines[begins:]):
@@ -63,6 +66,20 @@ class Strips(Rows):
         self.axes[rank] = whole
         self.places, self.stack, self.finite, self.panels = places, stack, finite, panels
         self.close()
+
+    def _ask(self, ops: Sequence[Op], row: str) -> None:
+        """Fetch rows of tensors that are wanted once a product is done, while it runs."""
+        products = [i for i, op in enumerate(ops) if isinstance(op, Dot)]
+        for op in ops[products[0] :] if products else ():
+            if not isinstance(op, Load) or op.guard is not None:
+                continue
+            param, long = self.params[op.source.tensor], tuple(r for r in op.tile.axes if self.axes[r].size != 1)
+            moves = steps(op.source.indices, long) if len(long) == 2 and long[0] == row else None
+            if moves is None or {c for _, c in moves.values()} != {1} or checked_indices(op, param.indices):
+                continue
+            first = f"&{self.names('tensor', param.name)}[{self._offset(op.source, frozenset(), frozenset())}]"
+            strides = ", ".join(self._stride(param.name, moves[r][0]) for r in long)
+            self.line(f"prefetch_rows({first}, {strides}, {self.axes[row].count}, {self.axes[long[1]].count});")
 
     def _needed(self, ops: Sequence[Op], row: str, near: Collection[str]) -> For | None:
         """The loop around a strip of whose tile its rows need but a part, known before; None if there is none.

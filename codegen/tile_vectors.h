@@ -111,6 +111,13 @@ CASTILE_INLINE void fence() {
 
 // Asks for what will be read soon; any address will do.
 CASTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// A few rows that are wanted soon; nobody foresees where the next begins.
+template <class T>
+CASTILE_INLINE void prefetch_rows(const T* first, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; column == 1 && i < rows; ++i) {
+    for (int64_t j = 0; j < columns; j += 64 / int64_t(sizeof(T))) prefetch(first + i * row + j);
+  }
+}
 
 CASTILE_INLINE Mask lane_numbers() {
   Mask m;
