@@ -215,7 +215,8 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     found = _scattered(c, plain.kernels, found, extents)
-    return _kept(c, _in_pieces(c, plain.kernels, found, extents, TASKS), extents)
+    found = _in_pieces(c, plain.kernels, found, extents, TASKS)
+    return _kept(c, found, extents) if whole_depth(plain.kernels, found.tiles, plain.sizes) else found
 
 
 def _kept(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
