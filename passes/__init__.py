@@ -4,7 +4,7 @@ Normal forms, in which the algebra computes
     forms normal functions rewriting    values, their constructors, functions of them, substitution
     exponents orders centred casts      what exponentials share, what order lets through, moving bases, rounding points
     read lower write                    a cascade read into forms, forms back to expressions, a cascade written anew
-    inline naming room                  maps where they are read, names for what is made, room for recursion
+    inline naming fresh room            maps where they are read, names for what is made, new ones, room for recursion
 
 Derivation
     pipeline derive                     the passes in a flat list, each run recorded; the way through all of them

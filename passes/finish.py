@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..ir.cascade import Cascade, Einsum, Monoid
 from .emptiness import filled
 from .forms import ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
+from .fresh import fresh
 from .functions import aligned, exp, log
 from .naming import wanted_names
 from .normal import atom_nonnegative, mul
@@ -52,15 +53,6 @@ class Finisher:
         self.finished: dict[bytes, Value] = {}
         self.plain: dict[bytes, tuple[Form, tuple[Value, ...]]] = {}
 
-    def _fresh(self, base: str) -> str:
-        """A name that nothing has: the base itself, or with a number."""
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name
-
     def _ranks(self, v: Value) -> tuple[str, ...]:
         """Free ranks in the order of a tensor of the cascade that has just these, an output's first; else in the order
         of the cascade, instances after their base."""
@@ -80,19 +72,19 @@ class Finisher:
         self.wanted = wanted_names(self.reader.forms, self.plan, self.groups)
         for group in self.groups:
             for atom in group:
-                name = self._fresh(self.wanted[atom.digest])
+                name = fresh(self.wanted[atom.digest], self.taken)
                 gauge = self.plan.gauge(atom)
                 self.component[atom.digest] = Component(atom, name, self._ranks(atom), atom.name, gauge)
         claimed: set[str] = set()
-        fresh = {component.name: digest for digest, component in self.component.items()}
+        unnamed = {component.name: digest for digest, component in self.component.items()}
         for name, value in self.reader.forms.items():
             held = self._finished(value).atom if isinstance(value, Form) else None
-            digest = fresh.get(held.name) if held is not None and held.kind == "access" else None
+            digest = unnamed.get(held.name) if held is not None and held.kind == "access" else None
             output = self.c.einsum_of[name].output
             if digest is None or name in claimed:
                 continue
             component = self.component[digest]
-            if component.name in fresh and set(output.ranks) == set(component.ranks):
+            if component.name in unnamed and set(output.ranks) == set(component.ranks):
                 claimed.add(name)
                 self.component[digest] = replace(component, name=name, ranks=output.ranks)
         self.finished, self.plain = {}, {}

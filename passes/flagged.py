@@ -14,6 +14,7 @@ from ..ir.cascade import (
     tensors_read,
 )
 from ..ir.types import TypeChecker, body_types, is_float
+from .fresh import fresh
 from .masked import ALWAYS, NEVER, Expressions, Flags
 
 
@@ -46,7 +47,7 @@ def flagged_monoid(
     for i, k in components:
         flag = of(found[i], k)
         own = isinstance(flag, Access) and flag.tensor not in (*results, *body.names.values())
-        results.append(flag.tensor if isinstance(flag, Access) and own else body.fresh(f"{m.results[i]}_{k}"))
+        results.append(flag.tensor if isinstance(flag, Access) and own else fresh(f"{m.results[i]}_{k}", body.taken))
         written += [] if own else [(results[-1], flag)]
     params = [*m.params[: m.width], *(body.names[m.params[i], k] for i, k in components)]
     params += [*m.params[m.width :], *(body.names[m.params[i + m.width], k] for i, k in components)]
@@ -87,17 +88,9 @@ class _Body(Expressions):
         self.body: list[tuple[str, Expr]] = []
         for i, kind in sorted(kinds):
             for param in (m.params[i], m.params[i + m.width]):
-                self.names[param, kind] = name = self.fresh(f"{param}_{kind}")
+                self.names[param, kind] = name = fresh(f"{param}_{kind}", self.taken)
                 now, held = self.of.get(param, NEVER), Access(name)
                 self.of[param] = replace(now, zero=held) if kind == "zero" else replace(now, minus=held)
-
-    def fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name
 
     def access(self, e: Access) -> Flags:
         return self.of.get(e.tensor, NEVER)
@@ -113,6 +106,6 @@ class _Body(Expressions):
     def _named(self, name: str, kind: str, p: Expr | None) -> Expr | None:
         if p is None or isinstance(p, Access | Const):
             return p
-        held = self.fresh(f"{name}_{kind}")
+        held = fresh(f"{name}_{kind}", self.taken)
         self.body.append((held, p))
         return Access(held)

@@ -39,6 +39,7 @@ from ..ir.errors import CastileError
 from ..ir.types import TypeChecker, is_float, tensor_types
 from ..ir.verify import scan_step, verify
 from .flagged import flagged_monoid
+from .fresh import fresh
 from .masked import NEVER, Expressions, Flags, rounded
 
 # Nodes of a condition that is written wherever it is asked for.
@@ -131,14 +132,6 @@ class _Writer(Expressions):
         monoids = [m for m in (*self.c.monoids, *self.monoids) if m.name in used or m in self.c.monoids]
         return replace(self.c, einsums=tuple(einsums), monoids=tuple(monoids))
 
-    def fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name
-
     # Tensors
 
     def stays(self, e: Access) -> bool:
@@ -165,7 +158,7 @@ class _Writer(Expressions):
         """A condition over a tensor's ranks, in a tensor of its own where it is more than one on coordinates."""
         if p is None or self._is_light(p):
             return p
-        name = self.fresh(f"{e.name}_{kind}")
+        name = fresh(f"{e.name}_{kind}", self.taken)
         self.types[name] = "bool"
         self.holders.setdefault(e.name, []).append(Einsum((Output(name, e.output.ranks),), p))
         return Access(name, tuple(map(Rank, e.output.ranks)))
@@ -183,7 +176,7 @@ class _Writer(Expressions):
 
     def _scan(self, e: Einsum) -> tuple[list[Einsum], Einsum]:
         """A scan with the scans of its flags before it."""
-        names = {kind: self.fresh(f"{e.name}_{kind}") for kind in ("zero", "masked")}
+        names = {kind: fresh(f"{e.name}_{kind}", self.taken) for kind in ("zero", "masked")}
         here = tuple(map(Rank, e.output.ranks))
         zero, minus = (Access(name, here) for name in names.values())
         self.types |= dict.fromkeys(names.values(), "bool")
@@ -221,7 +214,7 @@ class _Writer(Expressions):
         if id(e) not in self.lifted:
             free = free_ranks(e)
             ranks = tuple(r for r in self.c.ranks if r in free)
-            outputs = (Output(self.fresh(f"T_{e.op}"), ranks),)
+            outputs = (Output(fresh(f"T_{e.op}", self.taken), ranks),)
             found = self._flagged(outputs, e)
             self.lifted[id(e)] = None if found is None else Access(outputs[0].name, tuple(map(Rank, ranks)))
             if found is not None:
@@ -246,13 +239,13 @@ class _Writer(Expressions):
             return None
         args = tuple(self.value(a) for a in reduce.args)
         m, types = self.c.monoid_of[reduce.op], self.checker.state_types(reduce)
-        monoid, components = flagged_monoid(m, types, own, self.fresh(f"{m.name}_flagged"))
+        monoid, components = flagged_monoid(m, types, own, fresh(f"{m.name}_flagged", self.taken))
         self.monoids.append(monoid)
         more, flags = [], []
         self.of |= dict.fromkeys((o.name for o in outputs), NEVER)
         for i, kind in components:
             o = outputs[i]
-            name = self.fresh(f"{o.name}_{kind}")
+            name = fresh(f"{o.name}_{kind}", self.taken)
             self.types[name] = "bool"
             more.append(Output(name, o.ranks))
             flags.append((own[i].zero if kind == "zero" else own[i].minus) or Const(False))

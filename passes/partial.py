@@ -48,6 +48,7 @@ from ..ir.print import print_expr
 from ..ir.types import tensor_types
 from ..ir.verify import verify
 from .derive import derive
+from .fresh import fresh
 from .pieces import Sorter, State
 
 
@@ -153,7 +154,7 @@ class _Writer(Sorter):
         for r in dict.fromkeys(n.rank for e in einsums for n in walk(e.expr) if isinstance(n, Extent)):
             if r != self.rank and r in bare:
                 continue
-            name = self.extents[r] = self.fresh(f"{r}_size")
+            name = self.extents[r] = fresh(f"{r}_size", self.taken)
             op = "sum" if r == self.rank else "max"
             self.states[name] = State((Output(name),), Extent(r), op)
             self.early.append(Einsum((Output(name),), Extent(r)))

@@ -29,6 +29,7 @@ from ..ir.types import TypeChecker, is_float, tensor_types
 from ..ir.verify import scan_step
 from .count import needed
 from .derive import Derivation
+from .fresh import fresh
 
 # The index in the state of an argmax over nothing.
 NOWHERE = (1 << 63) - 1
@@ -62,9 +63,9 @@ class Sorter:
         self.late_names: set[str] = set()
         self.monoids = list(self.c.monoids)
         self.user = {m.name for m in self.c.monoids} - {s.monoid.name for s in derivation.streams if s.monoid}
-        self.piece = self.fresh("piece")
-        self.start = self.fresh(f"{rank}_start")
-        self.extent = self.fresh(f"{rank}_extent")
+        self.piece = fresh("piece", self.taken)
+        self.start = fresh(f"{rank}_start", self.taken)
+        self.extent = fresh(f"{rank}_extent", self.taken)
         self.extents: dict[str, str] = {}
         self.align = 1
         self.split_axes = {
@@ -149,7 +150,7 @@ class Sorter:
 
     def _state_of(self, x: Reduce, e: Einsum) -> Expr:
         free = free_ranks(x)
-        output = Output(self.fresh(f"{e.name}_state"), tuple(r for r in self.c.ranks if r in free))
+        output = Output(fresh(f"{e.name}_state", self.taken), tuple(r for r in self.c.ranks if r in free))
         if x.op == "argmax":
             self._add_argmax(output, x, e)
         else:
@@ -160,9 +161,9 @@ class Sorter:
         """The greatest value and where it came first, as a pair; of equal values, and of NaNs, the first counts."""
         checker = TypeChecker(self.types, self.c.monoid_of)
         least: Expr = Call("neg", (Const(float("inf")),)) if is_float(checker.infer(x.arg)) else Const(0)
-        monoid = _first_of(self.fresh("first"), least)
+        monoid = _first_of(fresh("first", self.taken), least)
         self.monoids.append(monoid)
-        outputs = (Output(self.fresh(f"{output.name}_best"), output.ranks), output)
+        outputs = (Output(fresh(f"{output.name}_best", self.taken), output.ranks), output)
         self._add(outputs, Reduce(monoid.name, x.ranks, (x.arg, Rank(self.rank))), e)
 
     def _looked_up(self, x: Access, e: Einsum) -> Expr:
@@ -214,14 +215,6 @@ class Sorter:
         name = f"{state}_pieces"
         while name in self.taken:
             name += "_"
-        return name
-
-    def fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
         return name
 
 

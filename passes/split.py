@@ -34,6 +34,7 @@ from ..ir.cascade import (
 from ..ir.errors import InputError
 from ..ir.tile import For, TileKernel
 from ..ir.verify import scan_step
+from .fresh import fresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class _Splitter:
         self.user = user
         self.pieces = pieces
         self.taken = {*c.param_of, *c.ranks, *c.monoid_of, *(o.name for e in c.einsums for o in e.outputs)}
-        self.name = self._fresh(f"{rank}_piece")
+        self.name = fresh(f"{rank}_piece", self.taken)
 
     def run(self) -> Cascade:
         einsums: list[Einsum] = []
@@ -150,7 +151,7 @@ class _Splitter:
             if not self._cut(x):
                 return x
             free = free_ranks(x)
-            made = Einsum((Output(self._fresh(f"{e.name}_{x.op}"), tuple(r for r in e.ranks if r in free)),), x)
+            made = Einsum((Output(fresh(f"{e.name}_{x.op}", self.taken), tuple(r for r in e.ranks if r in free)),), x)
             found.append(made)
             return Access(made.name, tuple(map(Rank, made.output.ranks)))
         if isinstance(x, Call) and x.op == "where":
@@ -161,7 +162,7 @@ class _Splitter:
     def _apart(self, e: Einsum) -> tuple[Einsum, Einsum]:
         """The pieces of a reduction, and their merge."""
         assert isinstance(e.expr, Reduce)
-        stacked = tuple(Output(self._fresh(f"{o.name}_pieces"), (self.name, *o.ranks)) for o in e.outputs)
+        stacked = tuple(Output(fresh(f"{o.name}_pieces", self.taken), (self.name, *o.ranks)) for o in e.outputs)
         components = {s.name: o.name for s, o in zip(stacked, e.outputs, strict=True)}
         self.pieces[stacked[0].name] = Piece(self.rank, self.name, self.count, components)
         args = tuple(Access(s.name, tuple(map(Rank, s.ranks))) for s in stacked)
@@ -175,11 +176,3 @@ class _Splitter:
             start = monoid.identity[i] if monoid is not None else None
             masked = start is not None and is_minus_infinity(start)
             yield Call("where", (Call("eq", (x, start)), start, x)) if masked and start is not None else x
-
-    def _fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name

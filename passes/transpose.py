@@ -30,6 +30,7 @@ from ..ir.cascade import (
     transform,
     walk,
 )
+from .fresh import fresh
 
 ZERO: Expr = Const(0.0)
 
@@ -47,12 +48,7 @@ class Names:
     sizes: dict[str, Expr] = field(default_factory=dict)
 
     def fresh(self, base: str) -> str:
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name
+        return fresh(base, self.taken)
 
     def copy(self, rank: str) -> str:
         """Another instance of a rank."""

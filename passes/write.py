@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..ir.cascade import Access, Einsum, Expr, Monoid, Output, Rank, Reduce
 from .finish import Finisher
 from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
+from .fresh import fresh
 from .functions import exp
 from .lower import Lowering
 from .normal import mul
@@ -98,7 +99,7 @@ class Writer(Finisher):
         lowering = self._lowering()
         body = tuple(lowering.body(a, x) for x in args)
         name, ranks = self._user_name(lift(a)) or (
-            self._fresh(self.wanted.get(a.digest, "T")),
+            fresh(self.wanted.get(a.digest, "T"), self.taken),
             self._ranks(a),
         )
         self.named[a.digest] = (name, ranks)
@@ -166,7 +167,7 @@ class Writer(Finisher):
         if group[0].digest in self.plan.settled:
             self._write_settled(components[0])
             return
-        name = self._fresh(f"stream{len(self.streams) + 1}")
+        name = fresh(f"stream{len(self.streams) + 1}", self.taken)
         writer = StepWriter(self.plan, components, self.kind, self._finished)
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)
