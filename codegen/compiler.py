@@ -125,7 +125,7 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
     """
     said = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="castile-build-") as folder, _free_cores() as most:
+        with tempfile.TemporaryDirectory(prefix="castile-build-") as folder, _free_cores(source) as most:
             if ahead is not None:
                 (Path(folder) / "tile.h").write_text(header(), encoding="utf-8")
                 (Path(folder) / "tile.h.gch").symlink_to(ahead)
@@ -158,9 +158,10 @@ _cores = threading.Semaphore(cores())
 
 
 @contextlib.contextmanager
-def _free_cores() -> Iterator[int]:
-    """How many compilers may run at once: as many as there are cores without one of ours, at least one."""
-    taken = [_cores.acquire(blocking=False) for _ in range(cores())]
+def _free_cores(source: str) -> Iterator[int]:
+    """How many compilers may run at once on a translation unit: at least one, and no more than it can be shared out to
+    or than there are cores without one of ours."""
+    taken = [_cores.acquire(blocking=False) for _ in shares(source, cores())]
     try:
         yield max(1, sum(taken))
     finally:
