@@ -73,7 +73,7 @@ class Folds(Memory):
             assert last is not None
 
             def folded(start: str) -> str:
-                element = f"[&](int64_t {last.index}) {{ return {value}; }}"
+                element = f"[&](int64_t {last.index}) CASTILE_INLINED {{ return {value}; }}"
                 if wide is not None and wide.wide:
                     return f"fold_vectors<{reducer}>({last.count}, {start}, {element})"
                 return f"fold<{reducer}, {ctype(total)}>({last.count}, {start}, {element})"
@@ -116,7 +116,7 @@ class Folds(Memory):
                 value = converted(Value(value, ATOM, dtype), settle(compute_type(dtype)))
             found = axis.base
             if axis.size != 1:
-                found = f"fold_argmax({axis.count}, [&](int64_t {axis.index}) {{ return {value}; }})"
+                found = f"fold_argmax({axis.count}, [&](int64_t {axis.index}) CASTILE_INLINED {{ return {value}; }})"
                 found = found if axis.base == "0" else f"{axis.base} + {found}"
             self.line(f"{self._element(op.tile.name)} = {converted(Value(found, LOOSE, 'i64'), op.tile.dtype)};")
 

@@ -267,7 +267,7 @@ class Rows(Makers):
             return
         reducer, target = REDUCERS[fold.op], self._element(fold.tile.name)
         start = target if fold.accumulate else f"{reducer}::identity<float>"
-        call = f"{target} = fold_vectors<{reducer}>({axis.count}, {start}, [&](int64_t {axis.index})"
+        call = f"{target} = fold_vectors<{reducer}>({axis.count}, {start}, [&](int64_t {axis.index}) CASTILE_INLINED"
         if not lines:
             self.line(f"{call} {{ return {result}; }});")
             return

@@ -86,7 +86,8 @@ CASTILE_INLINE T fold(int64_t n, T start, F element) {
   return start;
 }
 
-// start joined with the n elements that element(0), element(LANES), ... hold, a vector each.
+// start joined with the n elements that element(0), element(LANES), ... hold, a vector each. What gives
+// them is inlined by force: it stands here several times, and a call for each vector costs as much as its exponential.
 template <class Op, class F>
 CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   const Vector nothing = splat(Op::template identity<float>);
@@ -96,8 +97,7 @@ CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
     CASTILE_UNROLL
     for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
   }
-  for (; i + LANES <= n; i += LANES) sum[0] = Op::join(sum[0], element(i));
-  if (i < n) sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i), nothing));
+  for (; i < n; i += LANES) sum[0] = Op::join(sum[0], choose(lanes_below(n - i), element(i), nothing));
   const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<Op, Sum>) return start + _mm512_reduce_add_ps((__m512)all);

@@ -98,13 +98,20 @@ CASTILE_INLINE void stream(T* p, int64_t stride, Vector x, int64_t n) {
       return;
     }
   }
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (stride == 1 && n >= LANES && bits<uintptr_t>(p) % 32 == 0) {
+      _mm256_stream_ps(p, (__m256)x);
+      return;
+    }
+  }
 #endif
   store(p, stride, x, n);
 }
 
 // Waits until what was streamed is seen by all.
 CASTILE_INLINE void fence() {
-#if defined(__AVX512F__)
+#if defined(__AVX__)
   _mm_sfence();
 #endif
 }
@@ -247,6 +254,8 @@ CASTILE_INLINE Vector abs(Vector x) { return (Vector)((Words)x & 0x7fffffffu); }
 CASTILE_INLINE Vector sqrt(Vector x) {
 #if defined(__AVX512F__)
   return (Vector)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+  return (Vector)_mm256_sqrt_ps((__m256)x);
 #else
   for (int l = 0; l < LANES; ++l) x[l] = std::sqrt(x[l]);
   return x;
@@ -283,6 +292,8 @@ CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
 #if defined(__AVX512F__)
   // Both give their second operand if either is NaN.
   return (Vector)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
 #endif
   x = x > high ? splat(high) : x;
   return x < low ? splat(low) : x;

@@ -35,11 +35,11 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
     // sum_3: f32 = reduce sum[k](f_4)
     float sum_3;
     // store through Y[n, k] = where(sum_3 == 0.0, 0.0, f_4 / sum_3)
-    max_1 = fold_vectors<Max>(k_extent, Max::identity<float>, [&](int64_t k) {
+    max_1 = fold_vectors<Max>(k_extent, Max::identity<float>, [&](int64_t k) CASTILE_INLINED {
       const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_extent - k);
       return X_2;
     });
-    sum_3 = fold_vectors<Sum>(k_extent, Sum::identity<float>, [&](int64_t k) {
+    sum_3 = fold_vectors<Sum>(k_extent, Sum::identity<float>, [&](int64_t k) CASTILE_INLINED {
       const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_extent - k);
       prefetch(&X[(n + 1) * X_0 + k * X_1]);
       const Vector f_4_lanes = exp(X_2 - max_1);
