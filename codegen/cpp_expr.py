@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -132,6 +133,11 @@ class Expressions(Scope):
         if e.op == "not":
             sign = "!" if within == "bool" else "~"
             return Value(sign + self.typed(e.args[0], within, axes, ATOM), UNARY, within)
+        if e.op in ("floordiv", "mod") and DTYPES[within].is_integer and _is_power(by := literal_value(e.args[1])):
+            # Rounded down as these are, negative numbers too.
+            dividend = self.typed(e.args[0], within, axes, ATOM)
+            rest = f">> {by.bit_length() - 1}" if e.op == "floordiv" else f"& {self.literal(by - 1, within)}"
+            return Value(f"{dividend} {rest}", LOOSE, within)
         result = "bool" if row.rule == "compare" else within
         if row.symbol and row.arity == 2 and e.op not in ("floordiv", "mod"):
             level, left, right = _LEVELS.get(e.op, (LOOSE, ATOM, ATOM))
@@ -202,6 +208,10 @@ class Expressions(Scope):
         self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
         self.line(text)
         self.close()
+
+
+def _is_power(n: object) -> TypeGuard[int]:
+    return isinstance(n, int) and n > 0 and n & (n - 1) == 0
 
 
 def converted(v: Value, dtype: str) -> str:

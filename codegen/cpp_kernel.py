@@ -100,6 +100,7 @@ class KernelPrinter(Strips):
             self.aligned[h.rank] = h.size
         for i, g in reversed(list(enumerate(grid))):
             point = f"point % {self._tiles(g)}" if i else "point"
+            self.aligned[g.rank] = g.size
             self._begin(g.rank, g.size, point if g.size == 1 or not i else f"({point})", self._extent_text(g.rank))
             if i:
                 self.line(f"point /= {self._tiles(g)};")

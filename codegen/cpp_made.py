@@ -73,7 +73,9 @@ class Makers(Dots):
         found = self._recipe(makers[0]) if len(makers) == 1 else None
         return found is not None and op in found.direct
 
-    def _made_values(self, op: Map, recipe: Recipe, kept: Mapping[str, str], i: int = 0) -> Text:
+    def _made_values(
+        self, op: Map, recipe: Recipe, kept: Mapping[str, str], i: int = 0, words: dict[str, int] | None = None
+    ) -> Text:
         """The text of an operand's value ``i`` coordinates further; raises `NotVectors`."""
         axis, moved = self.axes[recipe.over], at(op.expr, recipe.over, i, recipe.period)
         self.axes[recipe.over] = replace(
@@ -88,7 +90,9 @@ class Makers(Dots):
             return self.typed(x, dtype, plain, ATOM)
 
         try:
-            return Lanes(recipe.along, self.checker, tile, scalar, kept).field(moved)
+            return Lanes(recipe.along, self.checker, tile, scalar, kept, words={} if words is None else words).field(
+                moved
+            )
         finally:
             self.axes[recipe.over] = axis
 
@@ -103,6 +107,7 @@ class Makers(Dots):
         self.open(f"const auto {name} = [{'=' if near else '&'}]({params}) CASTILE_INLINED")
         bound: dict[str, str] = {}
         values: list[str] = []
+        words: dict[str, int] = {}
         for i in range(recipe.period):
             kept: dict[str, str] = {}
             for load in recipe.direct:
@@ -124,7 +129,7 @@ class Makers(Dots):
                         self.axes[recipe.over] = over
                         self.line(f"prefetch(&{self.names('tensor', param.name)}[{later}]);")
                 kept[load.tile.name] = bound[text]
-            found = self._made_values(op, recipe, kept, i)
+            found = self._made_values(op, recipe, kept, i, words)
             values.append(found.text if found.wide else f"splat({found.text})")
         self.line(f"return units<{ctype(op.tile.dtype)}>(")
         for i, text in enumerate(values):

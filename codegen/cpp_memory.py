@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..ir.cascade import Access, Rank, free_ranks, literal_value
+from ..ir.cascade import Access, Call, Const, Expr, Rank, children, free_ranks, literal_value, rebuild
 from ..ir.interval import is_affine
 from ..ir.tile import Load, Store
 from .cpp_expr import Expressions, Value, converted, from_memory
@@ -98,8 +98,11 @@ class Memory(Expressions):
         return f"prefetch(&{self.names('tensor', op.source.tensor)}[{offset}]);"
 
     def _side(self, access: Access, inner: str) -> int | None:
-        """The index of a tensor that moves by one with an axis, if no other moves."""
-        moves = steps(access.indices, (inner,))
+        """The index of a tensor that moves by one with an axis, if no other moves: within a vector, at least."""
+        indices = access.indices
+        if self.aligned.get(inner, 0) % WIDEST == 0 and inner in self.aligned:
+            indices = tuple(in_vector(i, inner) for i in indices)
+        moves = steps(indices, (inner,))
         return moves[inner][0] if moves is not None and moves[inner][1] == 1 else None
 
     def _access(
@@ -162,3 +165,16 @@ class Memory(Expressions):
                     continue
             terms.append(f"{text} * {stride}")
         return " + ".join(terms) or "0"
+
+
+def in_vector(e: Expr, rank: str) -> Expr:
+    """An index as it is within a vector that begins at a multiple of its length: no quotient by such changes there.
+
+    W[n // 64, k, n % 64]  →  W[0, k, n]
+    """
+    match e:
+        case Call(op="floordiv" | "mod" as op, args=(Rank(name=name), Const(value=int() as by))):
+            if name == rank and by > 0 and by % WIDEST == 0:
+                return Const(0) if op == "floordiv" else Rank(rank)
+    kids = children(e)
+    return rebuild(e, tuple(in_vector(x, rank) for x in kids)) if kids else e

@@ -36,13 +36,21 @@ struct Numbers {
   }
 };
 // Two short fields at once: they are put side by side and looked up.
-template <int A, int B, int BITS>
-CASTILE_INLINE Words pairs(Field<A, BITS> low, Field<B, BITS> high) {
+template <int A, int B, int BITS, int V, int W>
+CASTILE_INLINE Words pairs(Field<A, BITS, V> low, Field<B, BITS, W> high) {
   if constexpr (BITS <= 5) {
     static constexpr Numbers<BITS> NUMBERS;
     constexpr int LEFT = B < 16 ? 16 - B : 0, RIGHT = B < 16 ? 0 : B - 16;
-    const Words x = low.word >> A, y = B < 16 ? high.word << LEFT : high.word >> RIGHT;
-    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), (__m512i)x, (__m512i)y, 0xca);
+    __m512i both;
+#if defined(__AVX512VBMI__)
+    if constexpr (V == W) {
+      both = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(A | B << 16 | int64_t(A | 32 | (B | 32) << 16) << 32), (__m512i)low.word);
+    } else
+#endif
+    {
+      const Words x = low.word >> A, y = B < 16 ? high.word << LEFT : high.word >> RIGHT;
+      both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), (__m512i)x, (__m512i)y, 0xca);
+    }
     return (Words)_mm512_permutexvar_epi16(both, _mm512_loadu_si512(NUMBERS.lane));
   } else {
     return pairs(floats(low), floats(high));
@@ -181,6 +189,40 @@ inline void dot_few_made(Matrix<float> c, const Unit<Operand>* a, int64_t a_row,
   for (; p < k; p += PERIOD) add_blocks<ROWS, 1, PERIOD>(c, a + p / PERIOD * DEPTH, a_row, make, p, n);
 }
 
+// Columns of a tile so narrow that a few rows' sums stay in registers for all of k: what one vector is made of lies near
+// what the next one is.
+constexpr int64_t FEW_WIDE = 64;
+
+template <int ROWS, int VECTORS, int PERIOD, class Put, class U, class Make>
+CASTILE_INLINE void dot_made_columns(const Put& put, const U* a, int64_t a_row, Make make, int64_t j, int64_t n,
+                                     int64_t k) {
+  constexpr int DEPTH = Made<Make>::DEPTH;
+  Vector sum[ROWS][VECTORS] = {};
+  for (int64_t p = 0; p < k; p += PERIOD) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+      const auto made = make(p, j + v * LANES, n - j - v * LANES);
+      CASTILE_UNROLL
+      for (int i = 0; i < ROWS; ++i) {
+        CASTILE_UNROLL
+        for (int q = 0; q < DEPTH; ++q) multiply_add(sum[i][v], a[i * a_row + p / PERIOD * DEPTH + q], made.data[q]);
+      }
+    }
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) put.some(i, j + v * LANES, sum[i][v], n - j - v * LANES);
+  }
+}
+
+template <int ROWS, int PERIOD, class Put, class U, class Make>
+inline void dot_made_rows(const Put& put, const U* a, int64_t a_row, Make make, int64_t n, int64_t k) {
+  int64_t j = 0;
+  for (; j + PANEL <= n; j += PANEL) dot_made_columns<ROWS, PANEL_VECTORS, PERIOD>(put, a, a_row, make, j, n, k);
+  for (; j < n; j += LANES) dot_made_columns<ROWS, 1, PERIOD>(put, a, a_row, make, j, n, k);
+}
+
 // As `dot_packed`, where B is made. ``local`` holds PANEL * (k + PERIOD) + m * k floats, or, if that is
 // more, FEW_BLOCK * (n + LANES + 2 * (k + PERIOD)).
 template <class Operand, int PERIOD, class A, class Make, class Put>
@@ -194,6 +236,15 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
     float* const rest = local + m * c_row;
     U* const copy = reinterpret_cast<U*>(rest);
     const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
+    if (n <= FEW_WIDE && k % PERIOD == 0 && rows.column == 1) {
+      switch (m) {
+        case 1: dot_made_rows<1, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 2: dot_made_rows<2, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 3: dot_made_rows<3, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 4: dot_made_rows<4, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+      }
+      return;
+    }
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t p = 0; p < width; ++p) copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U(0);
     }

@@ -206,15 +206,15 @@ CASTILE_INLINE Vector floats(Vector x) { return x; }
 CASTILE_INLINE Vector floats(Mask x) { return __builtin_convertvector(x, Vector); }
 CASTILE_INLINE Vector floats(Words x) { return __builtin_convertvector(x, Vector); }
 
-// BITS bits of each word, from bit SHIFT on.
-template <int SHIFT, int BITS>
+// BITS bits of each word, from bit SHIFT on; equal numbers WORD say that words are the same.
+template <int SHIFT, int BITS, int WORD>
 struct Field {
   Words word;
   static constexpr uint32_t MASK = BITS < 32 ? (1u << BITS % 32) - 1 : ~0u;
 };
-template <int SHIFT, int BITS>
-CASTILE_INLINE Vector floats(Field<SHIFT, BITS> x) {
-  const Words value = x.word >> SHIFT & Field<SHIFT, BITS>::MASK;
+template <int SHIFT, int BITS, int WORD>
+CASTILE_INLINE Vector floats(Field<SHIFT, BITS, WORD> x) {
+  const Words value = x.word >> SHIFT & x.MASK;
   if constexpr (BITS < 32) return floats((Mask)value);
   else return floats(value);
 }

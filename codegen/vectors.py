@@ -58,6 +58,7 @@ class Lanes:
 
     ``tile`` gives a tile's dtype, whether it varies along the axis, and its element's text, or None where it does not
     lie side by side; ``scalar`` the text of what does not vary, in a dtype; ``kept`` names tiles that are vectors.
+    ``words`` numbers the words of which fields were written.
     """
 
     axis: str
@@ -66,6 +67,7 @@ class Lanes:
     scalar: Callable[[Expr, str], str]
     kept: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
+    words: dict[str, int] = field(default_factory=dict)
 
     def varies(self, e: Expr) -> bool:
         for n in walk(e):
@@ -183,7 +185,8 @@ class Lanes:
                         shift, word = count, inner
                 if self.varies(word) and shift + mask.bit_length() <= 32:
                     text = _as("Words", self.integer(word)).text
-                    return Text(f"Field<{shift}, {mask.bit_length()}>{{{text}}}", ATOM, True)
+                    which = self.words.setdefault(text, len(self.words))
+                    return Text(f"Field<{shift}, {mask.bit_length()}, {which}>{{{text}}}", ATOM, True)
         return self.value(e)
 
     def condition(self, e: Expr) -> Text:

@@ -138,7 +138,7 @@ def test_weights_that_are_all_zero_points(name: str) -> None:
 def test_what_is_made_is_in_no_tile() -> None:
     """One word is read for eight values; its fields have literal places; nothing else is stored of them."""
     text = print_cpp(program("grouped 45").kernels, "f")
-    assert "Field<28, 4>{" in text
+    assert "Field<28, 4, 0>{" in text
     assert "pack_made<bf16, 8>(" in text
     assert "shift_right" not in text
     assert "floormod" not in text

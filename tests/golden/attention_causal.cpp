@@ -76,7 +76,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     // for k:512 in 0 … (q + 1) // 16 * 16 (full)
     {
       const int64_t k_first = 0;
-      const int64_t k_last = at_most(k_extent, floordiv<int64_t>(q0 + int64_t(1), int64_t(16)) * int64_t(16));
+      const int64_t k_last = at_most(k_extent, ((q0 + int64_t(1)) >> 4) * int64_t(16));
       for (int64_t k0 = k_first; k0 < k_last; k0 += 512) {
         const int64_t k_n = at_most(512, k_last - k0);
         // K_6[d, k]: bf16 = load K[b, h, k, d]
@@ -150,7 +150,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     }
     // for k:512 in (q + 1) // 16 * 16 … minimum(q + 192, extent(q)) (partial), each row to q + 1
     {
-      const int64_t k_first = at_least(0, floordiv<int64_t>(q0 + int64_t(1), int64_t(16)) * int64_t(16));
+      const int64_t k_first = at_least(0, ((q0 + int64_t(1)) >> 4) * int64_t(16));
       const int64_t k_last = at_most(k_extent, minimum<int64_t>(q0 + int64_t(192), q_extent));
       for (int64_t k0 = k_first; k0 < k_last; k0 += 512) {
         const int64_t k_n = at_most(512, k_last - k0);
