@@ -26,6 +26,7 @@ from ..ir.dtypes import DTYPES, wrap
 from ..ir.errors import VerifyError
 from ..ir.interval import interval
 from ..ir.ops import OPS
+from ..ir.scalar import convert
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, computed_in, fits, settle
 from .triton_prelude import power_name
 
@@ -184,10 +185,11 @@ class Expressions:
                     return v if dtype == computed else Value(self.converted(v, computed), ATOM, computed)
                 return Value(self.name("scalar", tensor), ATOM, self.scalars[tensor])
             case Cast(dtype=dtype, arg=arg):
+                number = literal_value(arg)
+                if number is not None:
+                    return self._cast_literal(number, settle(self.checker.infer(arg)), dtype)
                 found = self.value(arg, axes)
-                if found.literal and dtype in ("f64", "f32", found.dtype):
-                    return Value(found.text, found.level, dtype, True)
-                return Value(self.converted(found, dtype), ATOM, dtype)
+                return found if found.dtype == dtype else Value(self.converted(found, dtype), ATOM, dtype)
             case Call():
                 return self._call(e, axes, wanted)
             case Rank() | Extent():
@@ -236,6 +238,12 @@ class Expressions:
         text = self.spell(number, dtype)
         return Value(text, UNARY if text.startswith("-") else ATOM, str(dtype), True)
 
+    def _cast_literal(self, number: float | int | bool, source: str, dtype: str) -> Value:
+        """A literal as a cast converts it: Triton's own literals neither saturate nor round as the language does."""
+        text = self.spell(convert(np.asarray(number), dtype).item(), dtype)
+        v = Value(text, UNARY if text.startswith("-") else ATOM, dtype, True)
+        return v if dtype in ("f64", "f32", source) else Value(self.full((), v, dtype), ATOM, dtype)
+
     def spell(self, number: float | int | bool, dtype: str | None) -> str:
         if isinstance(number, bool) or dtype == "bool":
             return str(bool(number))
@@ -260,6 +268,8 @@ class Expressions:
             dtype = str(wanted)
         if row.rule == "compare" and all(narrow(a) for a in e.args):
             x, y = (self.index(a, axes) for a in e.args)
+            if x.literal and y.literal:
+                return Value(str(bool(row.numpy(int(x.text), int(y.text)))), ATOM, "bool", True)
             return Value(f"{x.at(ADD)} {row.symbol} {y.at(ADD)}", COMPARE, "bool")
         within = computed_in(e, dtype, types)
         result = "bool" if row.rule == "compare" else within

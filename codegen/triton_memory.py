@@ -163,7 +163,6 @@ class Memory(Scope):
         value = self._whole_text(op.expr, param.dtype, axes)
         row = DTYPES[param.dtype]
         if row.is_float and row.bits == 8:
-            wide = self.e.wide(self.e.value(op.expr, axes, "f32"))
             wide = self._whole_text(op.expr, "f32", axes)
             value = f"{self.e.need('to_' + param.dtype)}({wide})"
         elif param.dtype == "bool":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, neg, scale, sub
+from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, lift, neg, scale, sub
 
 
 def lbr(p: Atom) -> Atom:
@@ -20,6 +20,9 @@ TRUE = pred("true")
 
 
 FALSE = pred("false")
+
+
+INF = lift(Atom("inf", "inf"))
 
 
 def compare(op: str, a: Form, b: Form, integer: bool) -> Atom:
@@ -52,21 +55,34 @@ def compare(op: str, a: Form, b: Form, integer: bool) -> Atom:
         if difference.constant is not None:
             return TRUE if difference.constant >= 0 else FALSE
         return pred("ge0", difference)
-    return pred(op, _drop_positive(a, b), _drop_positive(b, a))
+    if op == "lt" and not (a.terms and b.terms):
+        (first, rises), (second, falls) = _without_exponential(a), _without_exponential(b)
+        if (first, second) != (a, b):
+            return conjunction([compare(op, first, second, integer), *rises, *falls])
+    return pred(op, a, b)
 
 
 def _primitive(f: Form) -> bool:
     return len({abs(q) for q in f.terms.values()}) == 1
 
 
-def _drop_positive(f: Form, other: Form) -> Form:
-    """In a comparison with 0, positive factors do not matter."""
-    if other.terms or f.single is None:
-        return f
-    m, q = f.single
-    if m.exponent is None:
-        return f
-    return Form({Monomial(m.factors, None, m.brackets): ONE_FRACTION if q > 0 else -ONE_FRACTION})
+def _without_exponential(f: Form) -> tuple[Form, list[Atom]]:
+    """One side of ``0 < f`` or ``f < 0`` without its positive factor, and what says that the factor is not 0.
+
+    ``exp(x - m) * v`` -> ``v`` where ``-inf < x`` and ``m < inf``.
+    """
+    only = f.single
+    if only is None or only[0].exponent is None:
+        return f, []
+    m, q = only
+    signed = Form({Monomial(m.factors, None, m.brackets): ONE_FRACTION if q > 0 else -ONE_FRACTION})
+    terms = [(Form({t: ONE_FRACTION}), p) for t, p in only[0].exponent.terms.items() if not _is_finite(t)]
+    return signed, [pred("lt", neg(INF), t) if p > 0 else pred("lt", t, INF) for t, p in terms]
+
+
+def _is_finite(m: Monomial) -> bool:
+    """Whether a term of an exponent is finite whatever the data."""
+    return m.exponent is None and all(a.kind in ("rank", "extent", "ln2") for a, _ in m.factors)
 
 
 def negate(p: Atom) -> Atom:

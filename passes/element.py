@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..ir.cascade import Const, Expr, Rank
-from .brackets import TRUE, bracket, compare, conjunction, conjuncts
+from .brackets import INF, TRUE, bracket, compare, conjunction, conjuncts
 from .centred import centres, count_of
 from .emptiness import is_mask
-from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, sub
+from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, neg, sub
 from .functions import aligned, exp, log
 from .lower import MINUS_INF, Lowering, call
 from .normal import atom_nonnegative, mul, select
@@ -17,6 +17,13 @@ from .places import NOWHERE, split_masks
 from .plan import Plan, carried, extended, rounded_exponent, unit_of
 from .rewriting import rewrite
 from .stream import Component, Gauge
+
+# What extremes begin with.
+_EMPTY = {"max": neg(INF), "min": INF}
+
+
+def _differs(v: Form, from_: Form) -> Atom:
+    return compare("ne", v, from_, integer=False)
 
 
 class Elements:
@@ -51,6 +58,16 @@ class Elements:
         if component.gauge is None:
             return mantissa
         return mul(mantissa, exp(self.gauge_value(component.gauge, prefix)))
+
+    def reference(self, v: Form, prefix: str) -> Form:
+        """What a state is centred about. An extreme into which nothing has come is 0 there: no sum goes about -inf."""
+
+        def begun(m: Monomial) -> Monomial:
+            inside = [a for a, p in m.factors if p > 0 and a in empty]
+            return Monomial(m.factors, m.exponent, (*m.brackets, *(_differs(lift(a), empty[a]) for a in inside)))
+
+        empty = {self.scalar(c, prefix): _EMPTY[c.atom.name] for c in self.components if c.atom.name in _EMPTY}
+        return Form({begun(m): q for m, q in self.on_state(v, prefix).terms.items()})
 
     def gauge_value(self, gauge: Gauge, prefix: str) -> Form:
         if self.kind == "exponent" and not gauge.power:
@@ -149,15 +166,18 @@ class Elements:
             terms.append(Form({Monomial(rest, m.exponent if with_exponent else None, m.brackets): q}))
         value = add(*terms)
         for c in inside:
-            z = add(c.varying, self.element_reference(c.reference))
+            z = add(c.varying, self.element_reference(c.reference, begun=False))
+            if z.terms:
+                z = add(c.varying, self.element_reference(c.reference, begun=True))
             value = mul(value, raise_to(z, c.power))
         return value
 
-    def element_reference(self, reference: Form) -> Form:
-        """The reference of a state of one element; 0 where `total` makes it 0 for an element that does not count."""
+    def element_reference(self, reference: Form, begun: bool) -> Form:
+        """The reference of a state of one element; 0 where `total` makes it 0 for an element that does not count, and
+        with ``begun`` where the element is no more than an extreme begins with."""
         weights = [self._weight(a) for a in self._denominators(reference)]
         # Where nothing that the reference divides by comes in, it is 0: there alone may masks count as passed.
-        live = self.leaf_form(reference, frozenset().union(*map(_shared_brackets, weights)))
+        live = self.leaf_form(reference, frozenset().union(*map(_shared_brackets, weights)), begun)
         for w in weights:
             c = w.constant
             if c is not None and c != 0:
@@ -179,10 +199,10 @@ class Elements:
         component = self.by_atom[atom.digest]
         return self.leaf_value(atom, with_exponent=component.gauge is None)
 
-    def leaf_form(self, v: Form, passed: frozenset[Atom] | None = None) -> Form:
+    def leaf_form(self, v: Form, passed: frozenset[Atom] | None = None, begun: bool = False) -> Form:
         """A form with this stream's reductions replaced by what one element makes of them.
 
-        Masks count as passed: those in ``passed``, or all.
+        Masks count as passed: those in ``passed``, or all. With ``begun``, what extremes begin with counts as 0.
         """
 
         def visit(a: Atom) -> Form | Atom | None:
@@ -191,6 +211,9 @@ class Elements:
                 return None
             body = a.args[0]
             assert isinstance(body, Form)
+            if begun and a.name in _EMPTY:
+                own = passing(body, passed)
+                return select(_differs(own, _EMPTY[a.name]), own, ZERO)
             if a.name != "sum":
                 return passing(body, passed)
             return passing(self.leaf_value(a, with_exponent=True), passed)

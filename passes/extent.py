@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 
-from ..ir.cascade import Access, Call, Cascade, Const, Expr, Extent, Rank, walk
+from ..ir.cascade import Access, Call, Cascade, Const, Einsum, Expr, Extent, Output, Rank, free_ranks, walk
 from ..ir.errors import CastileError
 from ..ir.extents import Binding, bindings, extent_of, resolve
 from ..ir.ops import OPS
 from ..ir.print import print_expr
+from ..ir.types import tensor_types
+from .fresh import fresh
 from .transpose import Names
 
 # The extents with which two cascades are compared: far apart, and larger than any window written out in a text.
@@ -95,6 +98,33 @@ def keeps_extents(c: Cascade, derived: Cascade, instances: Mapping[str, str]) ->
     return all(
         b.param is not None or _places(derived, b, instances) == found.get(instances.get(b.rank, b.rank)) for b in after
     )
+
+
+def with_extents(c: Cascade, made: Cascade) -> Cascade:
+    """``made`` with reads that nothing needs but the extents of ranks, where it has put those under conditions.
+
+    Y[p] = X[p] * Z[p]   ->   Y[p] = where(z, 0.0, X[p] * Z[p]);  p_extent[p] = X[p]
+    """
+    if keeps_extents(c, made, {}):
+        return made
+    taken = {*tensor_types(made), *made.ranks, *(m.name for m in made.monoids)}
+    lost = {(b.rank, u) for b in bindings(c) if b.param is None for u in b.within if not u.guarded}
+    lost -= {(b.rank, u) for b in _known(made) for u in b.within}
+    reads = []
+    for rank, u in sorted(lost, key=lambda x: (x[0], x[1].tensor, x[1].axis, print_expr(x[1].index))):
+        places = [Const(0) if isinstance(i, Const) else i for i in c.indices_of(u.tensor)]
+        places[u.axis] = u.index
+        access = Access(u.tensor, tuple(places))
+        ranks = tuple(r for r in c.ranks if r in free_ranks(access))
+        reads.append(Einsum((Output(fresh(f"{rank}_extent", taken), ranks),), access))
+    return replace(made, einsums=(*made.einsums, *reads))
+
+
+def _known(c: Cascade) -> tuple[Binding, ...]:
+    try:
+        return bindings(c)
+    except CastileError:
+        return ()
 
 
 def _places(c: Cascade, b: Binding, instances: Mapping[str, str]) -> set[tuple[str, tuple[int, ...]]]:

@@ -38,6 +38,7 @@ from ..ir.cascade import (
 from ..ir.errors import CastileError
 from ..ir.types import TypeChecker, is_float, tensor_types
 from ..ir.verify import scan_step, verify
+from .extent import with_extents
 from .flagged import flagged_monoid
 from .fresh import fresh
 from .masked import NEVER, Expressions, Flags, rounded
@@ -67,6 +68,7 @@ def _written(c: Cascade, everything: bool) -> Cascade:
         found = _Writer(c, everything).run()
         if found == c:
             return c
+        found = with_extents(c, found)
         verify(found)
     except CastileError:  # deeper or wider than the language allows
         return c

@@ -170,7 +170,7 @@ class StreamWriter(Elements):
             return Atom("access", prefix + a.name, nonnegative=a.nonnegative) if a.name in names else None
 
         total: Expr | None = None
-        merged = self.on_state(reference, "")
+        merged = self.reference(reference, "")
         for m, q in sorted(merged.terms.items(), key=lambda t: any(a.kind == "fn" for a, _ in t[0].factors)):
             term = Form({m: q})
             before = rewrite(term, old, {})

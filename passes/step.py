@@ -86,7 +86,7 @@ class StepWriter(StreamWriter):
 
     def _now(self, centre: Centre) -> Expr:
         """The reference that the new state has, 0 where it has none."""
-        e = Lowering().float(self.on_state(centre.reference, ""))
+        e = Lowering().float(self.reference(centre.reference, ""))
         for a in self._denominators(centre.reference):
             e = call("where", call("eq", Access(self.by_atom[a.digest].name), Const(0.0)), Const(0.0), e)
         return e

@@ -262,6 +262,9 @@ EDGES = {
     ),
     "unsigned and below 0": ("X: u32[n]", "Y[n]: u32 = where(n < 1, 2 - 8, X[n])", {"X": np.array([7, 9], "u4")}),
     "a cast literal alone": ("X: f32[n]", "Y[n] = i64(-2)", {"X": np.zeros(3, "f4")}),
+    "a literal that a type does not hold": ("X: u32[n]", "Y[n] = u32(f8e4m3(9 << 22)) + X[n]", {"X": np.ones(3, "u4")}),
+    "a literal that a type rounds": ("X: f32[n]", "Y[n] = f8e5m2(0.3) * X[n] + i8(300.7)", {"X": np.ones(3, "f4")}),
+    "a cast to its own type": ("X: i64[n]", "Y[n] = i64(X[n] << 3) + n", {"X": np.arange(3)}),
     "a sum over nothing, held": (
         "A: f32[m, n], B: f32[n, p]", "Y[m, p] = 1.0 + sum[n](A[m, n] * B[n, p])",
         {"A": np.zeros((3, 0), "f4"), "B": np.zeros((0, 5), "f4")},
@@ -273,6 +276,12 @@ EDGES = {
 def test_edges(name: str) -> None:
     params, text, inputs = EDGES[name]
     check(castile.parse(f"def f({params}) -> Y:\n    {text}\n"), inputs)
+
+
+def test_literals_that_are_compared() -> None:
+    k = expr("where((0 < 1) & (x > 2.0), 1.0, 0.0)", "x")
+    w = written("X: f32[n]", {"Y": "f32[n]"}, {"n": 4}, [load("x", "X", "n"), store("Y", "n", k)])
+    assert InterpretProgram.build(w, Mapping())(X=np.arange(5, dtype="f4")).tolist() == [0, 0, 0, 1, 1]
 
 
 def test_an_output_without_the_empty_rank() -> None:

@@ -145,6 +145,20 @@ def f(X: f32[t, 8], n: i32[t]) -> Y:
     np.testing.assert_allclose(got[:, 0], [0.0, 0.5, 0.125])
 
 
+def test_masks_written_out_leave_ranks_their_extents() -> None:
+    """What masks a read of the only index that says how large a rank is reads it elsewhere."""
+    c = castile.parse("""
+def f(X: f32[5], Z: f32[9], v: f32) -> Y:
+    Y[p] = exp(where(p > 1, v, -inf)) * (X[p] / Z[2 * p])
+""")
+    assert str(written_out(c)).endswith("\n    p_extent[p] = X[p]\n    p_extent2[p] = Z[2 * p]\n")
+    given = {"X": np.ones(5), "Z": np.arange(9.0), "v": np.array(0.0)}
+    for level, gauge in FORMS:
+        with plainly():
+            got = evaluate(derive(c, level, gauge).cascade, given)["Y"]
+        np.testing.assert_allclose(got, [0, 0, 1 / 4, 1 / 6, 1 / 8])
+
+
 def test_a_flag_that_a_guard_lets_be_read_is_asked_under_it() -> None:
     text = """
 @monoid(identity=0.0)
