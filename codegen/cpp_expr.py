@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..ir.ops import OPS
 from ..ir.tile import Load
 from ..ir.types import WEAK_FLOAT, WEAK_INT, computed_in, settle
 from .cpp_scope import Place, Scope, ctype
-from .vectors import ADD, ATOM, LOOSE, MUL, UNARY, WIDEST, Lanes, NotVectors, Text
+from .vectors import ADD, ATOM, LOOSE, MUL, UNARY, WIDEST, Inside, Lanes, NotVectors, Text
 
 _LEVELS = {"add": (ADD, ADD, MUL), "sub": (ADD, ADD, MUL), "mul": (MUL, MUL, UNARY), "div": (MUL, MUL, UNARY)}
 
@@ -174,10 +174,17 @@ class Expressions(Scope):
             return None
         return place.long[-1] if self.axes[place.long[-1]].size % WIDEST == 0 else None
 
-    def _vectors(self, e: Expr, inner: str, axes: frozenset[str], kept: Mapping[str, str] | None = None) -> Text | None:
+    def _vectors(
+        self,
+        e: Expr,
+        inner: str,
+        axes: frozenset[str],
+        kept: Mapping[str, str] | None = None,
+        inside: Inside | None = None,
+    ) -> Text | None:
         """The text of an expression over vectors along an axis, or None; ``kept`` tiles are vectors by name."""
         try:
-            return self._lanes(inner, axes, kept).value(e)
+            return replace(self._lanes(inner, axes, kept), inside=inside).value(e)
         except NotVectors:
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..ir.cascade import Access, Expr
+from ..ir.cascade import Access, Expr, tensors_read
 from ..ir.tile import Dot, Load, Map, Store
 from .cpp_dot import PANEL, DotPlan, Dots
 from .cpp_scope import ctype, text_of
@@ -202,7 +202,10 @@ class Makers(Dots):
         found = self._vectors(op.expr, plan.n, frozenset(op.tile.axes), {dot.tile.name: sums})
         assert found is not None
         m, n = self.axes[plan.m].index, self.axes[plan.n].index
-        self.open(f"const auto {name} = [&](int64_t {m}, int64_t {n}, Vector {sums}) CASTILE_INLINED")
+        # Numbers by value: what is stored through a pointer may change others, which would be read for each vector.
+        read = {t for t in tensors_read(op.expr) if t in self.params and not self.params[t].indices}
+        numbers = "".join(f", {self.names('tensor', t)}" for t in sorted(read - set(self.k.outputs)))
+        self.open(f"const auto {name} = [&{numbers}](int64_t {m}, int64_t {n}, Vector {sums}) CASTILE_INLINED")
         self.line(f"store(&{self._element(op.tile.name)}, {found.text});")
         self.close("};")
         self._dot_call(dot, plan, taken=f"through({name})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from ..ir.cascade import Access, Call, Expr, Rank, free_ranks, transform, walk
 from ..ir.tile import Dot, Fold, Load, Map, Op, Store
@@ -14,7 +15,7 @@ from .cpp_scope import Axis, ctype, text_of
 from .interface import checked_indices
 from .names import comment
 from .strips import reads, runs, writes
-from .vectors import WIDEST
+from .vectors import ATOM, WIDEST, Inside
 
 # What may share the loop over a row.
 Row = Load | Map | Fold | Store
@@ -195,6 +196,17 @@ class Rows(Makers):
             self.close()
         self.places = places
 
+    def _inside(self, group: Sequence[Row], inner: str) -> Inside | None:
+        """What is told where masks of a fold's loop let all lanes through; None where there is no fold."""
+        axes = frozenset(r for op in group for r in (op.axes if isinstance(op, Store) else op.tile.axes)) - {inner}
+        if not any(isinstance(op, Fold) for op in group):
+            return None
+        return Inside(self.names("inside", inner, "whole"), lambda e, t: self.typed(e, t, axes, ATOM))
+
+    def _span(self, inside: Inside, axis: Axis) -> str:
+        first, last = _chained("at_least", inside.first, "0"), _chained("at_most", inside.last, axis.count)
+        return f"whole_vectors({first}, {last}, {axis.count})"
+
     def _at_hand(self, group: Sequence[Row], inner: str) -> None:
         """Read elements of tiles that are the same all along a loop before it: its stores might change them."""
         found = {n.tensor for op in group if not isinstance(op, Load) for n in walk(op.expr) if isinstance(n, Access)}
@@ -234,6 +246,7 @@ class Rows(Makers):
         axis = self.axes[inner]
         lines: list[str] = []
         names = {t: self.names("tile", t) for t in kept}
+        inside = self._inside(group, inner)
         fold: Fold | None = None
         result = ""
         for op in group:
@@ -243,7 +256,7 @@ class Rows(Makers):
                     lines.append(self._fetched(op, inner, *following))
                 continue
             axes = op.axes if isinstance(op, Store) else op.tile.axes
-            found = self._vectors(op.expr, inner, frozenset((*axes, inner)), names)
+            found = self._vectors(op.expr, inner, frozenset((*axes, inner)), names, inside)
             assert found is not None
             value = found.text if found.wide else f"splat({found.text})"
             if isinstance(op, Store):
@@ -268,6 +281,10 @@ class Rows(Makers):
         reducer, target = REDUCERS[fold.op], self._element(fold.tile.name)
         start = target if fold.accumulate else f"{reducer}::identity<float>"
         call = f"{target} = fold_vectors<{reducer}>({axis.count}, {start}, [&](int64_t {axis.index}) CASTILE_INLINED"
+        if inside is not None and (inside.first or inside.last):
+            # Masks of coordinates are for the vectors at the ends.
+            takes = f"[&](int64_t {axis.index}, auto {inside.name}) CASTILE_INLINED"
+            call = f"{target} = fold_vectors<{reducer}>({axis.count}, {self._span(inside, axis)}, {start}, {takes}"
         if not lines:
             self.line(f"{call} {{ return {result}; }});")
             return
@@ -276,6 +293,12 @@ class Rows(Makers):
             self.line(text)
         self.line(f"return {result};")
         self.close("});")
+
+
+def _chained(call: str, texts: Sequence[str], end: str) -> str:
+    """One call within another of what several texts say."""
+    found = list(dict.fromkeys(texts))
+    return reduce(lambda a, b: f"{call}({a}, {b})", found) if found else end
 
 
 def _decided(group: Sequence[Row], condition: Expr, arm: int, kept: Collection[str]) -> list[Row]:

@@ -80,7 +80,7 @@ struct Through {
   F take;
 
   struct Place {
-    const F& take;
+    F take;
     int64_t i, j;
 
     CASTILE_INLINE void whole(int64_t further, Vector x) const { take(i, j + further, x); }
@@ -368,9 +368,6 @@ CASTILE_INLINE int64_t vectors_to(int64_t last, int64_t n) {
 }
 
 // Where in n numbers those lie, to a vector's length, that are between the least and the greatest of m others.
-struct Span {
-  int64_t first, last;
-};
 template <class T>
 inline Span between(const T* others, int64_t m, const T* numbers, int64_t n) {
   T least = others[0], greatest = others[0];

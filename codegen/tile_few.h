@@ -276,16 +276,44 @@ inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m
   }
 }
 
+// How large a number is, by its bits without the sign; from ENDLESS on it is an infinity or no number.
+template <class T>
+struct Size {
+  using Code = uint32_t;
+  static constexpr Code MASK = 0x7fffffffu, ENDLESS = 0x7f800000u;
+};
+template <class Bits, int EXPONENT, int MANTISSA, bool FINITE>
+struct Size<Narrow<Bits, EXPONENT, MANTISSA, FINITE>> {
+  using Code = Bits;
+  static constexpr Code MASK = Code((1u << (EXPONENT + MANTISSA)) - 1);
+  static constexpr Code ENDLESS = Code(FINITE ? MASK : Narrow<Bits, EXPONENT, MANTISSA, FINITE>::INFINITE);
+};
+
 template <class T>
 inline bool all_finite(Matrix<const T> b, int64_t m, int64_t n) {
-  bool finite = true;
+  if (b.row == 1 && b.column != 1) return all_finite<T>({b.data, b.column, 1}, n, m);
+  using S = Size<T>;
+  using Code = typename S::Code;
+  constexpr int MANY = VECTOR_BYTES / int(sizeof(Code));
+  typedef Code Codes __attribute__((vector_size(VECTOR_BYTES)));
+  typedef Codes CodesInMemory __attribute__((aligned(alignof(Code)), may_alias));
+  const auto larger = [](auto x, auto y) { return x > y ? x : y; };
+  Codes most[2] = {};
+  Code alone = 0;
   for (int64_t i = 0; i < m; ++i) {
-    with_stride(b.column, [&](auto step) {
-#pragma omp simd reduction(& : finite)
-      for (int64_t j = 0; j < n; ++j) finite = finite & is_finite<T>(b.data[i * b.row + j * step]);
-    });
+    const T* const row = b.data + i * b.row;
+    int64_t j = 0;
+    for (; b.column == 1 && j + 2 * MANY <= n; j += 2 * MANY) {
+      CASTILE_UNROLL
+      for (int v = 0; v < 2; ++v) {
+        most[v] = larger(*reinterpret_cast<const CodesInMemory*>(row + j + v * MANY) & S::MASK, most[v]);
+      }
+    }
+    for (; j < n; ++j) alone = larger(Code(bits<Code>(row[j * b.column]) & S::MASK), alone);
   }
-  return finite;
+  most[0] = larger(most[0], most[1]);
+  for (int l = 0; l < MANY; ++l) alone = larger(Code(most[0][l]), alone);
+  return alone < S::ENDLESS;
 }
 
 // As `dot`, but a 0 of A (of B if not LEFT) gives 0 even against an infinity or NaN: where not all is finite.

@@ -86,18 +86,22 @@ CASTILE_INLINE T fold(int64_t n, T start, F element) {
   return start;
 }
 
-// start joined with the n elements that element(0), element(LANES), ... hold, a vector each. What gives
-// them is inlined by force: it stands here several times, and a call for each vector costs as much as its exponential.
-template <class Op, class F>
-CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
-  const Vector nothing = splat(Op::template identity<float>);
-  Vector sum[4] = {nothing, nothing, nothing, nothing};
-  int64_t i = 0;
-  for (; i + 4 * LANES <= n; i += 4 * LANES) {
-    CASTILE_UNROLL
-    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
-  }
-  for (; i < n; i += LANES) sum[0] = Op::join(sum[0], choose(lanes_below(n - i), element(i), nothing));
+CASTILE_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+CASTILE_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A part of numbered things: from the first on, before the last.
+struct Span {
+  int64_t first, last;
+};
+// Of n elements the whole vectors from ``first`` on and before ``last``.
+CASTILE_INLINE Span whole_vectors(int64_t first, int64_t last, int64_t n) {
+  const int64_t from = at_most((at_least(0, first) + LANES - 1) / LANES * LANES, n / LANES * LANES);
+  return {from, at_least(from, at_most(last, n) / LANES * LANES)};
+}
+
+// The lanes of four vectors, and a number before them, joined.
+template <class Op>
+CASTILE_INLINE float joined(float start, const Vector (&sum)[4]) {
   const Vector all = Op::join(Op::join(sum[0], sum[1]), Op::join(sum[2], sum[3]));
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<Op, Sum>) return start + _mm512_reduce_add_ps((__m512)all);
@@ -117,6 +121,38 @@ CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   return Op::join(start, lanes[0]);
 }
 
+// start joined with the n elements that element(0), element(LANES), ... hold, a vector each. What gives
+// them is inlined by force: it stands here several times, and a call for each vector costs as much as its exponential.
+template <class Op, class F>
+CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
+  const Vector nothing = splat(Op::template identity<float>);
+  Vector sum[4] = {nothing, nothing, nothing, nothing};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    CASTILE_UNROLL
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
+  }
+  for (; i < n; i += LANES) sum[0] = Op::join(sum[0], choose(lanes_below(n - i), element(i), nothing));
+  return joined<Op>(start, sum);
+}
+
+// The same, where element(i, std::true_type()) is enough within a span of whole vectors, with no mask to be made.
+template <class Op, class F>
+CASTILE_INLINE float fold_vectors(int64_t n, Span inside, float start, F element) {
+  const Vector nothing = splat(Op::template identity<float>);
+  Vector sum[4] = {nothing, nothing, nothing, nothing};
+  int64_t i = inside.first;
+  for (; i + 4 * LANES <= inside.last; i += 4 * LANES) {
+    CASTILE_UNROLL
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES, std::true_type()));
+  }
+  for (; i < inside.last; i += LANES) sum[0] = Op::join(sum[0], element(i, std::true_type()));
+  for (i = inside.first > 0 ? 0 : inside.last; i < n; i = i + LANES == inside.first ? inside.last : i + LANES) {
+    sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i, std::false_type()), nothing));
+  }
+  return joined<Op>(start, sum);
+}
+
 // Where the greatest element(0) ... element(n - 1) first stands; the first NaN is greater than all.
 template <class F>
 CASTILE_INLINE int64_t fold_argmax(int64_t n, F element) {
@@ -132,8 +168,6 @@ CASTILE_INLINE int64_t fold_argmax(int64_t n, F element) {
 
 // Memory and loops -------------------------------------------------------------------------------------------------
 
-CASTILE_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-CASTILE_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 CASTILE_INLINE int64_t tiles(int64_t extent, int64_t size) { return extent <= 0 ? 0 : (extent + size - 1) / size; }
 
 // Calls body(stride), with a stride of 1 known when the loop is compiled: only then does it load whole vectors.

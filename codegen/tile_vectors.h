@@ -137,6 +137,12 @@ CASTILE_INLINE Mask lanes_below(int64_t n) {
   return lane_numbers() < within;
 }
 
+// The same, and those from n on, where ``inside`` tells whether these are all lanes.
+CASTILE_INLINE Mask lanes_below(int64_t n, std::false_type) { return lanes_below(n); }
+CASTILE_INLINE bool lanes_below(int64_t, std::true_type) { return true; }
+CASTILE_INLINE Mask lanes_past(int64_t n, std::false_type) { return ~lanes_below(n); }
+CASTILE_INLINE bool lanes_past(int64_t, std::true_type) { return true; }
+
 CASTILE_INLINE bool any(Mask m) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
@@ -220,10 +226,15 @@ CASTILE_INLINE Vector floats(Field<SHIFT, BITS, WORD> x) {
 }
 
 // base, base + step, ...
-CASTILE_INLINE Vector lanes_from(int64_t base, int64_t step) {
+__attribute__((noinline, cold)) Vector far_lanes_from(int64_t base, int64_t step) {
   Vector x;
   for (int l = 0; l < LANES; ++l) x[l] = float(base + l * step);
   return x;
+}
+CASTILE_INLINE Vector lanes_from(int64_t base, int64_t step) {
+  const int64_t last = base + (LANES - 1) * step;
+  const bool near = base == int32_t(base) && last == int32_t(last);
+  return __builtin_expect(near, 1) ? floats(lane_numbers() * int32_t(step) + int32_t(base)) : far_lanes_from(base, step);
 }
 
 template <class A, class B>

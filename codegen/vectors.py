@@ -52,13 +52,25 @@ class NotVectors(Exception):
     """The expression has no text over vectors."""
 
 
+@dataclass(slots=True)
+class Inside:
+    """Where along an axis comparisons of coordinates hold in whole vectors: from the greatest of ``first`` on, before
+    the least of ``last``. ``name`` is what the loop's text knows there, ``origin`` writes what is so at its start."""
+
+    name: str
+    origin: Callable[[Expr, str], str]
+    first: list[str] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """Writes expressions along ``axis``.
 
     ``tile`` gives a tile's dtype, whether it varies along the axis, and its element's text, or None where it does not
     lie side by side; ``scalar`` the text of what does not vary, in a dtype; ``kept`` names tiles that are vectors.
-    ``words`` numbers the words of which fields were written.
+    ``words`` numbers the words of which fields were written; ``inside``, if given, is told where masks of coordinates
+    let all lanes through.
     """
 
     axis: str
@@ -68,6 +80,7 @@ class Lanes:
     kept: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
     words: dict[str, int] = field(default_factory=dict)
+    inside: Inside | None = None
 
     def varies(self, e: Expr) -> bool:
         for n in walk(e):
@@ -231,18 +244,16 @@ class Lanes:
             a, b, op = b, a, {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}.get(op, op)
         elif step != 1:
             raise NotVectors
+        if op not in ("lt", "le", "ge", "gt"):
+            raise NotVectors
         # Now a + lane op b.
-        below = f"({b}) - ({a})"
-        match op:
-            case "lt":
-                return Text(f"lanes_below({below})", ATOM, True)
-            case "le":
-                return Text(f"lanes_below({below} + 1)", ATOM, True)
-            case "ge":
-                return Text(f"~lanes_below({below})", UNARY, True)
-            case "gt":
-                return Text(f"~lanes_below({below} + 1)", UNARY, True)
-        raise NotVectors
+        upper, more = op in ("lt", "le"), " + 1" if op in ("le", "gt") else ""
+        below = f"({b}) - ({a}){more}"
+        if (inside := self.inside) is None:
+            return Text(f"lanes_below({below})" if upper else f"~lanes_below({below})", ATOM if upper else UNARY, True)
+        x, y = (inside.origin(e, "i64") for e in (args[::-1] if step == -1 else args))
+        (inside.last if upper else inside.first).append(f"({y}) - ({x}){more}")
+        return Text(f"lanes_{'below' if upper else 'past'}({below}, {inside.name})", ATOM, True)
 
 
 def _in_lanes(dtype: str) -> bool:

@@ -55,7 +55,9 @@ A["gemm bf16"] = gemm("m k", "k n", "bf16")
 A["gemm rounded"] = gemm("m k", "n k", operand="bf16")
 A["gemm f64"] = gemm("m k", "k n", "f64", "f64")
 A["gemm i8"] = gemm("m k", "n k", "i8", "i32")
-A["gemm annihilates"] = gemm("m k", "k n", annihilates=True)
+A["gemm annihilates f32"] = gemm("m k", "k n", annihilates=True)
+for _right, _dtype in (("k n", "bf16"), ("n k", "f16"), ("k n", "f8e5m2"), ("k n", "f8e4m3")):
+    A[f"gemm annihilates {_dtype}"] = gemm("m k", _right, _dtype, annihilates=True)
 
 A["batched"] = written(
     "A: f32[m, b, k, j], B: f32[b, j, k, n]",
@@ -309,16 +311,21 @@ def test_gemm(run: dict[str, CpuProgram], name: str, m: int, n: int, k: int) -> 
     assert np.all(np.abs(got - exact) <= unit * bound)
 
 
-def test_a_zero_of_the_left_annihilates(run: dict[str, CpuProgram]) -> None:
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "f8e5m2", "f8e4m3"])
+def test_a_zero_of_the_left_annihilates(run: dict[str, CpuProgram], dtype: str) -> None:
     rng = np.random.default_rng(0)
-    a, b = normal(rng, 13, 40), normal(rng, 40, 80)
+    a, b = normal(rng, 13, 40, dtype=dtype), normal(rng, 40, 80, dtype=dtype)
     a[:, 3] = 0.0
+    b[3, 77] = -np.inf  # the only one: it must be seen wherever it stands
+    program = run[f"gemm annihilates {dtype}"]
+    across = program.params[1].indices[0] == Rank("n")
+    assert np.isfinite(program(A=a, B=b.T if across else b)).all()
     b[3] = np.inf
     b[7, 5] = np.nan
-    got = run["gemm annihilates"](A=a, B=b)
+    got = program(A=a, B=b.T if across else b)
     b[3] = 0.0
     with np.errstate(all="ignore"):
-        np.testing.assert_allclose(got, a @ b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got, a.astype("f4") @ b.astype("f4"), rtol=1e-4, atol=1e-5)
     assert np.isnan(got[:, 5]).all()
 
 
