@@ -2,8 +2,8 @@
 
 The definition is FuseMax's (arXiv 2406.10491, section III): another pass begins where elements must be visited again
 after all of them were. With d(value) the number of traversals of k that must have ended before the value exists: a
-reduction over k has d = d(argument) + 1, anything else the d of what it reads; the count is the greatest d of a
-reduction, or d + 1 of an output that is indexed by k.
+reduction over k of what reads some tensor along k has d = d(argument) + 1, anything else the d of what it reads; the
+count is the greatest d of a reduction, or d + 1 of an output that is indexed by k.
 
 A state is counted component by component: FlashAttention's maximum does not wait for what its values wait for.
 Counted per bound instance: in ``O[k, f]``, where O was made by reducing over its own k, that inner k is another one.
@@ -105,6 +105,17 @@ def _parts(c: Cascade, e: Einsum) -> dict[str, Expr]:
     return found
 
 
+def _reads_along(e: Expr, rank: str) -> bool:
+    """Whether an expression reads some tensor along a rank: else a reduction over the rank visits no fiber of it."""
+    match e:
+        case Access():
+            return rank in free_ranks(e)
+        case Reduce(ranks=ranks) if rank in ranks:
+            return False
+        case _:
+            return any(_reads_along(k, rank) for k in children(e))
+
+
 def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, lookup: Lookup) -> int:
     """Traversals of ``rank`` that must have ended before the expression has a value.
 
@@ -115,6 +126,8 @@ def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, loo
             if rank not in ranks:
                 return max(_depth(c, e, a, rank, carrying - set(ranks), lookup) for a in args)
             outside = carrying - {rank}
+            if not any(_reads_along(a, rank) for a in args):
+                return max(_depth(c, e, a, rank, outside, lookup) for a in args)
             if any(free_ranks(a) & outside for a in args):
                 # The argument varies with the outer coordinate, so this is another instance of the rank.
                 return max(_depth(c, e, a, rank, outside, lookup) for a in args)

@@ -79,12 +79,30 @@ def _calls(e: Einsum) -> list[Call]:
     return [n for n in walk(e.expr) if isinstance(n, Call)]
 
 
-def _unconditional(e: Expr) -> Iterator[Reduce]:
-    """The reductions that no `where` around them may keep from reading."""
-    if isinstance(e, Reduce):
-        yield e
-    for kid in children(e)[: 1 if isinstance(e, Call) and e.op == "where" else None]:
-        yield from _unconditional(kid)
+def _guarded(e: Expr, guard: Expr | None = None) -> Iterator[tuple[Reduce, Expr | None]]:
+    """The reductions inside an expression, each with the condition under which the `where`s around it let it be read.
+
+    Where a reduction between them binds a rank anew, it is read if the condition holds anywhere along the rank.
+    """
+    match e:
+        case Call(op="where", args=(p, a, b)):
+            yield from _guarded(p, guard)
+            for condition, branch in ((p, a), (Call("not", (p,)), b)):
+                nested = condition if guard is None else Call("where", (guard, condition, Const(False)))
+                yield from _guarded(branch, nested)
+        case Reduce(ranks=ranks):
+            own = guard and _anywhere(guard, ranks)
+            yield e, own
+            for kid in children(e):
+                yield from _guarded(kid, own)
+        case _:
+            for kid in children(e):
+                yield from _guarded(kid, guard)
+
+
+def _anywhere(p: Expr, ranks: Sequence[str]) -> Expr:
+    bound = tuple(r for r in ranks if r in free_ranks(p))
+    return Reduce("any", bound, (p,)) if bound else p
 
 
 @dataclass
@@ -106,22 +124,23 @@ class _Writer(Expressions):
         self.monoids: list[Monoid] = []
         self.opaque: set[str] = set()
         self.ranks = {o.name: o.ranks for e in self.c.einsums for o in e.outputs}
-        # Reductions by a monoid that stand inside an expression, under no condition; what each became.
-        self.liftable: set[int] = set()
+        # Reductions by a monoid that stand inside an expression, with the conditions on them; what each became.
+        self.liftable: dict[int, Expr | None] = {}
         self.lifted: dict[int, Expr | None] = {}
         self.before: list[Einsum] = []
 
     def run(self) -> Cascade:
         written: list[Einsum] = []
         for e in self.c.einsums:
-            shadowed = isinstance(e.expr, Reduce) and not set(e.ranks).isdisjoint(e.expr.ranks)
-            if isinstance(e.expr, Reduce) and e.expr.op in self.c.monoid_of and not (shadowed and len(e.outputs) == 1):
-                made = [self._monoid(e, e.expr)]
+            state = self._state(e)
+            found = [x for a in state.args for x in _guarded(a)] if state is not None else _guarded(e.expr)
+            self.liftable = {id(n): p for n, p in found if n.op in self.c.monoid_of and e.name not in tensors_read(n)}
+            if state is not None:
+                made = [self._monoid(e, state)]
             elif scan_step(e) is not None:
                 flags, scan = self._scan(e)
                 made = [*flags, scan]
             else:
-                self.liftable = {id(n) for n in _unconditional(e.expr) if n.op in self.c.monoid_of}
                 value = self.value(e.expr)
                 made = [e if value is e.expr else replace(e, expr=value)]
             written += [*self.before, *made]
@@ -211,18 +230,35 @@ class _Writer(Expressions):
     def fold(self, e: Reduce) -> Expr | None:
         return self._lifted(e) if id(e) in self.liftable else None
 
+    def _state(self, e: Einsum) -> Reduce | None:
+        """The reduction by a monoid that an Einsum is, as far as its outputs can hold flags as well."""
+        if not isinstance(e.expr, Reduce) or e.expr.op not in self.c.monoid_of:
+            return None
+        alone = e.output.dtype is None and set(e.ranks).isdisjoint(e.expr.ranks)
+        return e.expr if alone or len(e.outputs) > 1 else None
+
     def _lifted(self, e: Reduce) -> Expr | None:
         """A reduction by a monoid inside an expression, as a tensor of its own if its elements may be masked."""
         if id(e) not in self.lifted:
-            free = free_ranks(e)
-            ranks = tuple(r for r in self.c.ranks if r in free)
-            outputs = (Output(fresh(f"T_{e.op}", self.taken), ranks),)
-            found = self._flagged(outputs, e)
-            self.lifted[id(e)] = None if found is None else Access(outputs[0].name, tuple(map(Rank, ranks)))
-            if found is not None:
-                self.types[found.name] = self.checker.state_types(e)[0]
-                self.before.append(found)
+            self.lifted[id(e)] = self._tensor_of(self._under(e, self.liftable[id(e)]))
         return self.lifted[id(e)]
+
+    def _under(self, e: Reduce, p: Expr | None) -> Reduce:
+        """A reduction whose elements are read under a condition alone."""
+        if p is None:
+            return e
+        nought = [Const(False) if self.checker.infer(a) == "bool" else Const(0) for a in e.args]
+        return replace(e, args=tuple(Call("where", (p, a, n)) for a, n in zip(e.args, nought, strict=True)))
+
+    def _tensor_of(self, e: Reduce) -> Expr | None:
+        free = free_ranks(e)
+        ranks = tuple(r for r in self.c.ranks if r in free)
+        found = self._flagged((Output(fresh(f"T_{e.op}", self.taken), ranks),), e)
+        if found is None:
+            return None
+        self.types[found.name] = self.checker.state_types(e)[0]
+        self.before.append(found)
+        return Access(found.name, tuple(map(Rank, ranks)))
 
     def _monoid(self, e: Einsum, reduce: Reduce) -> Einsum:
         found = self._flagged(e.outputs, reduce)
@@ -237,7 +273,7 @@ class _Writer(Expressions):
         """A reduction by a monoid whose state holds flags as well; None where no element may be masked."""
         own = [self.flags(a) for a in reduce.args]
         shadowed = any(not set(o.ranks).isdisjoint(reduce.ranks) for o in outputs)
-        if not any(own) or outputs[0].dtype is not None or shadowed:
+        if not any(own) or shadowed:
             return None
         args = tuple(self.value(a) for a in reduce.args)
         m, types = self.c.monoid_of[reduce.op], self.checker.state_types(reduce)
