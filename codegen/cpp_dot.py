@@ -16,6 +16,9 @@ from .made import LONGEST
 from .strips import reads
 from .vectors import steps
 
+# Floats that go to a dot as they lie.
+EIGHT = ("f8e4m3", "f8e5m2")
+
 # The widest panel of B that `dot` packs, in columns.
 PANEL = 64
 
@@ -91,7 +94,8 @@ class Dots(Folds):
         """How a dot maps onto the micro-kernel; None where plain loops do better or are the only way."""
         left, right, target = (self._place(name) for name in (op.left, op.right, op.tile.name))
         types = {left.tile.dtype, right.tile.dtype, op.operand or "f32"}
-        if op.tile.dtype != "f32" or not all(DTYPES[t].is_float and t != "f64" for t in types):
+        floats = op.tile.dtype == "f32" and all(DTYPES[t].is_float and t != "f64" for t in types)
+        if not floats and not self._of_bytes(op):
             return None
         if op.tile.name in (op.left, op.right):
             return None
@@ -113,6 +117,20 @@ class Dots(Folds):
         batch, outer = tuple(r for r in kept if r not in (m, n)), tuple(r for r in over if r != k)
         return DotPlan(left, right, m, n, k, batch, outer)
 
+    def _of_bytes(self, op: Dot) -> bool:
+        """Whether the operands of a dot are whole numbers of 8 bits, and its sums of 32."""
+        return op.tile.dtype == "i32" and all(self.tiles[t].dtype in ("i8", "u8") for t in (op.left, op.right))
+
+    def _multiplied(self, op: Dot, name: str) -> str:
+        """The type in which a dot multiplies an operand."""
+        return self.tiles[name].dtype if self._of_bytes(op) else op.operand or "f32"
+
+    def _operands(self, op: Dot, plan: DotPlan) -> str:
+        """How the operands of a dot go into the micro-kernel, as a type of C++."""
+        if self._of_bytes(op):
+            return f"Whole<{ctype(plan.left.tile.dtype)}, {ctype(plan.right.tile.dtype)}>"
+        return ctype(op.operand or "f32")
+
     def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False, taken: str | None = None) -> None:
         """Call the micro-kernel; ``taken`` is where its sums go, if not into the dot's own tile."""
         m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))
@@ -122,9 +140,10 @@ class Dots(Folds):
         self.dot_floats = max(self.dot_floats, (k.size + more) * PANEL + m.size * (k.size + more), few)
         target = self._place(op.tile.name)
         accumulate = op.accumulate or bool(plan.over)
-        panels = self.panels.get((plan.right.name, plan.n, plan.k, op.operand or "f32"))
+        operand = self._operands(op, plan)
+        panels = self.panels.get((plan.right.name, plan.n, plan.k, operand))
         a_type, b_type = ctype(plan.left.tile.dtype), ctype(plan.right.tile.dtype)
-        types = ", ".join((ctype(op.operand or "f32"), a_type, b_type))
+        types = ", ".join((operand, a_type, b_type))
 
         def zero() -> None:
             self.line(f"{self._element(op.tile.name)} = 0;")
@@ -132,7 +151,7 @@ class Dots(Folds):
         def call() -> None:
             a = self._matrix(plan.left, plan.m, plan.k, "const " + a_type)
             b = self._matrix(plan.right, plan.k, plan.n, "const " + b_type) if maker is None else maker
-            c = self._matrix(target, plan.m, plan.n, "float") if taken is None else ""
+            c = self._matrix(target, plan.m, plan.n, ctype(op.tile.dtype)) if taken is None else ""
             counts, adds = f"{m.count}, {n.count}, {k.count}", "true" if accumulate else "false"
             scratch = "reinterpret_cast<float*>(local + DOT)"
             put = f"Into{{{c}, {adds}}}" if taken is None else taken
@@ -140,7 +159,6 @@ class Dots(Folds):
                 left = self.places[op.left] is plan.left
                 self.line(f"dot_annihilating<{types}, {'true' if left else 'false'}>({c}, {a}, {b}, {counts}, {adds});")
                 return
-            operand = ctype(op.operand or "f32")
             if maker is not None and recipe is not None:
                 made = f"{operand}, {recipe.period}"
                 name = f"dot_made<{made}>" if panels is None else f"dot_packed_made<{made}, decltype({maker})>"
@@ -190,7 +208,7 @@ class Dots(Folds):
             len(readers) > 1
             or not isinstance(dot, Dot)
             or name in self.k.outputs
-            or (dot.operand or "f32") != tile.dtype
+            or not (self._multiplied(dot, tile.name) == tile.dtype or tile.dtype in EIGHT)
         ):
             return False
         others = [self.tiles[t] for t in (dot.left, dot.right) if t != tile.name]
@@ -198,14 +216,17 @@ class Dots(Folds):
         bodies = (self.k.body, *(x.body for x in operations(self.k.body) if isinstance(x, For)))
         beside = any(op in body and dot in body for body in bodies)
         good = beside and len(others) == len(rows) == len(dot.over) == 1 and rows[0] not in others[0].axes
-        return good and set(tile.axes) == {rows[0], *dot.over} and dot.tile.dtype == "f32"
+        return good and set(tile.axes) == {rows[0], *dot.over} and dot.tile.dtype in ("f32", "i32")
 
     def _shares(self, op: Dot, tile: Tile) -> bool:
         """Whether a tile is the operand that all rows of a dot share: it has the columns, and the other has not."""
         other = self.tiles[op.right if op.left == tile.name else op.left]
-        if other.name == tile.name or op.tile.dtype != "f32" or not op.tile.axes or len(op.over) != 1:
+        known = ("f32", "bf16", "f16", *EIGHT) if op.tile.dtype == "f32" else ("i8", "u8")
+        if other.name == tile.name or not (op.tile.dtype == "f32" or self._of_bytes(op)):
+            return False
+        if not op.tile.axes or len(op.over) != 1:
             return False
         column = op.tile.axes[-1]
         kept = [r for r in op.tile.axes if r != column and r in other.axes]
         good = column in tile.axes and column not in other.axes and bool(kept)
-        return good and set(tile.axes) == {column, op.over[0]} and tile.dtype in ("f32", "bf16", "f16")
+        return good and set(tile.axes) == {column, op.over[0]} and tile.dtype in known

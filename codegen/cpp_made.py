@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..ir.cascade import Access, Expr, tensors_read
+from ..ir.dtypes import DTYPES
 from ..ir.tile import Dot, Load, Map, Store
 from .cpp_dot import PANEL, DotPlan, Dots
 from .cpp_scope import ctype, text_of
@@ -35,23 +36,33 @@ class Makers(Dots):
         tile = op.tile
         written = [x for x in self.readers if not isinstance(x, Store) and x.tile.name == tile.name]
         readers = [x for x in self.readers if tile.name in reads(x)]
-        dots = [x for x in readers if isinstance(x, Dot) and (x.operand or "f32") == tile.dtype and not x.annihilates]
+        dots = [
+            x
+            for x in readers
+            if isinstance(x, Dot) and self._multiplied(x, tile.name) == tile.dtype and not x.annihilates
+        ]
         if len(written) != 1 or not dots or len(dots) != len(readers) or not all(self._shares(x, tile) for x in dots):
             return None
         along, over = dots[0].tile.axes[-1], dots[0].over[0]
         if any(r not in self.axes for x in dots for r in (*x.tile.axes, *x.over)):
             return None
-        plans = [self._dot_plan(x) for x in dots]
-        if any(p is None or (p.n, p.k, p.batch, p.over) != (along, over, (), ()) for p in plans):
+        operands: set[str] = set()
+        for x in dots:
+            plan = self._dot_plan(x)
+            if plan is None or (plan.n, plan.k, plan.batch, plan.over) != (along, over, (), ()):
+                return None
+            operands.add(self._operands(x, plan))
+        if len(operands) > 1:
             return None
         loads = [x for x in self.readers if isinstance(x, Load) and x.tile.name in reads(op) and along in x.tile.axes]
         exprs = [op.expr, *(i for x in loads for i in x.source.indices)]
-        length = period(exprs, over, self.aligned.get(over, 0) or 1)
+        whole = self._of_bytes(dots[0])
+        length = period(exprs, over, self.aligned.get(over, 0) or 1, 4 if whole else 2)
         if length is None or not all(self._direct(x, op, along) for x in loads):
             return None
         if sum(1 for t in reads(op) if t in self.tiles and along in self.tiles[t].axes) != len(loads):
             return None
-        recipe = Recipe(along, over, length, tuple(loads))
+        recipe = Recipe(along, over, length, tuple(loads), operands.pop())
         try:
             for i in range(length):
                 self._made_values(op, recipe, {x.tile.name: "x" for x in loads}, i)
@@ -130,8 +141,9 @@ class Makers(Dots):
                         self.line(f"prefetch(&{self.names('tensor', param.name)}[{later}]);")
                 kept[load.tile.name] = bound[text]
             found = self._made_values(op, recipe, kept, i, words)
-            values.append(found.text if found.wide else f"splat({found.text})")
-        self.line(f"return units<{ctype(op.tile.dtype)}>(")
+            whole = DTYPES[op.tile.dtype].is_integer
+            values.append(found.text if found.wide else f"{'integers' if whole else 'splat'}({found.text})")
+        self.line(f"return units<{recipe.operand}>(")
         for i, text in enumerate(values):
             self.line(f"    {text}{',' if i + 1 < len(values) else ');'}")
         self.close("};")
@@ -156,24 +168,25 @@ class Makers(Dots):
         maker = self.makers.get(plan.right.tile.name)
         if plan.right.tile.name not in self.places and maker is None:
             return
-        key = (plan.right.name, plan.n, plan.k, op.operand or "f32")
+        operand = self._operands(op, plan)
+        key = (plan.right.name, plan.n, plan.k, operand)
         if long != {plan.n, plan.k} or key in self.panels:
             return
         n, k = self.axes[plan.n], self.axes[plan.k]
-        name = self.names("panels", "_".join(key), f"{plan.right.tile.name}_panels")
+        name = self.names(
+            "panels", "_".join((*key[:3], op.operand or plan.right.tile.dtype)), f"{plan.right.tile.name}_panels"
+        )
         units = -(-n.size // PANEL) * PANEL * (k.size + (1 if maker is None else LONGEST))
         self.line(f"char* const {name} = {self._room(4 * units)};")
         self.panels[key] = name
         if maker is not None:
             recipe = self.recipes[plan.right.tile.name]
             assert recipe is not None
-            self.line(
-                f"pack_made<{ctype(op.operand or 'f32')}, {recipe.period}>({maker}, {k.count}, {n.count}, {name});"
-            )
+            self.line(f"pack_made<{operand}, {recipe.period}>({maker}, {k.count}, {n.count}, {name});")
             return
         kind = ctype(plan.right.tile.dtype)
         matrix = self._matrix(plan.right, plan.k, plan.n, "const " + kind)
-        self.line(f"pack<{ctype(op.operand or 'f32')}, {kind}>({matrix}, {k.count}, {n.count}, {name});")
+        self.line(f"pack<{operand}, {kind}>({matrix}, {k.count}, {n.count}, {name});")
 
     def _takes(self, op: Map, dot: Dot) -> bool:
         """Whether a map alone reads the sums of a dot, place by place, so that it may take them from registers."""
@@ -183,7 +196,7 @@ class Makers(Dots):
         readers = [x for x in self.readers if dot.tile.name in reads(x)]
         written = [x for x in self.readers if not isinstance(x, Store) and x.tile.name == dot.tile.name]
         right = plan.right.tile.name
-        ready = right in self.makers or (plan.right.name, plan.n, plan.k, dot.operand or "f32") in self.panels
+        ready = right in self.makers or (plan.right.name, plan.n, plan.k, self._operands(dot, plan)) in self.panels
         if readers != [op] or len(written) != 1 or not ready or set(op.tile.axes) != set(dot.tile.axes):
             return False
         place = self._place(op.tile.name)
@@ -205,7 +218,8 @@ class Makers(Dots):
         # Numbers by value: what is stored through a pointer may change others, which would be read for each vector.
         read = {t for t in tensors_read(op.expr) if t in self.params and not self.params[t].indices}
         numbers = "".join(f", {self.names('tensor', t)}" for t in sorted(read - set(self.k.outputs)))
-        self.open(f"const auto {name} = [&{numbers}](int64_t {m}, int64_t {n}, Vector {sums}) CASTILE_INLINED")
+        kind = "Mask" if self._of_bytes(dot) else "Vector"
+        self.open(f"const auto {name} = [&{numbers}](int64_t {m}, int64_t {n}, {kind} {sums}) CASTILE_INLINED")
         self.line(f"store(&{self._element(op.tile.name)}, {found.text});")
         self.close("};")
         self._dot_call(dot, plan, taken=f"through({name})")

@@ -108,7 +108,7 @@ class Strips(Rows):
             if plan is None:
                 return None
             if loop.rank in (plan.n, plan.k, *plan.over):
-                key = (plan.right.name, plan.n, plan.k, op.operand or "f32")
+                key = (plan.right.name, plan.n, plan.k, self._operands(op, plan))
                 if loop.rank in plan.over or plan.right.tile.name in self.makers or key not in self.panels:
                     return None
         return loop
@@ -150,7 +150,7 @@ class Strips(Rows):
         for key, packed in self.panels.items():
             if rank == key[2]:
                 # They are as high as the whole tile is.
-                self.panels[key] = f"Panels<{ctype(key[3])}>({packed}, {whole.count})"
+                self.panels[key] = f"Panels<{key[3]}>({packed}, {whole.count})"
         parts = self._from(ops, loop, skip) if low is not None else []
         self.axes[rank] = Axis(whole.size, base, count, whole.index)
         return parts
@@ -173,7 +173,7 @@ class Strips(Rows):
                 self.finite[part] = self.finite[place.name]
             for (packed, n, k, operand), text in panels.items():
                 if packed == place.name and rank in (n, k):
-                    all_of_it = text if rank == k else f"Panels<{ctype(operand)}>({text}, {self.axes[k].count})"
+                    all_of_it = text if rank == k else f"Panels<{operand}>({text}, {self.axes[k].count})"
                     start = f"from_column({skip})" if rank == n else f"from_row({skip})"
                     self.panels[part, n, k, operand] = f"{all_of_it}.{start}"
         return parts

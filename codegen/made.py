@@ -23,19 +23,21 @@ LONGEST = 16
 class Recipe:
     """How an operand is made: for ``period`` values of ``over`` at a time, in vectors along ``along``.
 
-    ``direct`` are the loads that are made into it and read by nothing else.
+    ``direct`` are the loads that are made into it and read by nothing else; ``operand`` is the C++ type by which it is
+    multiplied.
     """
 
     along: str
     over: str
     period: int
     direct: tuple[Load, ...]
+    operand: str
 
 
-def period(exprs: list[Expr], rank: str, size: int) -> int | None:
+def period(exprs: list[Expr], rank: str, size: int, least: int = 2) -> int | None:
     """After how many values of a rank its quotients and remainders repeat; None where that is long or does not divide
-    the size of a tile. An even number, as values go in pairs."""
-    found = 2
+    the size of a tile. A multiple of ``least``, as values go in pairs or more."""
+    found = least
     for e in exprs:
         for n in walk(e):
             match n:

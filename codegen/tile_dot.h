@@ -30,12 +30,20 @@ constexpr bool PAIRS = false;
 #endif
 
 template <class Operand>
-using Unit = std::conditional_t<PAIRS<Operand>, uint32_t, float>;
+struct Traits {
+  using Unit = std::conditional_t<PAIRS<Operand>, uint32_t, float>;
+  static constexpr int COUNT = PAIRS<Operand> ? 2 : 1, LEAD = 0;
+};
+template <class A, class B>
+struct Traits<Whole<A, B>> : WholeTraits<Whole<A, B>> {};
+
+template <class Operand>
+using Unit = typename Traits<Operand>::Unit;
 
 // Units along k.
 template <class Operand>
 constexpr int64_t depth(int64_t k) {
-  return PAIRS<Operand> ? (k + 1) / 2 : k;
+  return (k + Traits<Operand>::COUNT - 1) / Traits<Operand>::COUNT;
 }
 
 CASTILE_INLINE void multiply_add(Vector& sum, float x, const float* b) { sum += x * load(b); }
@@ -49,16 +57,17 @@ CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, const uint32_t* b) {
 // Where a dot puts its sums: into a matrix, over what is there or onto it. ``from`` is a place in row i, from column j on:
 // its ``whole`` puts LANES neighbours so many columns further, its ``next`` goes to the row below. ``some`` puts the first
 // ``left`` of LANES neighbours.
+template <class T>
 struct Into {
-  Matrix<float> c;
+  Matrix<T> c;
   bool accumulate;
 
   struct Place {
-    float* at;
+    T* at;
     int64_t row;
     bool accumulate;
 
-    CASTILE_INLINE void whole(int64_t j, Vector x) const { store(at + j, accumulate ? load(at + j) + x : x); }
+    CASTILE_INLINE void whole(int64_t j, Loaded<T> x) const { store(at + j, accumulate ? load(at + j) + x : x); }
     CASTILE_INLINE void next() {
       at += row;
       // Step by step: with all addresses at hand before the sums are, there are too few registers for them.
@@ -66,13 +75,19 @@ struct Into {
     }
   };
   CASTILE_INLINE Place from(int64_t i, int64_t j) const { return {c.data + i * c.row + j, c.row, accumulate}; }
-  CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
-    float* const at = c.data + i * c.row + j;
-    float edge[LANES];
+  CASTILE_INLINE void some(int64_t i, int64_t j, Loaded<T> x, int64_t left) const {
+    T* const at = c.data + i * c.row + j;
+    T edge[LANES];
     store(edge, x);
     for (int64_t l = 0; l < left && l < LANES; ++l) at[l] = accumulate ? at[l] + edge[l] : edge[l];
   }
 };
+template <class T>
+Into(Matrix<T>, bool) -> Into<T>;
+template <class Put>
+constexpr bool TO_MEMORY = false;
+template <class T>
+constexpr bool TO_MEMORY<Into<T>> = true;
 
 // Sums that go from registers into a function of row, column and value; rows of tiles have room for whole vectors.
 template <class F>
@@ -83,11 +98,15 @@ struct Through {
     F take;
     int64_t i, j;
 
-    CASTILE_INLINE void whole(int64_t further, Vector x) const { take(i, j + further, x); }
+    template <class V>
+    CASTILE_INLINE void whole(int64_t further, V x) const {
+      take(i, j + further, x);
+    }
     CASTILE_INLINE void next() { ++i; }
   };
   CASTILE_INLINE Place from(int64_t i, int64_t j) const { return {take, i, j}; }
-  CASTILE_INLINE void some(int64_t i, int64_t j, Vector x, int64_t left) const {
+  template <class V>
+  CASTILE_INLINE void some(int64_t i, int64_t j, V x, int64_t left) const {
     if (left > 0) take(i, j, x);
   }
 };
@@ -101,7 +120,12 @@ CASTILE_INLINE Through<F> through(F take) {
 template <int ROWS, int VECTORS, class Put, class U>
 CASTILE_APART void dot_block(const Put& put, int64_t i0, int64_t j0, const U* a, int64_t a_row, int64_t a_column,
                              const U* b, int64_t b_row, int64_t k_n) {
-  Vector sum[ROWS][VECTORS] = {};
+  SumOf<U> sum[ROWS][VECTORS];
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = spread(first_of(a + i * a_row));
+  }
   for (int64_t k = 0; k < k_n; ++k) {
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
@@ -140,7 +164,7 @@ inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int6
   constexpr int64_t COLUMNS = VECTORS * LANES;
   // Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
   // for a function takes the compiler as long as the rest of a kernel.
-  constexpr bool to_memory = std::is_same_v<Put, Into>;
+  constexpr bool to_memory = TO_MEMORY<Put>;
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
@@ -149,8 +173,8 @@ inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int6
       if constexpr (to_memory) dot_rows<VECTORS>(put, i, j, rows, ai, a_row, a_column, b, b_row, k);
       else dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, ai, a_row, a_column, b, b_row, k);
     } else {
-      float edge[BLOCK_ROWS * COLUMNS];
-      dot_rows<VECTORS>(Into{{edge, COLUMNS, 1}, false}, 0, 0, rows, ai, a_row, a_column, b, b_row, k);
+      Element<U> edge[BLOCK_ROWS * COLUMNS];
+      dot_rows<VECTORS>(Into<Element<U>>{{edge, COLUMNS, 1}, false}, 0, 0, rows, ai, a_row, a_column, b, b_row, k);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < width; c += LANES) put.some(i + r, j + c, load(&edge[r * COLUMNS + c]), width - c);
       }
@@ -173,11 +197,12 @@ CASTILE_INLINE uint32_t pair(T low, T high) {
 }
 
 #if defined(__AVX512F__)
-// into[j * PANEL + i] = from[i * row + j] for 16 x 16 words.
-inline void transpose(const void* from, int64_t row_bytes, uint32_t* into) {
+// into[j * PANEL + i] = from[i * row + j] for 16 x 16 words, of which ``read`` gives a row.
+template <class B, class F>
+CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, F read) {
   __m512i a[16], b[16];
   CASTILE_UNROLL
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * row_bytes);
+  for (int i = 0; i < 16; ++i) a[i] = read(from + i * row);
   CASTILE_UNROLL
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -220,9 +245,10 @@ struct BesideOrder {
     }
   }
 };
-CASTILE_INLINE Beside beside(const bf16* low, const bf16* high) {
+template <class B>
+CASTILE_INLINE Beside beside(const B* low, const B* high) {
   static constexpr BesideOrder ORDER;
-  const __m512i a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+  const __m512i a = halves_of(low), b = halves_of(high);
   return {_mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[0]), b),
           _mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[1]), b)};
 }
@@ -234,24 +260,38 @@ constexpr int64_t PACK_AHEAD = 16;
 // One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
 template <class Operand, class B>
 inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* panel) {
-  constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
+  [[maybe_unused]] constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
   int64_t done = 0;  // units along k
 #if defined(__AVX512F__)
   // Columns that lie along k: their words go by squares of 16.
-  if constexpr (AS_IT_IS && (PAIRS<Operand> || sizeof(B) == 4)) {
-    if (b.row == 1 && width % 16 == 0) {
-      constexpr int64_t PER_WORD = 4 / sizeof(B);
-      for (; done + 16 <= k / PER_WORD; done += 16) {
-        for (int64_t q = 0; q < width; q += 16) {
-          transpose(b.data + done * PER_WORD + q * b.column, b.column * int64_t(sizeof(B)),
-                    reinterpret_cast<uint32_t*>(panel) + done * PANEL + q);
-        }
+  const auto by_squares = [&](auto read) {
+    constexpr int64_t COUNT = Traits<Operand>::COUNT;
+    if (b.row != 1 || width % 16 != 0) return;
+    for (; (done + 16) * COUNT <= k; done += 16) {
+      for (int64_t q = 0; q < width; q += 16) {
+        uint32_t* const into = reinterpret_cast<uint32_t*>(panel) + done * PANEL + q;
+        transpose(b.data + done * COUNT + q * b.column, b.column, into, read);
       }
     }
-  }
+  };
+  (void)by_squares;
+  if constexpr (AS_IT_IS && sizeof(B) == 4) by_squares([](const B* p) CASTILE_INLINED { return _mm512_loadu_si512(p); });
 #endif
 #if defined(__AVX512BF16__)
-  if constexpr (AS_IT_IS && PAIRS<Operand>) {
+  if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) by_squares([](const B* p) CASTILE_INLINED { return halves_of(p); });
+#endif
+  if constexpr (IS_WHOLE<Operand>) {
+#if defined(__AVX512F__)
+    if constexpr (Traits<Operand>::COUNT == 4) {
+      constexpr uint32_t RAISED_BY = Traits<Operand>::IS_RAISED ? RAISE : 0;
+      by_squares([](const B* p) CASTILE_INLINED { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(RAISED_BY))); });
+    }
+#endif
+    uint32_t* const into = reinterpret_cast<uint32_t*>(panel);
+    pack_whole<Operand, B>(b.data, b.row, b.column, done, k, width, PANEL, into);
+  } else {
+#if defined(__AVX512BF16__)
+  if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) {
     if (b.column == 1 && width == PANEL) {
       for (; done < k / 2; ++done) {
         const B* const low = b.data + 2 * done * b.row;
@@ -286,7 +326,7 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
     });
     for (int64_t q = width; q < PANEL; ++q) into[q] = 0;
   }
-  (void)AS_IT_IS;
+  }
 }
 
 // B[k, n] as panels, one after another.
@@ -316,13 +356,35 @@ CASTILE_INLINE void along_memory(int64_t column, int64_t m, int64_t k, F body) {
 // A as the micro-kernel reads it: where it lies if its rows lie along k and need no change, else copied.
 template <class Operand, class A>
 inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
-  if constexpr (PAIRS<Operand>) {
+  if constexpr (IS_WHOLE<Operand>) {
+    using W = Traits<Operand>;
+    using U = Unit<Operand>;
+    const bool in_words = a.column == 1 && a.row % 4 == 0 && k % 4 == 0 && reinterpret_cast<uintptr_t>(a.data) % 4 == 0;
+    if (W::COUNT == 4 && !W::IS_RAISED && in_words) return {reinterpret_cast<const U*>(a.data), a.row / 4, 1};
+    const int64_t width = depth<Operand>(k) + W::LEAD;
+    copy_whole<Operand, A>(a.data, a.row, a.column, m, k, width, reinterpret_cast<uint32_t*>(copy));
+    return {reinterpret_cast<const U*>(copy) + W::LEAD, width, 1};
+  } else if constexpr (PAIRS<Operand>) {
     const bool in_words = a.row % 2 == 0 && k % 2 == 0 && reinterpret_cast<uintptr_t>(a.data) % sizeof(uint32_t) == 0;
     if (std::is_same_v<A, Operand> && a.column == 1 && in_words) {
       return {reinterpret_cast<const uint32_t*>(a.data), a.row / 2, 1};
     }
     const int64_t n = depth<Operand>(k);
     uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
+#if defined(__AVX512BF16__)
+    if constexpr (IN_BF16<A>) {
+      if (a.column == 1) {
+        for (int64_t i = 0; i < m; ++i) {
+          const A* const from = a.data + i * a.row;
+          int64_t p = 0;
+          for (; p + 2 * LANES <= k; p += 2 * LANES) _mm512_storeu_si512(into + i * n + p / 2, halves_of(from + p));
+          for (; p + 1 < k; p += 2) into[i * n + p / 2] = pair<Operand>(from[p], from[p + 1]);
+          if (p < k) into[i * n + p / 2] = to<Operand>(from[p]).raw;
+        }
+        return {into, n, 1};
+      }
+    }
+#endif
     along_memory(a.column, m, k / 2, [&](int64_t i, int64_t p, auto column) {
       const A* const from = a.data + i * a.row + 2 * p * column;
       into[i * n + p] = pair<Operand>(from[0], from[column]);

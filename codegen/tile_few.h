@@ -237,8 +237,8 @@ inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 
 // As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats. If
 // ORDERED, a row's sums are taken as they are among many rows, even where there are few.
-template <class Operand, class A, class B, bool ORDERED = false>
-inline void dot(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
+template <class Operand, class A, class B, bool ORDERED = false, class C>
+inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k, bool accumulate,
                 float* local) {
   using U = Unit<Operand>;
   if constexpr (READS_AS_IT_IS<Operand, B> && !ORDERED) {

@@ -58,6 +58,39 @@ CASTILE_INLINE Words pairs(Field<A, BITS, V> low, Field<B, BITS, W> high) {
 }
 #endif
 
+// Four fields of one word, a byte each.
+template <int A, int B, int C, int D, int BITS, int WORD>
+CASTILE_INLINE Words beside(Field<A, BITS, WORD> a, Field<B, BITS, WORD> b, Field<C, BITS, WORD> c, Field<D, BITS, WORD> d) {
+#if defined(__AVX512VBMI__)
+  if constexpr (BITS <= 8) {
+    constexpr int64_t AT = A | B << 8 | C << 16 | int64_t(D) << 24;
+    const __m512i places = _mm512_set1_epi64(AT | (AT + 0x20202020) << 32);
+    return (Words)_mm512_multishift_epi64_epi8(places, (__m512i)a.word) & (a.MASK * 0x01010101u);
+  }
+#endif
+  return beside(integers(a), integers(b), integers(c), integers(d));
+}
+template <class A, class B, class C, class D>
+CASTILE_INLINE Words beside(A a, B b, C c, D d) {
+  return beside(integers(a), integers(b), integers(c), integers(d));
+}
+
+template <class Operand, int I, class U>
+CASTILE_INLINE void fill_whole(U&) {}
+template <class Operand, int I, class U, class A, class B, class C, class D, class... Rest>
+CASTILE_INLINE void fill_whole(U& units, A a, B b, C c, D d, Rest... rest) {
+  using W = Traits<Operand>;
+  if constexpr (W::COUNT == 4) {
+    units.data[I] = beside(a, b, c, d) ^ (W::IS_RAISED ? RAISE : 0u);
+  } else if constexpr (W::COUNT == 2) {
+    units.data[I] = beside(integers(a), integers(b)), units.data[I + 1] = beside(integers(c), integers(d));
+  } else {
+    units.data[I] = beside(integers(a)), units.data[I + 1] = beside(integers(b));
+    units.data[I + 2] = beside(integers(c)), units.data[I + 3] = beside(integers(d));
+  }
+  fill_whole<Operand, I + 4 / W::COUNT>(units, rest...);
+}
+
 template <class Operand, int I, class U, class A, class... Rest>
 CASTILE_INLINE void fill_units(U& units, A a, Rest... rest) {
   units.data[I] = floats(a);
@@ -71,10 +104,15 @@ CASTILE_INLINE void fill_pairs(U& units, A a, B b, Rest... rest) {
 }
 #endif
 
-// Values of neighbouring rows, an even number, as units.
+// Values of neighbouring rows as units: an even number, of bytes a multiple of four.
 template <class Operand, class First, class... Rest>
 CASTILE_INLINE auto units(First first, Rest... rest) {
   constexpr int COUNT = 1 + sizeof...(rest);
+  if constexpr (IS_WHOLE<Operand>) {
+    Units<Words, COUNT / Traits<Operand>::COUNT> made;
+    fill_whole<Operand, 0>(made, first, rest...);
+    return made;
+  } else
 #if defined(__AVX512BF16__)
   if constexpr (PAIRS<Operand>) {
     Units<Words, COUNT / 2> made;
@@ -144,9 +182,9 @@ inline void dot_packed_made(Put put, Matrix<const A> a, const void* panels, int6
 // BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Two
 // vectors go side by side, as a sum waits for itself; the order of each is that of `dot_block`.
 template <int ROWS, int BLOCKS, int PERIOD, int VECTORS, class U, class Make>
-CASTILE_INLINE void add_made(Matrix<float> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t j, int64_t n) {
+CASTILE_INLINE void add_made(Matrix<Element<U>> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t j, int64_t n) {
   constexpr int DEPTH = Made<Make>::DEPTH;
-  Vector sum[ROWS][VECTORS];
+  SumOf<U> sum[ROWS][VECTORS];
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     CASTILE_UNROLL
@@ -172,17 +210,17 @@ CASTILE_INLINE void add_made(Matrix<float> c, const U* a, int64_t a_row, Make ma
 }
 
 template <int ROWS, int BLOCKS, int PERIOD, class U, class Make>
-inline void add_blocks(Matrix<float> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t n) {
+inline void add_blocks(Matrix<Element<U>> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t n) {
   int64_t j = 0;
   for (; j + 2 * LANES <= n; j += 2 * LANES) add_made<ROWS, BLOCKS, PERIOD, 2>(c, a, a_row, make, k, j, n);
   for (; j < n; j += LANES) add_made<ROWS, BLOCKS, PERIOD, 1>(c, a, a_row, make, k, j, n);
 }
 
 template <int ROWS, class Operand, int PERIOD, class Make>
-inline void dot_few_made(Matrix<float> c, const Unit<Operand>* a, int64_t a_row, Make make, int64_t n,
+inline void dot_few_made(Matrix<Element<Unit<Operand>>> c, const Unit<Operand>* a, int64_t a_row, Make make, int64_t n,
                          int64_t k) {
   constexpr int STEPS = 4, DEPTH = Made<Make>::DEPTH;
-  for (int i = 0; i < ROWS; ++i) std::fill_n(c.data + i * c.row, c.row, 0.0f);
+  for (int i = 0; i < ROWS; ++i) std::fill_n(c.data + i * c.row, c.row, first_of(a + i * a_row));
   int64_t p = 0;
   for (; p + STEPS * PERIOD <= k; p += STEPS * PERIOD)
     add_blocks<ROWS, STEPS, PERIOD>(c, a + p / PERIOD * DEPTH, a_row, make, p, n);
@@ -197,7 +235,12 @@ template <int ROWS, int VECTORS, int PERIOD, class Put, class U, class Make>
 CASTILE_INLINE void dot_made_columns(const Put& put, const U* a, int64_t a_row, Make make, int64_t j, int64_t n,
                                      int64_t k) {
   constexpr int DEPTH = Made<Make>::DEPTH;
-  Vector sum[ROWS][VECTORS] = {};
+  SumOf<U> sum[ROWS][VECTORS];
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    CASTILE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = spread(first_of(a + i * a_row));
+  }
   for (int64_t p = 0; p < k; p += PERIOD) {
     CASTILE_UNROLL
     for (int v = 0; v < VECTORS; ++v) {
@@ -230,11 +273,12 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
   using U = Unit<Operand>;
   if (m <= FEW_BLOCK) {
     // Rows of A with zeros after them, as the last block of B goes beyond k.
-    const int64_t width = height<Operand, PERIOD>(k);
+    constexpr int LEAD = Traits<Operand>::LEAD;
+    const int64_t width = height<Operand, PERIOD>(k) + LEAD;
     const int64_t c_row = tiles(n, LANES) * LANES;
-    const Matrix<float> c = {local, c_row, 1};
+    const Matrix<Element<U>> c = {reinterpret_cast<Element<U>*>(local), c_row, 1};
     float* const rest = local + m * c_row;
-    U* const copy = reinterpret_cast<U*>(rest);
+    U* const copy = reinterpret_cast<U*>(rest) + LEAD;
     const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
     if (n <= FEW_WIDE && k % PERIOD == 0 && rows.column == 1) {
       switch (m) {
@@ -246,7 +290,9 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
       return;
     }
     for (int64_t i = 0; i < m; ++i) {
-      for (int64_t p = 0; p < width; ++p) copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U(0);
+      for (int64_t p = -LEAD; p < width - LEAD; ++p) {
+        copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U{};
+      }
     }
     switch (m) {
       case 1: dot_few_made<1, Operand, PERIOD>(c, copy, width, make, n, k); break;

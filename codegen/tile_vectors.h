@@ -50,6 +50,7 @@ CASTILE_INLINE Mask load(const int8_t* p) {
   return __builtin_convertvector(b, Mask);
 }
 CASTILE_INLINE void store(uint32_t* p, Words x) { *reinterpret_cast<WordsInMemory*>(p) = x; }
+CASTILE_INLINE void store(int32_t* p, Mask x) { *reinterpret_cast<MaskInMemory*>(p) = x; }
 CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
 // The nearest bf16, as f32.
 CASTILE_INLINE Vector rounded(Vector x) {
@@ -225,6 +226,12 @@ CASTILE_INLINE Vector floats(Field<SHIFT, BITS, WORD> x) {
   else return floats(value);
 }
 
+template <int SHIFT, int BITS, int WORD>
+CASTILE_INLINE Mask integers(Field<SHIFT, BITS, WORD> x) {
+  return (Mask)(x.word >> SHIFT & x.MASK);
+}
+CASTILE_INLINE Mask integers(int32_t x) { return Mask{} + x; }
+
 // base, base + step, ...
 __attribute__((noinline, cold)) Vector far_lanes_from(int64_t base, int64_t step) {
   Vector x;
@@ -331,6 +338,9 @@ CASTILE_INLINE Vector exp2(Vector x) {
   const Vector n = (x + ROUNDER) - ROUNDER;
   return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
 }
+
+// Powers of two, exact.
+CASTILE_INLINE Vector exp2(Mask n) { return scale_by(splat(1.0f), clamp(floats(n), -151.0f, 129.0f)); }
 
 CASTILE_INLINE Vector sigmoid(Vector x) {
   const Vector e = exp(-abs(x));

@@ -136,11 +136,24 @@ class Lanes:
             if e.op == "div" and not b.wide and not self.exact:
                 return Text(f"divide({a.text}, {b.text})", ATOM, True)
             return Text(f"{a.at(left)} {sign} {b.at(right)}", level, True)
+        if e.op == "exp2" and (whole := self._whole(e.args[0])) is not None:
+            return Text(f"exp2({whole.text})", ATOM, True)
         if e.op in _CALLS:
             args = [self.value(x) for x in e.args]
             several = len(args) > 1
             return Text(f"{e.op}({', '.join(_wide(x) if several else x.text for x in args)})", ATOM, True)
         raise NotVectors
+
+    def _whole(self, e: Expr) -> Text | None:
+        """Integers, perhaps on their way to a float, in lanes of i32; None where that is none of them."""
+        inner = e.arg if isinstance(e, Cast) and e.dtype == "f32" else e
+        if not self.varies(inner) or not DTYPES[settle(self.checker.infer(inner))].is_integer:
+            return None
+        try:
+            found = self.integer(inner)
+        except NotVectors:
+            return None
+        return found if found.kind == "Mask" else None
 
     def integer(self, e: Expr) -> Text:
         """Integers in lanes of 32 bits, which provably hold them, whatever type they have; raises `NotVectors`."""
@@ -184,11 +197,12 @@ class Lanes:
             return "Words"
         raise NotVectors
 
-    def field(self, e: Expr) -> Text:
-        """A value, or neighbouring bits of words by their place, of which a pair may be made at once."""
+    def field(self, e: Expr, whole: bool = False) -> Text:
+        """A value, an integer if it is to be ``whole``, or neighbouring bits of words by their place, of which several
+        may be made at once."""
         match e:
             case Cast(dtype="f32" | "bf16" | "i32" | "i64" | "u32", arg=Call(op="and") as arg):
-                return self.field(arg)
+                return self.field(arg, whole)
             case Call(op="and", args=(x, Const(value=int() as mask))) if mask > 0 and not mask & (mask + 1):
                 shift, word = 0, x
                 match x:
@@ -200,7 +214,7 @@ class Lanes:
                     text = _as("Words", self.integer(word)).text
                     which = self.words.setdefault(text, len(self.words))
                     return Text(f"Field<{shift}, {mask.bit_length()}, {which}>{{{text}}}", ATOM, True)
-        return self.value(e)
+        return self.integer(e) if whole else self.value(e)
 
     def condition(self, e: Expr) -> Text:
         """A mask of lanes, or a bool where it is the same for all."""

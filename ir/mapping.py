@@ -51,6 +51,9 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("resident", "cpu", (0, 1024, 4096, 16384), 0, "rows and depths of one tile stay whole up to this"),
             Knob("through", "cpu", (0, 1), 0, "outputs are stored past the caches"),
             Knob("apart", "cpu", (0, 1), 0, "what a tile of a contraction's summed ranks shares leaves its product"),
+            Knob(
+                "narrow", "cpu", (0, 1), 0, "products of bytes and 8-bit floats are made in types that just hold them"
+            ),
             Knob("meet", "cpu", (0, 1), 0, "loops go from the first to the last of data that can be equal"),
             Knob("group", "all", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
             Knob("join", "all", (0, 1), 0, "sums over one rank that need the same inner reductions are one kernel"),

@@ -14,7 +14,7 @@ from ..ir.cascade import Call, Const, Rank, free_ranks, tensors_read
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import scoped_sizes, tile_bytes
 from ..ir.mapping import Mapping as TileMapping
-from ..ir.tile import Dot, Fold, For, Load, Op, Store, TileKernel, operations, tiles_of
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations, tiles_of
 from .fuse import ON_CHIP
 
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
@@ -38,6 +38,10 @@ FEW, FEWEST, WIDE, SHALLOW = 16, 4, 512, 64
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
 # and for more, as what is done once for a row and group is to be little beside its products, and rows.
 GROUP, WIDEST, BROAD, TALL = 64, 2048, 512, 256
+
+# The same where there is no contraction but for that: the least group; rows and columns, whose sums stay in the nearest
+# cache as each group adds to them.
+LEAST, NEAR = 16, (96, 128)
 
 # Bytes of the largest tile.
 LARGEST = 1 << 22
@@ -87,13 +91,22 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
     found: dict[str, int] = {}
     for k in kernels:
         grid = {g.rank for g in k.grid}
-        for op in (x for x in operations(k.body) if isinstance(x, Dot) and x.accumulate and x.tile.axes):
-            groups = [n for r in op.over for n in _quotients(k, r) if GROUP <= n <= DEPTH]
+        for op in (
+            x for x in operations(k.body) if isinstance(x, Dot | Fold) and x.accumulate and len(x.tile.axes) > 1
+        ):
+            if isinstance(op, Fold) and op.op != "sum":
+                continue
+            least = GROUP if isinstance(op, Dot) else LEAST
+            groups = [n for r in op.over for n in _quotients(k, r) if least <= n <= DEPTH]
             if not groups or len(op.over) != 1:
                 continue
             *rows, column = op.tile.axes
             few = all(extents.get(r, 0) <= FEWEST for r in rows)
             found[op.over[0]] = min(groups)
+            if isinstance(op, Fold):
+                near = dict.fromkeys(rows, NEAR[0]) | {column: NEAR[1]}
+                found |= {r: min(n, _up(extents[r])) for r, n in near.items() if r in grid and r in extents}
+                continue
             found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
             if column in grid and extents.get(column, 0) > ON_CHIP:
                 found[column] = min(WIDEST if few else BROAD, _up(extents[column]))
@@ -156,9 +169,9 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
     found: dict[str, int] = {}
     loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
     # Dots nested in a loop with other work: the tile between them is to stay near.
-    streamed = any(isinstance(op, Dot) and not op.accumulate for op in operations(k.body))
     dots = [op for op in operations(k.body) if isinstance(op, Dot)]
-    narrow = all(op.operand is not None for op in dots)
+    streamed = not all(_accumulates(op, k) for op in dots)
+    narrow = all(width(op, k) < 4 for op in dots)
     for op in dots:
         if not op.tile.axes:
             continue
@@ -190,13 +203,13 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
 
 def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[str, int]) -> dict[str, int]:
     """The tiles of a contraction where a panel of its whole depth is small enough; ``found`` are those without."""
-    depth, column, size = op.over[0], op.tile.axes[-1], 4 if op.operand is None else 2
+    depth, column, size = op.over[0], op.tile.axes[-1], width(op, k)
     loops = [x for x in k.body if isinstance(x, For) and op in x.body]
     alone = len(op.over) == len(loops) == 1 and loops[0].rank == depth and loops[0].phase == "all"
     if not alone or depth not in extents or column not in extents:
         return {}
     deep = size * max(1, extents[depth])
-    same = {p.name for p in k.tensors if p.dtype == (op.operand or "f32")}
+    same = {p.name for p in k.tensors if p.dtype in (("i8", "u8") if size == 1 else (op.operand or "f32",))}
     loads = [x for x in operations(k.body) if isinstance(x, Load) and x.tile.name in (op.left, op.right)]
     loads = [x for x in loads if x.source.tensor in same]
     along = [x for x in loads if column not in x.tile.axes and x.source.indices[-1] == Rank(depth)]
@@ -210,9 +223,23 @@ def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[st
 
 def whole_depth(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int]) -> int:
     """The greatest extent of a rank that contractions loop over and of which one tile has it all; 0 if none has."""
-    loops = [(x.rank, op) for k in kernels for x in k.body if isinstance(x, For) for op in x.body]
-    depths = {r for r, op in loops if isinstance(op, Dot) and op.accumulate and op.over == (r,)}
+    loops = [(x.rank, op, k) for k in kernels for x in k.body if isinstance(x, For) for op in x.body]
+    depths = {r for r, op, k in loops if isinstance(op, Dot) and _accumulates(op, k) and op.over == (r,)}
     return max((extents[r] for r in depths if 1 < extents.get(r, 0) <= tiles.get(r, 0)), default=0)
+
+
+def width(op: Dot, k: TileKernel) -> int:
+    """Bytes of an element as a contraction multiplies it."""
+    if op.operand is not None:
+        return 2
+    tiles = tiles_of(k)
+    return max(DTYPES[tiles[t].dtype].bits // 8 if DTYPES[op.tile.dtype].is_integer else 4 for t in (op.left, op.right))
+
+
+def _accumulates(op: Dot, k: TileKernel) -> bool:
+    """Whether the sums of a contraction are added up: where they are made, or in the map that takes them up."""
+    maps = [x for x in operations(k.body) if isinstance(x, Map) and op.tile.name in tensors_read(x.expr)]
+    return op.accumulate or (op.tile.dtype == "i32" and any(x.tile.name in tensors_read(x.expr) for x in maps))
 
 
 def _banded(k: TileKernel) -> bool:

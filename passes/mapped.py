@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from ..ir.cascade import Access, Call, Cascade, Const, Expr, Rank, free_ranks, walk
+from ..ir.cascade import Access, Call, Cascade, Const, Expr, Rank, free_ranks, tensors_read, walk
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import bindings, resolve, shape_of
 from ..ir.mapping import KNOBS as CHOICES
 from ..ir.mapping import Mapping
-from ..ir.tile import TileKernel
+from ..ir.tile import Dot, TileKernel, operations
 from ..ir.types import tensor_types
 from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
 from .defaults_gpu import KNOBS, gpu_mapping, relieved
@@ -76,6 +76,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         join=bool(mapping.knob("join")),
         scatter=bool(mapping.knob("scatter")),
         apart=bool(mapping.knob("apart")),
+        narrow=bool(mapping.knob("narrow")),
         meet=bool(mapping.knob("meet")),
         splits=mapping.splits,
     )
@@ -201,18 +202,21 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         # What merges the pieces has kernels of its own.
         return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
     begin = replace(CPU, knobs={**CPU.knobs, "meet": 1}) if _compares(c) else CPU
+    begin = _narrowed(c, begin, extents)
     plain = mapped(c, begin, extents)
     types = tensor_types(c)
     written = sum(prod(shape_of(c, o, extents)) * DTYPES[types[o]].bits // 8 for o in c.outputs)
     knobs = {**begin.knobs, "through": int(written >= CACHED_BYTES)}
     known = {r: n for r, n in extents.items() if r in c.ranks}
     tiles = cpu_tiles(plain.kernels, known)
+    if (groups := _contracted(c, plain.kernels, replace(begin, knobs=knobs), extents)) is not None:
+        return groups
     rows = longest_row(plain.kernels, plain.sizes)
     if 1 < rows <= RESIDENT:
         return Mapping("none", tiles=tiles, knobs={**knobs, "resident": RESIDENT})
     if repeats(plain.kernels, tiles, known) > 1 and (apart := _as_written(c, known)) is not None:
         return _kept(c, shrunk(replace(apart, knobs=knobs), lambda m: mapped(c, m, extents).kernels), extents)
-    found = _apart(c, plain.kernels, replace(CPU, tiles=tiles, knobs=knobs), extents)
+    found = _apart(c, plain.kernels, replace(begin, tiles=tiles, knobs=knobs), extents)
     found = shrunk(found, lambda m: mapped(c, m, extents).kernels)
     found = _scattered(c, plain.kernels, found, extents)
     found = _in_pieces(c, plain.kernels, found, extents, TASKS)
@@ -233,6 +237,15 @@ def _compares(c: Cascade) -> bool:
     """Whether something hangs on two elements of tensors being equal."""
     nodes = (n for e in c.einsums for n in walk(e.expr))
     return any(isinstance(n, Call) and n.op == "eq" and all(isinstance(a, Access) for a in n.args) for n in nodes)
+
+
+def _narrowed(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+    """The mapping with products of short numbers made in types that just hold them, if there are such."""
+    types = tensor_types(c)
+    if all(DTYPES[types[t]].bits > 8 for e in c.einsums for t in tensors_read(e.expr)):
+        return mapping
+    found = replace(mapping, knobs={**mapping.knobs, "narrow": 1})
+    return found if mapped(c, found, extents).kernels != mapped(c, mapping, extents).kernels else mapping
 
 
 def _as_written(c: Cascade, extents: Dict[str, int]) -> Mapping | None:
@@ -274,6 +287,21 @@ def _apart(c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extent
     found = replace(mapping, tiles={**mapping.tiles, **groups}, knobs={**mapping.knobs, "apart": 1})
     plain = replace(found, knobs={**found.knobs, "apart": 0})
     return found if mapped(c, found, extents).kernels != mapped(c, plain, extents).kernels else mapping
+
+
+def _contracted(
+    c: Cascade, kernels: tuple[TileKernel, ...], mapping: Mapping, extents: Dict[str, int]
+) -> Mapping | None:
+    """The mapping of what becomes a contraction only as factors leave it that groups of a summed rank share."""
+    if any(isinstance(op, Dot) for k in kernels for op in operations(k.body)):
+        return None
+    found = _apart(c, kernels, mapping, extents)
+    if found == mapping:
+        return None
+    found = _narrowed(c, found, extents)
+    made = mapped(c, found, extents).kernels
+    good = any(isinstance(op, Dot) for k in made for op in operations(k.body))
+    return shrunk(found, lambda m: mapped(c, m, extents).kernels) if good else None
 
 
 def _in_pieces(

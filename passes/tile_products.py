@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import prod
 
 from ..ir.cascade import Access, Call, Const, Expr, Reduce
 from ..ir.dtypes import DTYPES
 from ..ir.spans import span
 from ..ir.tile import Dot, Fold, Map, Tile
 from ..ir.types import settle
-from .apart import apart
+from .apart import Apart, apart
 from .tile_loops import Loops
 
 
@@ -24,8 +25,9 @@ class Pair:
     operand: str | None
 
 
-# The integers up to which bf16 holds all.
+# The integers up to which bf16 holds all, and the floats.
 SMALL = 256
+EIGHT = ("f8e4m3", "f8e5m2")
 
 
 class Products(Loops):
@@ -37,6 +39,12 @@ class Products(Loops):
         """The two operands of a contraction, as tiles; None where the product does not fall apart into two."""
         if guard is not None or (outer is None and not DTYPES[self._reduced_type(e)].is_float):
             return None
+        return self._pair(e, outer, mask)
+
+    def _pair(
+        self, e: Reduce, outer: Iterable[str] | None = None, mask: Expr | None = None, whole: bool = False
+    ) -> Pair | None:
+        """The two operands of a product that no guard limits; of integers, ``whole``, as bytes."""
         factors = factors_of(e.arg)
         over = frozenset(e.ranks)
         scope = frozenset().union(*(f.ranks for f in self.frames)) - over
@@ -62,22 +70,27 @@ class Products(Loops):
             return None
         if not all(over <= frozenset().union(*map(self._varies, part)) for part in (left, right)):
             return None
-        result = (frozenset(outer) if outer is not None else self._outer(e, guard)) & wide
+        result = (frozenset(outer) if outer is not None else self._outer(e, None)) & wide
         if mine | theirs != result:
             return None
+        if whole:
+            if any(self._byte(multiplied(part)) is None for part in (left, right)):
+                return None
+            whole_left, whole_right = self._bytes("left", left), self._bytes("right", right)
+            return Pair(whole_left, whole_right, None) if whole_left is not None and whole_right is not None else None
         operand = self._operand((left, right), result)
         names = []
         for base, part in (("left", left), ("right", right)):
             narrow = self._narrow(part)
             if operand is not None and narrow is not None and not (mask is not None and base == "left"):
-                access = self._access(narrow, guard, self.types[narrow.tensor])
+                access = self._access(narrow, None, self.types[narrow.tensor])
                 assert isinstance(access, Access)
                 names.append(access.tensor)
                 continue
             e_part = multiplied(part)
-            value = self.value(e_part, guard)
+            value = self.value(e_part, None)
             if mask is not None and base == "left":
-                value = Call("where", (self.value(mask, guard), value, Const(0.0)))
+                value = Call("where", (self.value(mask, None), value, Const(0.0)))
             plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
             made = not isinstance(e_part, Access) or e_part.tensor not in self.c.param_of
             if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
@@ -85,6 +98,33 @@ class Products(Loops):
             assert isinstance(value, Access)
             names.append(value.tensor)
         return Pair(names[0], names[1], operand)
+
+    def _bytes(self, base: str, part: Sequence[Expr]) -> str | None:
+        """The tile of an operand that is whole numbers of 8 bits; None where it is none."""
+        kind = self._byte(multiplied(part), base == "left")
+        if kind is None:
+            return None
+        e = part[0]
+        value: Expr | None = None
+        if (
+            len(part) == 1
+            and isinstance(e, Access)
+            and e.indices
+            and not {e.tensor} & (self.local.keys() | self.results)
+        ):
+            value = self._access(e, None, kind) if self.types[e.tensor] == kind else None
+        if value is None:
+            value = self._operand_tile(base, self.value(multiplied(part), None), kind)
+        assert isinstance(value, Access)
+        return value.tensor
+
+    def _byte(self, e: Expr, signed: bool = False) -> str | None:
+        """The type of 8 bits that holds an integer, a signed one if it may be: machines like one of each kind."""
+        found = span(e, self.checker)
+        for kind in ("i8", "u8") if signed else ("u8", "i8"):
+            if found is not None and DTYPES[kind].lowest <= found[0] and found[1] <= DTYPES[kind].highest:
+                return kind
+        return None
 
     def _kept(self, e: Expr) -> str:
         """The type in which a tile is kept."""
@@ -109,7 +149,8 @@ class Products(Loops):
         e = part[0]
         if len(part) != 1 or not isinstance(e, Access) or e.tensor in self.local or e.tensor in self.results:
             return None
-        return e if self.types[e.tensor] in ("bf16", "f16") and e.indices else None
+        short = ("bf16", "f16", *(EIGHT if self.tiling.narrow else ()))
+        return e if self.types[e.tensor] in short and e.indices else None
 
     def _operand(self, parts: Iterable[list[Expr]], result: frozenset[str]) -> str | None:
         """The type to which a contraction rounds its operands: that of both, or bf16 where one is, if that is allowed.
@@ -118,11 +159,50 @@ class Products(Loops):
         """
         narrow = [self._narrow(p) for p in parts]
         types = {self.types[n.tensor] if n is not None else None for n in narrow}
+        if types & {*EIGHT}:
+            # bf16 holds all of these.
+            return "bf16" if types <= {"bf16", *EIGHT} else None
         if len(types) == 1:
             return types.pop()
         if "bf16" not in types or "f16" in types or self.c.numerics == "strict":
             return None
         return "bf16"
+
+    def _sum_of_bytes(self, e: Reduce, over: tuple[str, ...], total: Tile | None = None) -> Expr | None:
+        """The sum of a tile's products of whole numbers of 8 bits, which is exact in i32; None where it is none.
+
+        Where it can be, it is added to ``total``, and that is given.
+        ``Σ A[k] * (U[k] - 1) = Σ A[k] * U[k] - Σ A[k]``: what does not vary over the tile is taken out.
+        """
+        if not self.tiling.narrow or e.op != "sum" or self._reduced_type(e) not in ("i32", "i64"):
+            return None
+        ranks = frozenset(over)
+        factors = factors_of(e.arg)
+        found = apart(factors, lambda f: bool(self._varies(f) & ranks), lambda _: True) or Apart((), tuple(factors))
+        spans = [span(multiplied(x), self.checker) for x in (found.inside, found.others) if x]
+        most = prod(self.sizes[r] for r in over) * max(1, *(max(-s[0], s[1]) for s in spans if s is not None))
+        if None in spans or most >= 1 << 31:
+            return None
+        pair = self._pair(replace(e, args=(multiplied(found.inside),)), whole=True)
+        if pair is None:
+            return None
+        ops = self.frames[-1].ops
+        if total is not None and total.dtype == "i32" and found == Apart((), tuple(factors)):
+            ops.append(Dot(total, pair.left, pair.right, over, True))
+            return Access(total.name)
+        depends = self._depends(Access(pair.left)) | self._depends(Access(pair.right))
+        part = self._tile("part", depends - ranks, "i32")
+        value: Expr = Access(part.name)
+        if found.shift is not None:
+            held = self._bytes("left", found.others)
+            rest = Access(held) if held is not None else self.value(multiplied(found.others), None)
+            ones = self._tile("ones", self._depends(rest) - ranks, "i32")
+            ops.append(Fold(ones, "sum", over, rest))
+            value = Call(found.sign, (value, Call("mul", (self.value(found.shift, None), Access(ones.name)))))
+        for f in found.outside:
+            value = Call("mul", (self.value(f, None), value))
+        ops.append(Dot(part, pair.left, pair.right, over))
+        return value
 
     def _sum_apart(self, e: Reduce, total: Tile, over: tuple[str, ...]) -> bool:
         """Add a tile's sum of products with what does not vary over the tile taken out; False where nothing can be."""

@@ -46,6 +46,8 @@ class Reductions(Products):
         depends = self._outer(e, guard) - set(e.ranks)
         start = self._identity(e, dtype)
         depth = len(self.frames)
+        if held and (whole := self._sum_of_bytes(e, e.ranks) if guard is None else None) is not None:
+            return whole if self.checker.infer(whole) == dtype else Cast(dtype, whole)
         total = self._tile(e.op, depends, dtype)
         if held:
             self._reduce_tile(e, guard, total, start, accumulate=False)
@@ -69,6 +71,10 @@ class Reductions(Products):
             self.frames[-1].ops.append(Map(total, joined))
             return
         if e.op == "sum" and guard is None and accumulate and self._sum_apart(e, total, over):
+            return
+        if accumulate and guard is None and (whole := self._sum_of_bytes(e, over, total)) is not None:
+            if whole != Access(total.name):
+                self.frames[-1].ops.append(Map(total, Call("add", (Access(total.name), whole))))
             return
         mask, inside = mask_of(e.arg) if e.op == "sum" and self._reads_inside(e.arg) else (None, e.arg)
         if e.op == "sum" and (pair := self._factors(replace(e, args=(inside,)), guard, mask=mask)) is not None:

@@ -17,7 +17,8 @@ class Tiling:
     joins its kernel; with ``through``, outputs are stored past the caches;
     rows of at most ``resident`` elements are kept whole. With ``join``, sums that need the same inner reductions are
     one kernel, and with ``scatter`` those over another rank belong to it; with ``apart``, what is the same all over a
-    tile of a contraction's summed ranks leaves its product; with ``meet``, loops go from the first to the last tile in
+    tile of a contraction's summed ranks leaves its product; with ``narrow``, products of whole numbers of 8 bits and of
+    floats of 8 bits are made in types that just hold them; with ``meet``, loops go from the first to the last tile in
     which data can be equal that have to be.
     ``splits`` says in how many pieces a reduced rank runs.
     """
@@ -34,5 +35,6 @@ class Tiling:
     join: bool = False
     scatter: bool = False
     apart: bool = False
+    narrow: bool = False
     meet: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
