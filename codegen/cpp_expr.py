@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -210,11 +210,31 @@ class Expressions(Scope):
         except NotVectors:
             return None
 
-    def _vector_loop(self, inner: str, text: str) -> None:
-        axis = self.axes[inner]
-        self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
-        self.line(text)
-        self.close()
+    def _left(self, inner: str) -> str:
+        """The name of how many elements there are from a vector's first on, in a loop over vectors."""
+        return self.names("left", inner, "{}_left")
+
+    def _vector_loop(self, inner: str, lines: Sequence[str]) -> None:
+        """A loop over vectors; where tensors are met, whole ones apart from the last."""
+        axis, left = self.axes[inner], self._left(inner)
+        meets = any(left in text for text in lines)
+        if meets:
+            self.open(f"each_vector({axis.count}, [&](int64_t {axis.index}, int64_t {left}) CASTILE_INLINED")
+        else:
+            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
+        for text in lines:
+            self.line(text)
+        self.close("});" if meets else "}")
+
+    def _elements(self, inner: str, lines: Sequence[str], result: str, whole: str = "") -> str:
+        """The head of the function that gives a fold its vectors by ``lines`` and a result.
+
+        ``whole`` names whether a vector needs no masks, where that is told.
+        """
+        axis, left = self.axes[inner], self._left(inner)
+        named = f" {left}" if any(left in text for text in (*lines, result)) else ""
+        told = f", auto {whole}" if whole else ""
+        return f"[&](int64_t {axis.index}, int64_t{named}{told}) CASTILE_INLINED"
 
 
 def _is_power(n: object) -> TypeGuard[int]:

@@ -27,7 +27,7 @@ class Folds(Memory):
         if inner is not None and wide is not None:
             value = wide.text if wide.wide else f"splat({wide.text})"
             rest = [r for r in place.order if r != inner]
-            self._nest(rest, lambda: self._vector_loop(inner, f"store(&{self._element(op.tile.name)}, {value});"))
+            self._nest(rest, lambda: self._vector_loop(inner, [f"store(&{self._element(op.tile.name)}, {value});"]))
             return
 
         def body() -> None:
@@ -73,9 +73,10 @@ class Folds(Memory):
             assert last is not None
 
             def folded(start: str) -> str:
-                element = f"[&](int64_t {last.index}) CASTILE_INLINED {{ return {value}; }}"
                 if wide is not None and wide.wide:
+                    element = f"{self._elements(reduced[-1], [], value)} {{ return {value}; }}"
                     return f"fold_vectors<{reducer}>({last.count}, {start}, {element})"
+                element = f"[&](int64_t {last.index}) CASTILE_INLINED {{ return {value}; }}"
                 return f"fold<{reducer}, {ctype(total)}>({last.count}, {start}, {element})"
 
             if len(reduced) == 1:

@@ -58,7 +58,7 @@ class Memory(Expressions):
             wide = self._vectors(op.expr, inner, axes)
             if wide is not None:
                 text = self._stored(op, inner, wide.text if wide.wide else f"splat({wide.text})")
-                self._nest(order[:-1], lambda: self._vector_loop(inner, text))
+                self._nest(order[:-1], lambda: self._vector_loop(inner, [text]))
                 return
 
         def body() -> None:
@@ -70,24 +70,24 @@ class Memory(Expressions):
 
     def _stored(self, op: Store, inner: str, value: str) -> str:
         """The statement that puts a vector into a tensor."""
-        param, axis = self.params[op.target.tensor], self.axes[inner]
+        param = self.params[op.target.tensor]
         side = self._side(op.target, inner)
         assert side is not None
         at = self._offset(op.target, frozenset(op.axes), frozenset())
         name, stride = self.names("tensor", param.name), self._stride(param.name, side)
         call = "stream" if op.through else "store"
-        return f"{call}(&{name}[{at}], {stride}, {value}, {axis.count} - {axis.index});"
+        return f"{call}(&{name}[{at}], {stride}, {value}, {self._left(inner)});"
 
     def _loaded(self, op: Load, inner: str) -> str:
         """The text of a vector from a tensor."""
-        param, axis = self.params[op.source.tensor], self.axes[inner]
+        param = self.params[op.source.tensor]
         side = self._side(op.source, inner)
         assert side is not None
         at = self._offset(op.source, frozenset((*op.tile.axes, inner)), frozenset())
         name, stride = self.names("tensor", param.name), self._stride(param.name, side)
         guard = self._guarded(op, inner)
         where = f", {guard}" if guard is not None else ""
-        return f"load(&{name}[{at}], {stride}, {axis.count} - {axis.index}{where})"
+        return f"load(&{name}[{at}], {stride}, {self._left(inner)}{where})"
 
     def _fetched(self, op: Load, inner: str, rank: str, at: Axis) -> str:
         """The statement that fetches a vector of a tensor's next tile: where ``at`` is the axis of ``rank``."""

@@ -183,7 +183,7 @@ class Rows(Makers):
         """
         places = dict(self.places)
         self._at_hand(group, inner)
-        switch = self._switch(group, inner) if any(isinstance(op, Fold) for op in group) else None
+        switch = self._switch(group, inner) if any(isinstance(op, Fold | Store) for op in group) else None
         if switch is None:
             self._loop(group, inner, kept, ahead)
         else:
@@ -273,18 +273,15 @@ class Rows(Makers):
             else:
                 lines.append(f"store(&{self._element(op.tile.name)}, {value});")
         if fold is None:
-            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
-            for text in lines:
-                self.line(text)
-            self.close()
+            self._vector_loop(inner, lines)
             return
         reducer, target = REDUCERS[fold.op], self._element(fold.tile.name)
         start = target if fold.accumulate else f"{reducer}::identity<float>"
-        call = f"{target} = fold_vectors<{reducer}>({axis.count}, {start}, [&](int64_t {axis.index}) CASTILE_INLINED"
-        if inside is not None and (inside.first or inside.last):
-            # Masks of coordinates are for the vectors at the ends.
-            takes = f"[&](int64_t {axis.index}, auto {inside.name}) CASTILE_INLINED"
-            call = f"{target} = fold_vectors<{reducer}>({axis.count}, {self._span(inside, axis)}, {start}, {takes}"
+        whole = inside if inside is not None and (inside.first or inside.last) else None
+        # Masks of coordinates are for the vectors at the ends.
+        span = f", {self._span(whole, axis)}" if whole is not None else ""
+        takes = self._elements(inner, lines, result, whole.name if whole is not None else "")
+        call = f"{target} = fold_vectors<{reducer}>({axis.count}{span}, {start}, {takes}"
         if not lines:
             self.line(f"{call} {{ return {result}; }});")
             return

@@ -37,8 +37,8 @@
 #endif
 
 #include "tile_types.h"
-#include "tile_functions.h"
 #include "tile_vectors.h"
+#include "tile_functions.h"
 #include "tile_loops.h"
 #include "tile_short.h"
 #include "tile_dot.h"

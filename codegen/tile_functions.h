@@ -1,10 +1,12 @@
-// Functions of numbers, one by one: what a loop over them is vectorised from.
+// Functions of f32 numbers and of vectors of them, by polynomials fitted to minimise the greatest relative error; of f64
+// by the C library.
+//
+// What is written for F is one text for both: a number, in loops that the compiler vectorises, or a `Vector`. So equal
+// values stay equal whichever way they are computed. Nothing branches.
 #pragma once
 
 namespace castile {
 namespace {
-
-// f32 by polynomials fitted to minimise the greatest relative error; f64 by the C library.
 
 CASTILE_INLINE double exp(double x) { return std::exp(x); }
 CASTILE_INLINE double exp2(double x) { return std::exp2(x); }
@@ -39,70 +41,110 @@ CASTILE_INLINE T rint(T x) {
   if constexpr (std::is_floating_point_v<T>) return std::rint(x);
   else return x;
 }
+CASTILE_INLINE float copysign(float size, float sign) { return std::copysign(size, sign); }
 
-// 2^n for -126 <= n <= 127, where n is an integer that was rounded by adding 1.5 * 2^23: its low bits are the integer.
+// The integers that have the bits of an F, unsigned and signed.
+template <class F>
+using Unsigned = std::conditional_t<std::is_same_v<F, float>, uint32_t, Words>;
+template <class F>
+using Signed = std::conditional_t<std::is_same_v<F, float>, int32_t, Mask>;
+template <class F>
+using Only = std::enable_if_t<std::is_same_v<F, float> || std::is_same_v<F, Vector>, F>;
+
+CASTILE_INLINE float as_floats(int32_t x) { return float(x); }
+CASTILE_INLINE Vector as_floats(Mask x) { return floats(x); }
+
+// The same number in all lanes.
+template <class F>
+CASTILE_INLINE F all(float x) {
+  return x - F{};
+}
+
+CASTILE_INLINE float clamp(float x, float low, float high) {  // a NaN stays
+  x = x > high ? high : x;
+  return x < low ? low : x;
+}
+
+// A sum with this, 1.5 * 2^23, is a number rounded to an integer: its low bits are the integer.
 constexpr float ROUNDER = 12582912.0f;
-CASTILE_INLINE float power_of_two(float rounded) {
-  return bits<float>((bits<uint32_t>(rounded) - bits<uint32_t>(ROUNDER) + 127u) << 23);
+
+// 2^n for -126 <= n <= 127, where ``rounded`` is n + ROUNDER.
+template <class F>
+CASTILE_INLINE Only<F> power_of_two(F rounded) {
+  return bits<F>((bits<Unsigned<F>>(rounded) - (bits<uint32_t>(ROUNDER) - 127u)) << 23);
 }
 
-// x * 2^n for any n that exp meets: by two factors, so that overflow and subnormal results come out right.
-CASTILE_INLINE float scale_by(float x, float n) {
-  const float half = n * 0.5f + ROUNDER, other = (n - (half - ROUNDER)) + ROUNDER;
-  return x * power_of_two(half) * power_of_two(other);
+// x * 2^n for any n that exp meets, where ``rounded`` is n + ROUNDER: by one instruction, or by two factors, so that
+// overflow and subnormal results come out right.
+template <class F>
+CASTILE_INLINE Only<F> scale_by(F x, F rounded) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<F, Vector>) return (Vector)_mm512_scalef_ps((__m512)x, (__m512)(rounded - ROUNDER));
+#endif
+  constexpr uint32_t EXPONENT = 0xff800000u, ONE = 0x3f800000u;
+  const auto n = bits<Unsigned<F>>(rounded) << 23;  // n, in the place of an exponent
+  const auto half = bits<Unsigned<F>>(bits<Signed<F>>(n) >> 1) & EXPONENT;
+  return x * bits<F>(n - half + ONE) * bits<F>(half + ONE);
 }
 
-// exp(r) - 1 on [-0.35, 0.35].
-CASTILE_INLINE float exp_minus_one_near_zero(float r) {
-  const float p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
-  return r + r * r * p;
+// exp(r) - 1 = r + r^2 p(r) on [-0.35, 0.35].
+template <class F>
+CASTILE_INLINE Only<F> exp_quadratic(F r) {
+  return (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
 }
 
-// exp(r) on [-0.35, 0.35]; the same steps as for vectors, so that equal values stay equal whichever way they are computed.
-CASTILE_INLINE float exp_near_zero(float r) {
-  const float p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
-  return (p * r + 1.0f) * r + 1.0f;
+template <class F>
+CASTILE_INLINE Only<F> exp_near_zero(F r) {
+  return (exp_quadratic(r) * r + 1.0f) * r + 1.0f;
 }
 
 // ln 2 in two parts, the first so short that its product with an exponent is exact.
 constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f, LOG2_E = 1.44269504f;
 
-CASTILE_INLINE float exp(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;  // a NaN passes both
-  const float n = (x * LOG2_E + ROUNDER) - ROUNDER;
-  const float r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  return scale_by(exp_near_zero(r), n);
+template <class F>
+CASTILE_INLINE Only<F> exp(F x) {
+  x = clamp(x, -104.0f, 89.0f);
+  const F rounded = x * LOG2_E + ROUNDER, n = rounded - ROUNDER;
+  const F r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  return scale_by(exp_near_zero(r), rounded);
 }
 
-CASTILE_INLINE float exp2(float x) {
-  x = x > 129.0f ? 129.0f : x;
-  x = x < -151.0f ? -151.0f : x;
-  const float n = (x + ROUNDER) - ROUNDER;
-  return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
+// One of a row: by the steps of vectors, which have no branch to be foreseen.
+CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
+
+template <class F>
+CASTILE_INLINE Only<F> exp2(F x) {
+  x = clamp(x, -151.0f, 129.0f);
+  const F rounded = x + ROUNDER;
+  return scale_by(exp_near_zero((x - (rounded - ROUNDER)) * 0.6931472f), rounded);
 }
 
-CASTILE_INLINE float expm1(float x) {
-  x = x > 88.8f ? 88.8f : x;
-  x = x < -20.0f ? -20.0f : x;
-  const float n = (x * LOG2_E + ROUNDER) - ROUNDER;
-  const float r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  const float half = power_of_two((n - 1.0f) + ROUNDER);  // 2^128 is no f32
-  return (half * exp_minus_one_near_zero(r) + (half - 0.5f)) * 2.0f;
+// Powers of two, exact.
+CASTILE_INLINE Vector exp2(Mask n) { return scale_by(splat(1.0f), clamp(floats(n), -151.0f, 129.0f) + ROUNDER); }
+
+template <class F>
+CASTILE_INLINE Only<F> expm1(F x) {
+  x = clamp(x, -20.0f, 88.8f);
+  const F n = (x * LOG2_E + ROUNDER) - ROUNDER;
+  const F r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  const F half = power_of_two((n - 1.0f) + ROUNDER);  // 2^128 is no f32
+  return (half * (r + r * r * exp_quadratic(r)) + (half - 0.5f)) * 2.0f;
 }
 
 // x = m 2^e with m in [sqrt 1/2, sqrt 2]; gives e and log(m) = f + tail.
+template <class F>
 struct Logarithm {
-  float exponent, f, tail;
+  F exponent, f, tail;
 };
 
-CASTILE_INLINE Logarithm logarithm(float x) {
-  const bool subnormal = x < 1.17549435e-38f;
-  const uint32_t u = bits<uint32_t>(subnormal ? x * 8388608.0f : x);
-  const uint32_t shifted = u - 0x3f3504f3u;  // the bits of sqrt 1/2
-  const float e = float(int32_t(shifted) >> 23) - (subnormal ? 23.0f : 0.0f);
-  const float f = bits<float>((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-  float p = 0.06913567f;
+template <class F>
+CASTILE_INLINE Logarithm<F> logarithm(F x) {
+  constexpr float LEAST_NORMAL = 1.17549435e-38f;
+  const auto u = bits<Unsigned<F>>(x < LEAST_NORMAL ? x * 8388608.0f : x);
+  const auto shifted = u - 0x3f3504f3u;  // the bits of sqrt 1/2
+  const F e = as_floats(bits<Signed<F>>(shifted) >> 23) - (x < LEAST_NORMAL ? all<F>(23.0f) : F{});
+  const F f = bits<F>((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  F p = all<F>(0.06913567f);
   p = p * f - 0.117892504f;
   p = p * f + 0.11873426f;
   p = p * f - 0.123844616f;
@@ -114,51 +156,59 @@ CASTILE_INLINE Logarithm logarithm(float x) {
   return {e, f, f * f * (f * p - 0.5f)};
 }
 
-CASTILE_INLINE float at_ends_of_log(float x, float y) {
-  y = x == 0.0f ? -inf : y;
-  y = x < 0.0f ? __builtin_nanf("") : y;
+template <class F>
+CASTILE_INLINE Only<F> at_ends_of_log(F x, F y) {
+  y = x == 0.0f ? all<F>(-inf) : y;
+  y = x < 0.0f ? all<F>(__builtin_nanf("")) : y;
   return x < inf ? y : x;  // infinity and NaN are their own logarithms
 }
 
-CASTILE_INLINE float log(float x) {
-  const Logarithm l = logarithm(x);
+template <class F>
+CASTILE_INLINE Only<F> log(F x) {
+  const Logarithm<F> l = logarithm(x);
   return at_ends_of_log(x, l.exponent * LN2_HIGH + (l.f + (l.tail + l.exponent * LN2_LOW)));
 }
 
-CASTILE_INLINE float log2(float x) {
-  const Logarithm l = logarithm(x);
+template <class F>
+CASTILE_INLINE Only<F> log2(F x) {
+  const Logarithm<F> l = logarithm(x);
   // log2(e) = 1 + 0.4427: f itself is kept whole, so nothing is lost near x = 1.
   constexpr float REST = 0.44269504f;
   return at_ends_of_log(x, l.exponent + (l.f + (l.tail + (l.f * REST + l.tail * REST))));
 }
 
-CASTILE_INLINE float log1p(float x) {
-  const float u = 1.0f + x, rounded = u - 1.0f;
+template <class F>
+CASTILE_INLINE Only<F> log1p(F x) {
+  const F u = 1.0f + x, rounded = u - 1.0f;
   // log(u) x / (u - 1) undoes the rounding of 1 + x (Kahan).
-  const float y = log(u) * (x / rounded);
-  return rounded == 0.0f ? x : x < inf ? y : x;
+  const F y = log(u) * (x / rounded);
+  const F finite = x < inf ? y : x;
+  return rounded == 0.0f ? x : finite;
 }
 
-CASTILE_INLINE float tanh(float x) {
-  const float e = expm1(-2.0f * std::fabs(x));
-  return std::copysign(-e / (e + 2.0f), x);
+template <class F>
+CASTILE_INLINE Only<F> tanh(F x) {
+  const F e = expm1(-2.0f * abs(x));
+  return copysign(-e / (e + 2.0f), x);
 }
 
-CASTILE_INLINE float sigmoid(float x) {
-  const float e = exp(-std::fabs(x));  // never infinite, so that results below the least normal number are right
-  return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+template <class F>
+CASTILE_INLINE Only<F> sigmoid(F x) {
+  const F e = exp(-abs(x));  // never infinite, so that results below the least normal number are right
+  return (x >= 0.0f ? all<F>(1.0f) : e) / (1.0f + e);
 }
 
-CASTILE_INLINE float erf(float x) {
-  const float s = x * x, t = std::fabs(x) > 4.0f ? 4.0f : std::fabs(x);
-  float near = 8.2652026e-05f;
+template <class F>
+CASTILE_INLINE Only<F> erf(F x) {
+  const F s = x * x, t = abs(x) > 4.0f ? all<F>(4.0f) : abs(x);
+  F near = all<F>(8.2652026e-05f);
   near = near * s - 0.00081200514f;
   near = near * s + 0.0051993257f;
   near = near * s - 0.026858896f;
   near = near * s + 0.11283693f;
   near = near * s - 0.37612635f;
   near = near * s + 0.12837917f;  // 2 / sqrt(pi) - 1
-  float far = -2.1095055e-05f;  // log(1 - erf(t))
+  F far = all<F>(-2.1095055e-05f);  // log(1 - erf(t))
   far = far * t + 0.00043446265f;
   far = far * t - 0.004171063f;
   far = far * t + 0.025119428f;
@@ -166,8 +216,8 @@ CASTILE_INLINE float erf(float x) {
   far = far * t - 0.6333469f;
   far = far * t - 1.1295149f;
   far = far * t + 0.0001746845f;
-  const float tail = std::copysign(1.0f - exp(far), x);
-  return std::fabs(x) > 0.92f ? tail : x + x * near;
+  const F tail = copysign(1.0f - exp(far), x);
+  return abs(x) > 0.92f ? tail : x + x * near;
 }
 
 // sin and cos of x by the octant: the reduction is done in f64, exact enough below LARGEST_ANGLE; beyond, by the C
@@ -209,6 +259,48 @@ CASTILE_INLINE float cos(float x) {
   Angle a = reduced(x);
   a.quadrant += 1;
   return sine_of(a);
+}
+
+// sin and cos as for one value, half a vector at a time in f64. Below this angle the products are exact whether the
+// compiler fuses them or not: nothing tells it to.
+constexpr float NEAR_ANGLE = 1048576.0f;
+typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
+typedef float Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <int QUARTER>
+CASTILE_INLINE Half sine_of(Half x) {
+  constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: the low bits of a sum with it are the rounded number
+  const Doubles d = __builtin_convertvector(x, Doubles), sum = d * 0.63661977236758134 + ROUND, n = sum - ROUND;
+  const Doubles r = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11, s = r * r;
+  const Doubles sine = r + r * s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880))));
+  const Doubles cosine = 1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 - s * (1.0 / 3628800)))));
+  const Longs quadrant = (Longs)sum + QUARTER;
+  const Doubles y = (quadrant & 1) != 0 ? cosine : sine;
+  return __builtin_convertvector((Doubles)((Longs)y ^ ((quadrant & 2) << 62)), Half);
+}
+
+template <int QUARTER>
+CASTILE_INLINE Vector sines(Vector x) {
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  for (Half& h : halves) h = sine_of<QUARTER>(h);
+  std::memcpy(&x, halves, sizeof x);
+  return x;
+}
+
+template <int QUARTER>
+__attribute__((noinline, cold)) Vector far_sines(Vector x) {
+  for (int l = 0; l < LANES; ++l) x[l] = QUARTER ? cos(x[l]) : sin(x[l]);
+  return x;
+}
+
+// One angle that is too large, infinite or no number sends all to the C library.
+CASTILE_INLINE Vector sin(Vector x) {
+  return __builtin_expect(any(~(abs(x) < NEAR_ANGLE)), 0) ? far_sines<0>(x) : sines<0>(x);
+}
+CASTILE_INLINE Vector cos(Vector x) {
+  return __builtin_expect(any(~(abs(x) < NEAR_ANGLE)), 0) ? far_sines<1>(x) : sines<1>(x);
 }
 
 }  // namespace

@@ -121,8 +121,9 @@ CASTILE_INLINE float joined(float start, const Vector (&sum)[4]) {
   return Op::join(start, lanes[0]);
 }
 
-// start joined with the n elements that element(0), element(LANES), ... hold, a vector each. What gives
-// them is inlined by force: it stands here several times, and a call for each vector costs as much as its exponential.
+// start joined with n elements, a vector each of element(0, LANES), element(LANES, LANES), ...: where it begins, and how
+// many there are from there on, at most LANES. It is inlined by force: it stands here several times, and a call for
+// each vector costs as much as its exponential.
 template <class Op, class F>
 CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   const Vector nothing = splat(Op::template identity<float>);
@@ -130,13 +131,13 @@ CASTILE_INLINE float fold_vectors(int64_t n, float start, F element) {
   int64_t i = 0;
   for (; i + 4 * LANES <= n; i += 4 * LANES) {
     CASTILE_UNROLL
-    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES));
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES, LANES));
   }
-  for (; i < n; i += LANES) sum[0] = Op::join(sum[0], choose(lanes_below(n - i), element(i), nothing));
+  for (; i < n; i += LANES) sum[0] = Op::join(sum[0], choose(lanes_below(n - i), element(i, n - i), nothing));
   return joined<Op>(start, sum);
 }
 
-// The same, where element(i, std::true_type()) is enough within a span of whole vectors, with no mask to be made.
+// The same, where element(i, LANES, std::true_type()) is enough within a span of whole vectors, with no mask to be made.
 template <class Op, class F>
 CASTILE_INLINE float fold_vectors(int64_t n, Span inside, float start, F element) {
   const Vector nothing = splat(Op::template identity<float>);
@@ -144,13 +145,21 @@ CASTILE_INLINE float fold_vectors(int64_t n, Span inside, float start, F element
   int64_t i = inside.first;
   for (; i + 4 * LANES <= inside.last; i += 4 * LANES) {
     CASTILE_UNROLL
-    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES, std::true_type()));
+    for (int v = 0; v < 4; ++v) sum[v] = Op::join(sum[v], element(i + v * LANES, LANES, std::true_type()));
   }
-  for (; i < inside.last; i += LANES) sum[0] = Op::join(sum[0], element(i, std::true_type()));
+  for (; i < inside.last; i += LANES) sum[0] = Op::join(sum[0], element(i, LANES, std::true_type()));
   for (i = inside.first > 0 ? 0 : inside.last; i < n; i = i + LANES == inside.first ? inside.last : i + LANES) {
-    sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i, std::false_type()), nothing));
+    sum[1] = Op::join(sum[1], choose(lanes_below(n - i), element(i, n - i, std::false_type()), nothing));
   }
   return joined<Op>(start, sum);
+}
+
+// at(i, count) for each vector of n elements: where it begins and how many there are from there on, at most LANES.
+template <class F>
+CASTILE_INLINE void each_vector(int64_t n, F at) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) at(i, LANES);
+  if (i < n) at(i, n - i);
 }
 
 // Where the greatest element(0) ... element(n - 1) first stands; the first NaN is greater than all.

@@ -1,4 +1,4 @@
-// Vectors of f32: as wide as the machine has them, loads and stores of every element type, functions.
+// Vectors of f32: as wide as the machine has them, loads and stores of every element type, what processors compute in one step.
 #pragma once
 
 namespace castile {
@@ -147,6 +147,8 @@ CASTILE_INLINE bool lanes_past(int64_t, std::true_type) { return true; }
 CASTILE_INLINE bool any(Mask m) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)m) != 0;
 #else
   int32_t found = 0;
   for (int l = 0; l < LANES; ++l) found |= m[l];
@@ -201,7 +203,8 @@ CASTILE_INLINE Loaded<T> load(const T* p, int64_t stride, int64_t n, bool where)
 // x / d for one d in all lanes: a product where that loses nothing to the ends of the range.
 CASTILE_INLINE Vector divide(Vector x, float d) {
   const float size = std::fabs(d), inverse = 1.0f / d;
-  return size > 1e-37f && size < 1e37f ? x * inverse : x / d;
+  const bool safe = (size > 1e-37f) & (size < 1e37f);
+  return safe ? x * inverse : x / d;
 }
 
 // Whole numbers in the lanes of words: what of a word they are, and their floats.
@@ -257,6 +260,8 @@ CASTILE_INLINE Vector maximum(Vector a, Vector b) {
 #if defined(__AVX512F__)
   // vmaxps gives its second operand if either is NaN; where the first one is, it stays.
   return (Vector)_mm512_mask_max_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return a != a ? a : (Vector)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return ((a < b) | (b != b)) ? b : a;
 #endif
@@ -264,6 +269,8 @@ CASTILE_INLINE Vector maximum(Vector a, Vector b) {
 CASTILE_INLINE Vector minimum(Vector a, Vector b) {
 #if defined(__AVX512F__)
   return (Vector)_mm512_mask_min_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return a != a ? a : (Vector)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return ((b < a) | (b != b)) ? b : a;
 #endif
@@ -280,6 +287,41 @@ CASTILE_INLINE Vector sqrt(Vector x) {
 #endif
 }
 CASTILE_INLINE Vector rsqrt(Vector x) { return 1.0f / sqrt(x); }
+// To the nearest whole number, ties to even; and down.
+CASTILE_INLINE Vector rint(Vector x) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX__)
+  return (Vector)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  for (int l = 0; l < LANES; ++l) x[l] = std::rint(x[l]);
+  return x;
+#endif
+}
+CASTILE_INLINE Vector floor(Vector x) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(__AVX__)
+  return (Vector)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  for (int l = 0; l < LANES; ++l) x[l] = std::floor(x[l]);
+  return x;
+#endif
+}
+CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
+  return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
+}
+CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
+#if defined(__AVX512F__)
+  // Both give their second operand if either is NaN.
+  return (Vector)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
+#else
+  x = x > high ? splat(high) : x;
+  return x < low ? splat(low) : x;
+#endif
+}
 
 template <int N>
 CASTILE_INLINE Vector power(Vector x) {
@@ -288,143 +330,6 @@ CASTILE_INLINE Vector power(Vector x) {
   else if constexpr (N == 1) return x;
   else if constexpr (N % 2 == 0) return power<N / 2>(x * x);
   else return x * power<N / 2>(x * x);
-}
-
-// x * 2^n for an integral n, by one instruction or by two factors.
-CASTILE_INLINE Vector scale_by(Vector x, Vector n) {
-#if defined(__AVX512F__)
-  return (Vector)_mm512_scalef_ps((__m512)x, (__m512)n);
-#else
-  const Vector half = n * 0.5f + ROUNDER, other = (n - (half - ROUNDER)) + ROUNDER;
-  const Words zero = Words{} + bits<uint32_t>(ROUNDER) - 127u;
-  return x * (Vector)(((Words)half - zero) << 23) * (Vector)(((Words)other - zero) << 23);
-#endif
-}
-
-CASTILE_INLINE Vector exp_minus_one_near_zero(Vector r) {
-  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
-  return r + r * r * p;
-}
-
-CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
-#if defined(__AVX512F__)
-  // Both give their second operand if either is NaN.
-  return (Vector)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
-#elif defined(__AVX__)
-  return (Vector)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
-#endif
-  x = x > high ? splat(high) : x;
-  return x < low ? splat(low) : x;
-}
-
-// exp(r) on [-0.35, 0.35].
-CASTILE_INLINE Vector exp_near_zero(Vector r) {
-  const Vector p = (((0.0013951716f * r + 0.008369599f) * r + 0.041666187f) * r + 0.16666512f) * r + 0.5f;
-  return (p * r + 1.0f) * r + 1.0f;
-}
-
-CASTILE_INLINE Vector exp(Vector x) {
-  x = clamp(x, -104.0f, 89.0f);
-  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
-  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  return scale_by(exp_near_zero(r), n);
-}
-
-// One of a row: by the steps of vectors, which have no branch to be foreseen.
-CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
-
-CASTILE_INLINE Vector exp2(Vector x) {
-  x = clamp(x, -151.0f, 129.0f);
-  const Vector n = (x + ROUNDER) - ROUNDER;
-  return scale_by(exp_near_zero((x - n) * 0.6931472f), n);
-}
-
-// Powers of two, exact.
-CASTILE_INLINE Vector exp2(Mask n) { return scale_by(splat(1.0f), clamp(floats(n), -151.0f, 129.0f)); }
-
-CASTILE_INLINE Vector sigmoid(Vector x) {
-  const Vector e = exp(-abs(x));
-  return (x >= 0.0f ? splat(1.0f) : e) / (1.0f + e);
-}
-
-CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
-  return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
-}
-
-CASTILE_INLINE Vector expm1(Vector x) {
-  x = clamp(x, -20.0f, 88.8f);
-  const Vector n = (x * LOG2_E + ROUNDER) - ROUNDER;
-  const Vector r = (x - n * LN2_HIGH) - n * LN2_LOW;
-  const Vector half = scale_by(splat(1.0f), n - 1.0f);
-  return (half * exp_minus_one_near_zero(r) + (half - 0.5f)) * 2.0f;
-}
-
-CASTILE_INLINE Vector tanh(Vector x) {
-  const Vector e = expm1(-2.0f * abs(x));
-  return copysign(-e / (e + 2.0f), x);
-}
-
-CASTILE_INLINE Vector erf(Vector x) {
-  const Vector s = x * x, t = abs(x) > 4.0f ? splat(4.0f) : abs(x);
-  Vector near = splat(8.2652026e-05f);
-  near = near * s - 0.00081200514f;
-  near = near * s + 0.0051993257f;
-  near = near * s - 0.026858896f;
-  near = near * s + 0.11283693f;
-  near = near * s - 0.37612635f;
-  near = near * s + 0.12837917f;
-  Vector far = splat(-2.1095055e-05f);
-  far = far * t + 0.00043446265f;
-  far = far * t - 0.004171063f;
-  far = far * t + 0.025119428f;
-  far = far * t - 0.10828009f;
-  far = far * t - 0.6333469f;
-  far = far * t - 1.1295149f;
-  far = far * t + 0.0001746845f;
-  const Vector tail = copysign(1.0f - exp(far), x);
-  return abs(x) > 0.92f ? tail : x + x * near;
-}
-
-// sin and cos as for one value, half a vector at a time in f64. Below this angle the products are exact whether the
-// compiler fuses them or not: nothing tells it to.
-constexpr float NEAR_ANGLE = 1048576.0f;
-typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
-typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
-typedef float Half __attribute__((vector_size(VECTOR_BYTES / 2)));
-
-template <int QUARTER>
-CASTILE_INLINE Half sine_of(Half x) {
-  constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: the low bits of a sum with it are the rounded number
-  const Doubles d = __builtin_convertvector(x, Doubles), sum = d * 0.63661977236758134 + ROUND, n = sum - ROUND;
-  const Doubles r = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11, s = r * r;
-  const Doubles sine = r + r * s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880))));
-  const Doubles cosine = 1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 - s * (1.0 / 3628800)))));
-  const Longs quadrant = (Longs)sum + QUARTER;
-  const Doubles y = (quadrant & 1) != 0 ? cosine : sine;
-  return __builtin_convertvector((Doubles)((Longs)y ^ ((quadrant & 2) << 62)), Half);
-}
-
-template <int QUARTER>
-CASTILE_INLINE Vector sines(Vector x) {
-  Half halves[2];
-  std::memcpy(halves, &x, sizeof x);
-  for (Half& h : halves) h = sine_of<QUARTER>(h);
-  std::memcpy(&x, halves, sizeof x);
-  return x;
-}
-
-template <int QUARTER>
-__attribute__((noinline, cold)) Vector far_sines(Vector x) {
-  for (int l = 0; l < LANES; ++l) x[l] = QUARTER ? cos(x[l]) : sin(x[l]);
-  return x;
-}
-
-// One angle that is too large, infinite or no number sends all to the C library.
-CASTILE_INLINE Vector sin(Vector x) {
-  return __builtin_expect(any(~(abs(x) < NEAR_ANGLE)), 0) ? far_sines<0>(x) : sines<0>(x);
-}
-CASTILE_INLINE Vector cos(Vector x) {
-  return __builtin_expect(any(~(abs(x) < NEAR_ANGLE)), 0) ? far_sines<1>(x) : sines<1>(x);
 }
 
 }  // namespace

@@ -26,7 +26,10 @@ ATOM, UNARY, MUL, ADD, LOOSE = 9, 8, 7, 6, 1
 
 _INFIX = {"add": ("+", ADD, ADD, MUL), "sub": ("-", ADD, ADD, MUL), "mul": ("*", MUL, MUL, UNARY)}
 _INFIX["div"] = ("/", MUL, MUL, UNARY)
-_CALLS = frozenset("exp exp2 expm1 tanh erf sigmoid sin cos abs sqrt rsqrt maximum minimum".split())
+_CALLS = {
+    op: op
+    for op in "exp exp2 expm1 log log2 log1p tanh erf sigmoid sin cos abs sqrt rsqrt floor maximum minimum".split()
+} | {"round": "rint"}
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _INTEGERS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 _LOGIC = {"and": "&", "or": "|"}
@@ -141,7 +144,7 @@ class Lanes:
         if e.op in _CALLS:
             args = [self.value(x) for x in e.args]
             several = len(args) > 1
-            return Text(f"{e.op}({', '.join(_wide(x) if several else x.text for x in args)})", ATOM, True)
+            return Text(f"{_CALLS[e.op]}({', '.join(_wide(x) if several else x.text for x in args)})", ATOM, True)
         raise NotVectors
 
     def _whole(self, e: Expr) -> Text | None:

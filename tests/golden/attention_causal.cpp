@@ -113,17 +113,17 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_8
           for (int64_t q = 0; q < q_rows; ++q) {
             M_4[q] = M_1_rows[q];
-            M_4[q] = fold_vectors<Max>(k_n, M_4[q], [&](int64_t k) CASTILE_INLINED { return scale * load(&sum_5[q * 528 + k]); });
+            M_4[q] = fold_vectors<Max>(k_n, M_4[q], [&](int64_t k, int64_t) CASTILE_INLINED { return scale * load(&sum_5[q * 528 + k]); });
             ca_scale_8[q] = select<float>(M_4[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_4[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_8[q];
             const float M_4_one = M_4[q];
             if (M_4_one == (-inf)) {
-              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) CASTILE_INLINED {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k, int64_t) CASTILE_INLINED {
                 store(&left_10[q * 544 + k], splat(1.0f));
                 return splat(1.0f);
               });
             } else {
-              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k) CASTILE_INLINED {
+              L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k, int64_t) CASTILE_INLINED {
                 const Vector f_9 = exp(scale * load(&sum_5[q * 528 + k]) - M_4_one);
                 store(&left_10[q * 544 + k], f_9);
                 return f_9;
@@ -237,8 +237,14 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       f_19[q] = exp_alone(M_1[q] - M_1[q]);
       const float L_2_one = L_2[q];
       const float f_19_one = f_19[q];
-      for (int64_t f = 0; f < f_n; f += LANES) {
-        store(&O[b * O_0 + h * O_1 + (q0 + q) * O_2 + (f0 + f) * O_3], O_3, choose((L_2_one == 0.0f), 0.0f, divide(load(&O_sum_3[q * 64 + f]), L_2_one) * f_19_one), f_n - f);
+      if (L_2_one == 0.0f) {
+        each_vector(f_n, [&](int64_t f, int64_t f_left) CASTILE_INLINED {
+          store(&O[b * O_0 + h * O_1 + (q0 + q) * O_2 + (f0 + f) * O_3], O_3, splat(0.0f), f_left);
+        });
+      } else {
+        each_vector(f_n, [&](int64_t f, int64_t f_left) CASTILE_INLINED {
+          store(&O[b * O_0 + h * O_1 + (q0 + q) * O_2 + (f0 + f) * O_3], O_3, divide(load(&O_sum_3[q * 64 + f]), L_2_one) * f_19_one, f_left);
+        });
       }
     }
   });

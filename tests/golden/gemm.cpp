@@ -55,9 +55,9 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
           m_rows, n_n, k_extent, reinterpret_cast<float*>(local + 1048832));
       // store through C[m, n] = sum_1
       for (int64_t m = 0; m < m_rows; ++m) {
-        for (int64_t n = 0; n < n_n; n += LANES) {
-          stream(&C[(m1 + m) * C_0 + (n0 + n) * C_1], C_1, load(&sum_1[m * 64 + n]), n_n - n);
-        }
+        each_vector(n_n, [&](int64_t n, int64_t n_left) CASTILE_INLINED {
+          stream(&C[(m1 + m) * C_0 + (n0 + n) * C_1], C_1, load(&sum_1[m * 64 + n]), n_left);
+        });
       }
     }
   });

@@ -35,19 +35,25 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
     // sum_3: f32 = reduce sum[k](f_4)
     float sum_3;
     // store through Y[n, k] = where(sum_3 == 0.0, 0.0, f_4 / sum_3)
-    max_1 = fold_vectors<Max>(k_extent, Max::identity<float>, [&](int64_t k) CASTILE_INLINED {
-      const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_extent - k);
+    max_1 = fold_vectors<Max>(k_extent, Max::identity<float>, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
+      const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_left);
       return X_2;
     });
-    sum_3 = fold_vectors<Sum>(k_extent, Sum::identity<float>, [&](int64_t k) CASTILE_INLINED {
-      const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_extent - k);
+    sum_3 = fold_vectors<Sum>(k_extent, Sum::identity<float>, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
+      const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_left);
       prefetch(&X[(n + 1) * X_0 + k * X_1]);
       const Vector f_4_lanes = exp(X_2 - max_1);
       store(&f_4[k], f_4_lanes);
       return f_4_lanes;
     });
-    for (int64_t k = 0; k < k_extent; k += LANES) {
-      stream(&Y[n * Y_0 + k * Y_1], Y_1, choose((sum_3 == 0.0f), 0.0f, divide(load(&f_4[k]), sum_3)), k_extent - k);
+    if (sum_3 == 0.0f) {
+      each_vector(k_extent, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
+        stream(&Y[n * Y_0 + k * Y_1], Y_1, splat(0.0f), k_left);
+      });
+    } else {
+      each_vector(k_extent, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
+        stream(&Y[n * Y_0 + k * Y_1], Y_1, divide(load(&f_4[k]), sum_3), k_left);
+      });
     }
   });
 }
