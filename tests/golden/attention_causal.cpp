@@ -191,17 +191,17 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_15
           for (int64_t q = 0; q < q_rows; ++q) {
             M_12[q] = M_1_rows[q];
-            M_12[q] = fold_vectors<Max>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), M_12[q], [&](int64_t k, auto whole) CASTILE_INLINED { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), scale * load(&sum_13[q * 528 + k]), (-inf)); });
+            M_12[q] = fold_vectors<Max>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), M_12[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), scale * load(&sum_13[q * 528 + k]), (-inf)); });
             ca_scale_15[q] = select<float>(M_12[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_12[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_15[q];
             const float M_12_one = M_12[q];
             if (M_12_one == (-inf)) {
-              L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, auto whole) CASTILE_INLINED {
+              L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED {
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), 1.0f, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), 1.0f, 0.0f);
               });
             } else {
-              L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, auto whole) CASTILE_INLINED {
+              L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED {
                 const Vector f_16 = exp(scale * load(&sum_13[q * 528 + k]) - M_12_one);
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f);
