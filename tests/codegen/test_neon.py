@@ -82,7 +82,8 @@ def test_some_examples(name: str, tmp_path: Path) -> None:
 def test_operations(run: Any) -> None:
     """Operands of a dot, a function in vectors and one with a branch, rounding both ways, words that wrap, folds."""
     test_cpp.test_gemm(run, "gemm bf16", 14, 131, 65)
-    test_cpp.test_a_zero_of_the_left_annihilates(run)
+    test_cpp.test_a_zero_of_the_left_annihilates(run, "f32")
+    test_cpp.test_a_zero_of_the_left_annihilates(run, "bf16")
     test_cpp.test_folds(run)
     test_cpp.test_gather(run)
     test_cpp.test_functions(run, "exp", "f32")
