@@ -323,6 +323,8 @@ class Expressions:
         if function is not None:
             return Value(function, ATOM, result)
         level = _LEVELS.get(e.op, COMPARE)
+        if args[0].literal and args[0].text.endswith("INF"):  # a constant of Triton's, whose operators are Python's
+            args[0] = Value(self.full((), args[0], within), ATOM, within)
         if level == COMPARE:
             return Value(f"{args[0].at(ADD)} {OPS[e.op].symbol} {args[1].at(ADD)}", COMPARE, result)
         left, right = args[0].at(level), args[1].at(level + 1)

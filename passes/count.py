@@ -140,8 +140,9 @@ def _depth(c: Cascade, e: Einsum, expr: Expr, rank: str, carrying: Carrying, loo
             own = next(o.ranks for o in source.outputs if o.name == tensor)
             reads = frozenset(r for r, i in zip(own, indices, strict=True) if free_ranks(i) & carrying)
             scan = scan_step(source)
-            # The last entry of a scan, read from outside it, exists only when the scan has ended.
-            ended = int(scan is not None and scan.rank == rank and rank not in reads)
-            return max(inner, lookup(tensor, reads) + ended)
+            if scan is not None and scan.rank == rank and rank not in reads:
+                # The last entry of a scan, read from outside it, exists only when the scan has gone along the rank.
+                return max(inner, lookup(tensor, reads | {rank}) + 1)
+            return max(inner, lookup(tensor, reads))
         case _:
             return max((_depth(c, e, k, rank, carrying, lookup) for k in children(expr)), default=0)

@@ -264,6 +264,9 @@ EDGES = {
     "a cast literal alone": ("X: f32[n]", "Y[n] = i64(-2)", {"X": np.zeros(3, "f4")}),
     "a literal that a type does not hold": ("X: u32[n]", "Y[n] = u32(f8e4m3(9 << 22)) + X[n]", {"X": np.ones(3, "u4")}),
     "a literal that a type rounds": ("X: f32[n]", "Y[n] = f8e5m2(0.3) * X[n] + i8(300.7)", {"X": np.ones(3, "f4")}),
+    "an infinity on the left": (
+        "X: f32[n], v: f32", "Y[n] = where(-inf < v * n, inf * X[n], 2.0)", {"X": np.ones(3, "f4"), "v": np.float32(2)},
+    ),
     "a cast to its own type": ("X: i64[n]", "Y[n] = i64(X[n] << 3) + n", {"X": np.arange(3)}),
     "a sum over nothing, held": (
         "A: f32[m, n], B: f32[n, p]", "Y[m, p] = 1.0 + sum[n](A[m, n] * B[n, p])",
