@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from castile.ir.parse import load as load
     from castile.ir.parse import monoid as monoid
     from castile.ir.parse import parse as parse
+    from castile.ir.tiles import in_tiles as in_tiles
     from castile.passes.grad import grad as grad
     from castile.passes.partial import merge as merge
     from castile.passes.partial import partial as partial
@@ -53,6 +54,7 @@ _PUBLIC = {
     "evaluate": "castile.ir.evaluate:evaluate",
     "explain": "castile.driver:explain",
     "explain_model": "castile.frontend.explain:explain_model",
+    "in_tiles": "castile.ir.tiles:in_tiles",
     "load": "castile.ir.parse:load",
     "grad": "castile.passes.grad:grad",
     "merge": "castile.passes.partial:merge",

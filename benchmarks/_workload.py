@@ -82,7 +82,8 @@ def draw(w: Workload, extents: Mapping[str, int], rng: np.random.Generator) -> T
             continue
         seed = int(rng.integers(1 << 62))
         generator = torch.Generator().manual_seed(seed)
-        kind = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}.get(p.dtype)
+        kinds = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f8e4m3": torch.float8_e4m3fn}
+        kind = kinds.get(p.dtype)
         if kind is not None:
             found[p.name] = torch.randn(shape, generator=generator, dtype=torch.float32).to(kind)
         elif p.dtype == "u32":
@@ -92,7 +93,8 @@ def draw(w: Workload, extents: Mapping[str, int], rng: np.random.Generator) -> T
         else:
             high = min(extents.values()) if p.dtype.startswith("i") else 15
             kinds = {"i64": torch.int64, "i32": torch.int32, "u8": torch.uint8, "i8": torch.int8}
-            found[p.name] = torch.randint(0, high, shape, generator=generator, dtype=kinds[p.dtype])
+            low, high = (-127, 128) if p.dtype == "i8" else (0, high)
+            found[p.name] = torch.randint(low, high, shape, generator=generator, dtype=kinds[p.dtype])
     return w.prepare(found) if w.prepare else found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,9 +45,13 @@ def gemm_gelu(size: int) -> Workload:
     )
 
 
-def gemm_int4(m: int, size: int = 4096, group: int = 128) -> Workload:
-    """Weights of four bits, row-major words, against torch's own such kernel and its bf16 product in both layouts."""
+def gemm_int4(m: int, size: int = 4096, group: int = 128, tiles: bool = False) -> Workload:
+    """Weights of four bits, in rows of words or ``tiles`` of 64 columns, against torch's own such kernel and its bf16
+    product in both layouts."""
     import torch
+
+    def rows(x: Any) -> Any:
+        return x.movedim(0, -2).flatten(-2) if tiles else x
 
     def prepare(x: dict[str, Any]) -> Tensors:
         # Scales of few digits: torch takes scale * (8 - zero) as one bf16, which is to hold it.
@@ -55,16 +59,17 @@ def gemm_int4(m: int, size: int = 4096, group: int = 128) -> Workload:
         return x
 
     def weights(x: Tensors) -> Any:
-        words = x["W"].view(torch.int32)
+        words = rows(x["W"].view(torch.int32))
         return torch.stack([words >> (4 * i) & 15 for i in range(8)], 1).flatten(0, 1)  # [k, n]
 
     def int4(x: Tensors) -> Callable[[], object]:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weights(x).T.contiguous(), 1)
-        pairs = torch.stack([x["scale"], x["scale"] * (8.0 - x["zero"])], -1).to(torch.bfloat16).contiguous()
+        scale, zero = rows(x["scale"]), rows(x["zero"])
+        pairs = torch.stack([scale, scale * (8.0 - zero)], -1).to(torch.bfloat16).contiguous()
         return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x["A"], packed, group, pairs)
 
     def plain(x: Tensors) -> Any:
-        scale, zero = (x[name].float().repeat_interleave(group, 0) for name in ("scale", "zero"))
+        scale, zero = (rows(x[name]).float().repeat_interleave(group, 0) for name in ("scale", "zero"))
         return (scale * (weights(x) - zero)).to(torch.bfloat16)
 
     def bf16(x: Tensors) -> Callable[[], object]:
@@ -76,14 +81,44 @@ def gemm_int4(m: int, size: int = 4096, group: int = 128) -> Workload:
         return lambda: torch.mm(x["A"], b.T)
 
     return Workload(
-        f"int4 gemm {m}x{size}x{size}",
-        castile.load(CASCADES / "gemm_int4.cascade"),
+        f"int4 gemm {'in tiles ' if tiles else ''}{m}x{size}x{size}",
+        castile.load(CASCADES / f"gemm_int4{'_tiles' if tiles else ''}.cascade"),
         {"m": m, "n": size, "k": size},
         {"torch int4": int4, "torch bf16 [k, n]": bf16, "torch bf16 [n, k]": bf16_nk},
         flops=2.0 * m * size * size,
         small={"m": min(m, 17), "n": 64, "k": 256},
         prepare=prepare,
     )
+
+
+def gemm_int8(size: int) -> Workload:
+    """Bytes with their scales and a bias against torch's integer product and what comes after it."""
+    import torch
+
+    def sequence(x: Tensors) -> Callable[[], object]:
+        b, rows = x["B"].T.contiguous(), x["sa"][:, None]
+        return lambda: (torch._int_mm(x["A"], b) * rows * x["sb"] + x["bias"]).to(torch.bfloat16)
+
+    return _short("gemm_int8", f"int8 gemm {size}", size, {"torch int8": sequence})
+
+
+def gemm_fp8(size: int) -> Workload:
+    """8-bit floats with their scales against torch's bf16 product of the same weights, widened beforehand."""
+    import torch
+
+    def widened(x: Tensors) -> Callable[[], object]:
+        b, rows = x["B"].to(torch.bfloat16).T, x["sa"][:, None]
+        return lambda: (torch.mm(x["A"].to(torch.bfloat16), b) * rows * x["sb"]).to(torch.bfloat16)
+
+    return _short("gemm_fp8", f"fp8 gemm {size}", size, {"torch, bf16 weights": widened})
+
+
+def _short(
+    example: str, name: str, size: int, peers: Mapping[str, Callable[[Tensors], Callable[[], object]]]
+) -> Workload:
+    c = castile.load(CASCADES / f"{example}.cascade")
+    extents = {"m": size, "n": size, "k": size}
+    return Workload(name, c, extents, peers, flops=2.0 * size**3, small={"m": 17, "n": 40, "k": 48}, slack=64.0)
 
 
 def gemm_residual(dtype: str, size: int) -> Workload:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from castile.benchmarks._command import Options, main, wanted
 from castile.benchmarks._workload import Tensors, Workload, case_of
 from castile.benchmarks._workloads_attention import attention, backward, decode, masked, window
-from castile.benchmarks._workloads_gemm import gemm, gemm_gelu, gemm_int4, gemm_residual, norm_gemm
+from castile.benchmarks._workloads_gemm import gemm, gemm_fp8, gemm_gelu, gemm_int4, gemm_int8, gemm_residual, norm_gemm
 from castile.benchmarks._workloads_rows import (
     kl_distillation,
     linear_cross_entropy,
@@ -47,6 +47,9 @@ def workloads() -> Iterator[Workload]:
     yield gemm_gelu(1024)
     for m in (1, 16, 64, 256):
         yield gemm_int4(m)
+        yield gemm_int4(m, tiles=True)
+    yield gemm_int8(1024)
+    yield gemm_fp8(1024)
     for dtype in ("f32", "bf16"):
         yield gemm_residual(dtype, 1024)
         yield norm_gemm("rmsnorm", dtype, 1024)

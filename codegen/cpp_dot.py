@@ -161,7 +161,11 @@ class Dots(Folds):
                 return
             if maker is not None and recipe is not None:
                 made = f"{operand}, {recipe.period}"
-                name = f"dot_made<{made}>" if panels is None else f"dot_packed_made<{made}, decltype({maker})>"
+                name = (
+                    f"dot_made<{made}, {'true' if recipe.tiled else 'false'}>"
+                    if panels is None
+                    else f"dot_packed_made<{made}, decltype({maker})>"
+                )
             else:
                 ordered = ", true" if self.k.ordered else ""
                 name = f"dot<{types}{ordered}>" if panels is None else f"dot_packed<{operand}, {a_type}>"

@@ -134,6 +134,8 @@ class Expressions(Scope):
             sign = "!" if within == "bool" else "~"
             return Value(sign + self.typed(e.args[0], within, axes, ATOM), UNARY, within)
         if e.op in ("floordiv", "mod") and DTYPES[within].is_integer and _is_power(by := literal_value(e.args[1])):
+            if (within_tile := self._in_tile(e, by, axes)) is not None:
+                return within_tile
             # Rounded down as these are, negative numbers too.
             dividend = self.typed(e.args[0], within, axes, ATOM)
             rest = f">> {by.bit_length() - 1}" if e.op == "floordiv" else f"& {self.literal(by - 1, within)}"
@@ -157,6 +159,18 @@ class Expressions(Scope):
         if row.rule != "compare" and within != dtype:
             return Value(converted(text, dtype), ATOM, dtype)
         return text
+
+    def _in_tile(self, e: Call, by: int, axes: frozenset[str]) -> Value | None:
+        """A coordinate's quotient or remainder in a tile that no multiple of the divisor cuts: by those of its base."""
+        r = e.args[0]
+        if not isinstance(r, Rank) or r.name not in axes or self.axes[r.name].size == 1:
+            return None
+        axis, size = self.axes[r.name], self.aligned.get(r.name, 0)
+        if size < axis.size or by % size or axis.base == "0":
+            return None
+        if e.op == "floordiv":
+            return Value(f"{axis.base} >> {by.bit_length() - 1}", LOOSE, "i64")
+        return Value(f"({axis.base} & int64_t({by - 1})) + {axis.index}", ADD, "i64")
 
     def _shift(self, e: Call, within: str, axes: frozenset[str]) -> Value:
         count = literal_value(e.args[1])

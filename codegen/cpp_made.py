@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..ir.cascade import Access, Expr, tensors_read
+from ..ir.cascade import Access, Expr, free_ranks, tensors_read
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Dot, Load, Map, Store
 from .cpp_dot import PANEL, DotPlan, Dots
@@ -62,7 +62,8 @@ class Makers(Dots):
             return None
         if sum(1 for t in reads(op) if t in self.tiles and along in self.tiles[t].axes) != len(loads):
             return None
-        recipe = Recipe(along, over, length, tuple(loads), operands.pop())
+        tiled = any(len({i for i in x.source.indices if along in free_ranks(i)}) > 1 for x in loads)
+        recipe = Recipe(along, over, length, tuple(loads), operands.pop(), tiled)
         try:
             for i in range(length):
                 self._made_values(op, recipe, {x.tile.name: "x" for x in loads}, i)
@@ -134,7 +135,9 @@ class Makers(Dots):
                     )
                     self.line(f"const auto {bound[text]} = {text};")
                     if i == 0:
-                        ahead = replace(over, index=f"({over.index} + {AHEAD * recipe.period})")
+                        # Of tiles, what the same columns have in the next tile of the summed rank.
+                        further = over.size if recipe.tiled else AHEAD * recipe.period
+                        ahead = replace(over, index=f"({over.index} + {further})")
                         self.axes[recipe.over] = ahead
                         later = self._moved_offset(load.source, recipe, 0, axes)
                         self.axes[recipe.over] = over

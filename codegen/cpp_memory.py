@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..ir.cascade import Access, Call, Const, Expr, Rank, children, free_ranks, literal_value, rebuild
 from ..ir.interval import is_affine
@@ -100,8 +101,9 @@ class Memory(Expressions):
     def _side(self, access: Access, inner: str) -> int | None:
         """The index of a tensor that moves by one with an axis, if no other moves: within a vector, at least."""
         indices = access.indices
-        if self.aligned.get(inner, 0) % WIDEST == 0 and inner in self.aligned:
-            indices = tuple(in_vector(i, inner) for i in indices)
+        whole = inner in self.axes and self.aligned.get(inner) == self.axes[inner].size
+        if whole and self.aligned[inner] % WIDEST == 0:
+            indices = tuple(in_part(i, inner, WIDEST) for i in indices)
         moves = steps(indices, (inner,))
         return moves[inner][0] if moves is not None and moves[inner][1] == 1 else None
 
@@ -133,6 +135,10 @@ class Memory(Expressions):
 
     def _order(self, access: Access, axes: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
         """The loops of a load or store, innermost last, and the tensor's axis that the innermost alone moves along."""
+        for r in axes:
+            # As it moves within a tile.
+            if self.aligned.get(r, 1) > 1:
+                access = replace(access, indices=tuple(in_part(i, r, self.aligned[r]) for i in access.indices))
         inner = self._along(access, axes)
         if inner is None:
             return axes, None
@@ -167,14 +173,14 @@ class Memory(Expressions):
         return " + ".join(terms) or "0"
 
 
-def in_vector(e: Expr, rank: str) -> Expr:
-    """An index as it is within a vector that begins at a multiple of its length: no quotient by such changes there.
+def in_part(e: Expr, rank: str, size: int) -> Expr:
+    """An index as it moves within so many coordinates from a multiple of them on: no quotient by a multiple changes.
 
     W[n // 64, k, n % 64]  →  W[0, k, n]
     """
     match e:
         case Call(op="floordiv" | "mod" as op, args=(Rank(name=name), Const(value=int() as by))):
-            if name == rank and by > 0 and by % WIDEST == 0:
+            if name == rank and by > 0 and by % size == 0:
                 return Const(0) if op == "floordiv" else Rank(rank)
     kids = children(e)
-    return rebuild(e, tuple(in_vector(x, rank) for x in kids)) if kids else e
+    return rebuild(e, tuple(in_part(x, rank, size) for x in kids)) if kids else e

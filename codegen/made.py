@@ -24,7 +24,7 @@ class Recipe:
     """How an operand is made: for ``period`` values of ``over`` at a time, in vectors along ``along``.
 
     ``direct`` are the loads that are made into it and read by nothing else; ``operand`` is the C++ type by which it is
-    multiplied.
+    multiplied. ``tiled`` says that its tensors lie in tiles of columns, one after another.
     """
 
     along: str
@@ -32,6 +32,7 @@ class Recipe:
     period: int
     direct: tuple[Load, ...]
     operand: str
+    tiled: bool
 
 
 def period(exprs: list[Expr], rank: str, size: int, least: int = 2) -> int | None:

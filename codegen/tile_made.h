@@ -227,10 +227,7 @@ inline void dot_few_made(Matrix<Element<Unit<Operand>>> c, const Unit<Operand>* 
   for (; p < k; p += PERIOD) add_blocks<ROWS, 1, PERIOD>(c, a + p / PERIOD * DEPTH, a_row, make, p, n);
 }
 
-// Columns of a tile so narrow that a few rows' sums stay in registers for all of k: what one vector is made of lies near
-// what the next one is.
-constexpr int64_t FEW_WIDE = 64;
-
+// Where what B is made of lies in tiles, a panel of columns after another, a few rows' sums stay in registers for all of k.
 template <int ROWS, int VECTORS, int PERIOD, class Put, class U, class Make>
 CASTILE_INLINE void dot_made_columns(const Put& put, const U* a, int64_t a_row, Make make, int64_t j, int64_t n,
                                      int64_t k) {
@@ -268,7 +265,7 @@ inline void dot_made_rows(const Put& put, const U* a, int64_t a_row, Make make, 
 
 // As `dot_packed`, where B is made. ``local`` holds PANEL * (k + PERIOD) + m * k floats, or, if that is
 // more, FEW_BLOCK * (n + LANES + 2 * (k + PERIOD)).
-template <class Operand, int PERIOD, class A, class Make, class Put>
+template <class Operand, int PERIOD, bool TILED, class A, class Make, class Put>
 inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
   if (m <= FEW_BLOCK) {
@@ -280,7 +277,7 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
     float* const rest = local + m * c_row;
     U* const copy = reinterpret_cast<U*>(rest) + LEAD;
     const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
-    if (n <= FEW_WIDE && k % PERIOD == 0 && rows.column == 1) {
+    if (TILED && k % PERIOD == 0 && rows.column == 1) {
       switch (m) {
         case 1: dot_made_rows<1, PERIOD>(put, rows.data, rows.row, make, n, k); break;
         case 2: dot_made_rows<2, PERIOD>(put, rows.data, rows.row, make, n, k); break;

@@ -109,7 +109,9 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
                 continue
             found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
             if column in grid and extents.get(column, 0) > ON_CHIP:
-                found[column] = min(WIDEST if few else BROAD, _up(extents[column]))
+                # Weights that lie in tiles of columns are one stream for each.
+                tiles = [n for n in _quotients(k, column) if n % LANES == 0]
+                found[column] = min(min(tiles) if few and tiles else WIDEST if few else BROAD, _up(extents[column]))
     return found
 
 

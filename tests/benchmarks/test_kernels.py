@@ -45,7 +45,9 @@ def test_documents_are_in_order_and_none_is_empty() -> None:
         assert ids.unique().tolist() == list(range(8))
 
 
-@pytest.mark.parametrize("workload", [lambda: window("f32"), lambda: gemm_int4(3), lambda: softmax_columns(9, 9)])
+@pytest.mark.parametrize(
+    "workload", [lambda: window("f32"), lambda: gemm_int4(3, tiles=True), lambda: softmax_columns(9, 9)]
+)
 def test_castile_and_its_peers_agree_with_the_oracle(workload: Callable[[], Workload], quick: Options) -> None:
     check(case_of(workload(), quick))
 
