@@ -159,9 +159,10 @@ inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 }
 
 #if defined(__AVX512BF16__)
-// As `add_rows`, by pairs of rows that are brought side by side; n is a multiple of 2 * LANES.
-template <int ROWS, int STEPS>
-inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t n, int64_t ahead) {
+// As `add_rows` for any number of rows of C, by pairs of rows of B, which are brought side by side once for all; n is a
+// multiple of 2 * LANES.
+template <int STEPS>
+inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t m, int64_t n, int64_t ahead) {
   for (int64_t j = 0; j < n; j += 2 * LANES) {
     Beside x[STEPS / 2];
     CASTILE_UNROLL
@@ -171,8 +172,7 @@ inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, in
       if (ahead) prefetch(low + ahead), prefetch(high + ahead);
       x[p / 2] = beside(low, high);
     }
-    CASTILE_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
+    for (int64_t i = 0; i < m; ++i) {
       float* const at = c.data + i * c.row + j;
       __m512 sum = _mm512_loadu_ps(at), next = _mm512_loadu_ps(at + LANES);
       CASTILE_UNROLL
@@ -190,24 +190,12 @@ inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, in
 }
 #endif
 
-// At most FEW_STEPS rows of B, which lie along n, are added to a few rows of C.
-constexpr int FEW_STEPS = 8;
+// A few rows of B, which lie along n, are added to a few rows of C.
 template <int ROWS, class B>
-inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k,
-                       int64_t ahead) {
+inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k) {
   int64_t p = 0;
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<B, bf16>) {
-    const int64_t whole = n / (2 * LANES) * (2 * LANES);
-    if (k == FEW_STEPS && whole > 0) {
-      add_pairs<ROWS, FEW_STEPS>(c, a, b, whole, ahead);
-      c.data += whole, b.data += whole, n -= whole;
-    }
-  }
-#endif
   for (; p + 4 <= k; p += 4) add_rows<ROWS, 4, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
   for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
-  (void)ahead;
 }
 
 // Columns of B along k that all rows of A meet before the next ones come; and how far ahead of those B is asked for.
@@ -217,7 +205,7 @@ template <int ROWS, class B>
 inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
                     int64_t ahead) {
   if (b.row == 1) dot_along<ROWS, B>(c, a, b, n, k, accumulate, ahead);
-  else add_across<ROWS, B>(c, a, b, n, k, ahead);
+  else add_across<ROWS, B>(c, a, b, n, k);
 }
 
 // A part of B, while it is near, with all rows of A; what lies ``ahead`` elements further is asked for.
@@ -233,6 +221,26 @@ inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
       default: dot_few<4, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
     }
   }
+}
+
+// Rows of B that lie along n and are added together.
+constexpr int64_t FEW_STEPS = 8;
+
+// At most FEW_STEPS of them are added to all rows of C.
+template <class B>
+inline void add_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                     int64_t ahead) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<B, bf16>) {
+    const int64_t whole = n / (2 * LANES) * (2 * LANES);
+    if (k == FEW_STEPS && whole > 0) {
+      add_pairs<FEW_STEPS>(c, a, b, m, whole, ahead);
+      c.data += whole, b.data += whole, n -= whole;
+    }
+  }
+#endif
+  if (n > 0) dot_part<B>(c, a, b, m, n, k, true, 0);
+  (void)ahead;
 }
 
 // As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats. If
@@ -256,7 +264,7 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
       for (int64_t i = 0; i < m && !accumulate; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
       const int64_t ahead = at_least(NEAR, FEW_STEPS * b.row);
       for (int64_t p = 0; p < k; p += FEW_STEPS) {
-        dot_part<B>(c, few.from(0, p), {b.data + p * b.row, b.row, 1}, m, n, at_most(FEW_STEPS, k - p), true, ahead);
+        add_part<B>(c, few.from(0, p), {b.data + p * b.row, b.row, 1}, m, n, at_most(FEW_STEPS, k - p), ahead);
       }
       return;
     }
