@@ -199,7 +199,7 @@ inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b
 }
 
 // Columns of B along k that all rows of A meet before the next ones come; and how far ahead of those B is asked for.
-constexpr int64_t FEW_COLUMNS = 16, FEW_AHEAD = 8192;
+constexpr int64_t FEW_COLUMNS = 16, FEW_AHEAD = 16384;
 
 template <int ROWS, class B>
 inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
