@@ -76,7 +76,7 @@ class Folds(Memory):
                 if wide is not None and wide.wide:
                     element = f"{self._elements(reduced[-1], [], value)} {{ return {value}; }}"
                     return f"fold_vectors<{reducer}>({last.count}, {start}, {element})"
-                element = f"[&](int64_t {last.index}) CASTILE_INLINED {{ return {value}; }}"
+                element = f"[&](int64_t {last.index}) {{ return {value}; }}"
                 return f"fold<{reducer}, {ctype(total)}>({last.count}, {start}, {element})"
 
             if len(reduced) == 1:
@@ -130,5 +130,5 @@ class Folds(Memory):
             if isinstance(node, Access) and node.tensor in self.places:
                 place = self.places[node.tensor]
                 if place.long:
-                    votes[place.long[-1]] = votes.get(place.long[-1], 0) + max(1, len(place.long) - 1)
+                    votes[place.long[-1]] = votes.get(place.long[-1], 0) + len(place.long)
         return max(votes, key=lambda r: (votes[r], axes.index(r))) if votes else None

@@ -106,7 +106,7 @@ class Rows(Makers):
             if not inner or inner[0] in op.tile.axes or op.op not in ("sum", "prod", "max", "min"):
                 return False
             good = op.tile.dtype == "f32" and self.axes[inner[0]].size % WIDEST == 0
-            good = good and settle(self.checker.infer(op.expr)) == "f32"
+            good = good and settle(self.checker.infer(op.expr)) in ("f32", "bf16")
         own = any(isinstance(n, Access) and n.tensor == op.tile.name for n in walk(op.expr))
         if own and isinstance(op, Fold):
             return False

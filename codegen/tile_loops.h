@@ -219,6 +219,13 @@ struct alignas(64) Share {
   int64_t last;
 };
 
+// body(from) ... body(last - 1). The body is a copy of this function's own, so that no store to a tensor can be taken for
+// one to what it holds, which then stays in registers.
+template <class F>
+CASTILE_APART void each_point(F body, int64_t from, int64_t last) {
+  for (int64_t point = from; point < last; ++point) body(point);
+}
+
 // body(first) ... body(last - 1), shared out among threads; on one where that is asked for, so that no thread is started
 // after a fork. A thread gets one stretch, the same from kernel to kernel, so that it mostly reads what it wrote itself
 // and has in its own cache; it takes portions of that, and then helps the others.
@@ -226,7 +233,7 @@ template <class F>
 inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
   threads = at_most(threads, last - first);
   if (threads <= 1) {
-    for (int64_t point = first; point < last; ++point) body(point);
+    each_point(body, first, last);
     fence();
     return;
   }
@@ -241,8 +248,9 @@ inline void parallel_for(int64_t first, int64_t last, int64_t threads, F body) {
     for (int64_t t = 0; t < count; ++t) {
       Share& share = shares[(own + t) % count];
       int64_t from;
-      while ((from = share.next.fetch_add(portion, std::memory_order_relaxed)) < share.last)
-        for (int64_t point = from; point < at_most(share.last, from + portion); ++point) body(point);
+      while ((from = share.next.fetch_add(portion, std::memory_order_relaxed)) < share.last) {
+        each_point(body, from, at_most(share.last, from + portion));
+      }
     }
     fence();
   };

@@ -36,8 +36,12 @@ CASTILE_INLINE Mask mask_of(bool b) { return Mask{} - int32_t(b); }
 
 CASTILE_INLINE Vector load(const float* p) { return *reinterpret_cast<const VectorInMemory*>(p); }
 CASTILE_INLINE Vector load(const bf16* p) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#else
   const Halves h = *reinterpret_cast<const HalvesInMemory*>(p);
   return (Vector)(__builtin_convertvector(h, Words) << 16);
+#endif
 }
 CASTILE_INLINE Mask load(const int32_t* p) { return *reinterpret_cast<const MaskInMemory*>(p); }
 CASTILE_INLINE Words load(const uint32_t* p) { return *reinterpret_cast<const WordsInMemory*>(p); }
@@ -54,9 +58,19 @@ CASTILE_INLINE void store(int32_t* p, Mask x) { *reinterpret_cast<MaskInMemory*>
 CASTILE_INLINE void store(float* p, Vector x) { *reinterpret_cast<VectorInMemory*>(p) = x; }
 // The nearest bf16, as f32.
 CASTILE_INLINE Vector rounded(Vector x) {
+  constexpr uint32_t KEPT = 0xffff0000u, ALMOST_HALF = 0x7fffu, LAST = 0x10000u;
+#if defined(__AVX512F__)
+  const __m512i u = (__m512i)x, up = _mm512_add_epi32(u, _mm512_set1_epi32(ALMOST_HALF));
+  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(LAST));
+  const __m512i nearest = _mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
+  // Where x is NaN, of either kind, itself, and quiet.
+  const __m512 all = _mm512_fixupimm_ps((__m512)nearest, (__m512)x, _mm512_set1_epi32(0x22), 0);
+  return (Vector)((Words)all & KEPT);
+#else
   const Words u = (Words)x;
-  const Words nearest = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+  const Words nearest = (u + ALMOST_HALF + (u / LAST & 1u)) & KEPT;
   return (Vector)(x != x ? Words{} + 0x7fc00000u : nearest);
+#endif
 }
 // What a kernel stores, to the last bit.
 CASTILE_INLINE void keep(bf16* p, Vector x) {

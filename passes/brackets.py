@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, lift, neg, scale, sub
@@ -134,3 +134,9 @@ def bracket(p: Atom) -> Form:
     if p == FALSE:
         return ZERO
     return Form({Monomial((), None, conjuncts(p)): ONE_FRACTION})
+
+
+def one_at_a_time(terms: Sequence[Monomial]) -> bool:
+    """Whether no two terms are there together, by their brackets."""
+    opposites = [{negate(p) for p in m.brackets} for m in terms]
+    return all(opposites[i] & set(m.brackets) for j, m in enumerate(terms) for i in range(j))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 from ..ir.dtypes import DTYPES, round_to
-from .brackets import bracket
+from .brackets import bracket, one_at_a_time
 from .emptiness import is_mask
 from .forms import UNIT, Atom, Form, Monomial, add, lift, scale
 from .normal import mul, nonnegative
@@ -30,9 +32,12 @@ def number_in_f64(f: Form) -> Form | None:
 
 
 def cast(dtype: str, f: Form) -> Form:
-    """A rounding to a float type: values of that type, and 0 and 1, are left as they are."""
+    """A rounding to a float type: values of that type, their negatives, and 0 and 1 are left as they are, alone or one
+    of several at a time."""
     only = f.single
     if not f.terms or f == UNIT:
+        return f
+    if all(_held(m, q, dtype) for m, q in f.terms.items()) and one_at_a_time(list(f.terms)):
         return f
     masks = {m: q for m, q in f.terms.items() if is_mask(m) and q > 0}
     if masks and dtype in WITH_INFINITY:
@@ -42,8 +47,6 @@ def cast(dtype: str, f: Form) -> Form:
         m = only[0]
         if not m.factors and m.brackets:
             return f
-        if len(m.factors) == 1 and m.factors[0][1] == 1 and m.factors[0][0].dtype == dtype:
-            return f
     if only is not None and only[0].brackets:
         m, q = only
         bare = cast(dtype, Form({Monomial(m.factors, m.exponent): q}))
@@ -52,3 +55,14 @@ def cast(dtype: str, f: Form) -> Form:
             product = mul(bracket(b), product)
         return product
     return lift(Atom("cast", dtype, (f,), dtype=dtype, nonnegative=nonnegative(f)))
+
+
+def _held(m: Monomial, q: Fraction, dtype: str) -> bool:
+    """Whether a term is a value of a type or its negative, where its brackets hold."""
+    return (
+        abs(q) == 1
+        and m.exponent is None
+        and len(m.factors) == 1
+        and m.factors[0][1] == 1
+        and m.factors[0][0].dtype == dtype
+    )

@@ -12,7 +12,7 @@ from math import inf
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
 from ..ir.dtypes import DTYPES
 from ..ir.print import print_expr
-from .brackets import conjuncts, negate
+from .brackets import conjuncts, negate, one_at_a_time
 from .emptiness import filled
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, lift, parts_of, scale
 from .normal import atom_nonnegative
@@ -434,7 +434,7 @@ def _in_64_bits(terms: list[tuple[Monomial, Fraction]]) -> list[tuple[Monomial, 
 
     ``A + B - j`` -> ``i64(A) + i64(B) - j`` and ``3 * A`` -> ``3 * i64(A)``; ``A + j`` is one of i64 by itself.
     """
-    if len(terms) > 1 and _one_at_a_time([m for m, _ in terms]):
+    if len(terms) > 1 and one_at_a_time([m for m, _ in terms]):
         # A choice is no sum: it is of the type of what it chooses from.
         return [t for term in terms for t in _in_64_bits([term])]
     narrow = [_is_narrow_data(m) for m, _ in terms]
@@ -448,12 +448,6 @@ def _in_64_bits(terms: list[tuple[Monomial, Fraction]]) -> list[tuple[Monomial, 
         return Monomial([(Atom("int", "cast:i64", (lift(atom),), dtype="i64"), power), *rest], m.exponent, m.brackets)
 
     return [(wide(m) if n and (every or abs(q) != 1) else m, q) for (m, q), n in zip(terms, narrow, strict=True)]
-
-
-def _one_at_a_time(terms: list[Monomial]) -> bool:
-    """Whether no two terms are there together, by their brackets."""
-    opposites = [{negate(p) for p in m.brackets} for m in terms]
-    return all(opposites[i] & set(m.brackets) for j, m in enumerate(terms) for i in range(j))
 
 
 def _is_narrow_data(m: Monomial) -> bool:

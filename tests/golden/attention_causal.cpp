@@ -41,7 +41,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
   const int64_t f_tiles = tiles(f_extent, 64);
   const int64_t points = b_extent * h_extent * q_tiles * f_tiles;
   threads = worth(threads, 1.0 * b_extent * h_extent * q_extent * f_extent * k_extent * d_extent);
-  parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point) {
+  parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t f0 = (point % f_tiles) * 64, f_n = at_most(64, f_extent - f0);
     point /= f_tiles;
     const int64_t q0 = (point % q_tiles) * 192, q_n = at_most(192, q_extent - q0);

@@ -32,7 +32,7 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
   const int64_t n_tiles = tiles(n_extent, 64);
   const int64_t points = m_tiles * n_tiles;
   threads = worth(threads, 1.0 * m_extent * n_extent * k_extent);
-  parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point) {
+  parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t n0 = (point % n_tiles) * 64, n_n = at_most(64, n_extent - n0);
     point /= n_tiles;
     const int64_t m0 = point * 512, m_n = at_most(512, m_extent - m0);

@@ -25,7 +25,7 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
   const int64_t n_extent = args->n_extent, k_extent = args->k_extent;
   const int64_t points = n_extent;
   threads = worth(threads, 1.0 * n_extent * k_extent);
-  parallel_for(first, last < 0 ? points : last, threads, [&](int64_t point) {
+  parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t n = point;
     // X_2[k]: f32 = load X[n, k]
     // max_1: f32 = reduce max[k](X_2)
