@@ -353,22 +353,35 @@ CASTILE_INLINE void along_memory(int64_t column, int64_t m, int64_t k, F body) {
   }
 }
 
+// Rows of A that lie as the micro-kernel reads them: along k, and in need of no change. No others are told.
+template <class Operand, class A>
+CASTILE_INLINE bool lie_as_read(Matrix<const A> a, int64_t k) {
+  constexpr int64_t COUNT = Traits<Operand>::COUNT;
+  const bool in_words = a.row % COUNT == 0 && k % COUNT == 0 && reinterpret_cast<uintptr_t>(a.data) % sizeof(uint32_t) == 0;
+  if constexpr (IS_WHOLE<Operand>) return COUNT == 4 && !Traits<Operand>::LEAD && a.column == 1 && in_words;
+  else if constexpr (std::is_same_v<A, Operand>) return a.column == 1 && (PAIRS<Operand> ? in_words : sizeof(A) == 4);
+  else return false;
+}
+
 // A as the micro-kernel reads it: where it lies if its rows lie along k and need no change, else copied.
 template <class Operand, class A>
-inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy);
+template <class Operand, class A>
+CASTILE_INLINE Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if (lie_as_read<Operand, A>(a, k)) {
+    return {reinterpret_cast<const Unit<Operand>*>(a.data), a.row / Traits<Operand>::COUNT, 1};
+  }
+  return copied_rows<Operand, A>(a, m, k, copy);
+}
+template <class Operand, class A>
+Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
   if constexpr (IS_WHOLE<Operand>) {
     using W = Traits<Operand>;
     using U = Unit<Operand>;
-    const bool in_words = a.column == 1 && a.row % 4 == 0 && k % 4 == 0 && reinterpret_cast<uintptr_t>(a.data) % 4 == 0;
-    if (W::COUNT == 4 && !W::IS_RAISED && in_words) return {reinterpret_cast<const U*>(a.data), a.row / 4, 1};
     const int64_t width = depth<Operand>(k) + W::LEAD;
     copy_whole<Operand, A>(a.data, a.row, a.column, m, k, width, reinterpret_cast<uint32_t*>(copy));
     return {reinterpret_cast<const U*>(copy) + W::LEAD, width, 1};
   } else if constexpr (PAIRS<Operand>) {
-    const bool in_words = a.row % 2 == 0 && k % 2 == 0 && reinterpret_cast<uintptr_t>(a.data) % sizeof(uint32_t) == 0;
-    if (std::is_same_v<A, Operand> && a.column == 1 && in_words) {
-      return {reinterpret_cast<const uint32_t*>(a.data), a.row / 2, 1};
-    }
     const int64_t n = depth<Operand>(k);
     uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
 #if defined(__AVX512BF16__)
@@ -394,9 +407,6 @@ inline Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t
     }
     return {into, n, 1};
   } else {
-    if constexpr (std::is_same_v<A, float> && std::is_same_v<Operand, float>) {
-      if (a.column == 1) return a;
-    }
     along_memory(a.column, m, k, [&](int64_t i, int64_t j, auto column) {
       copy[i * k + j] = to<float>(to<Operand>(a.data[i * a.row + j * column]));
     });

@@ -265,8 +265,8 @@ inline void dot_made_rows(const Put& put, const U* a, int64_t a_row, Make make, 
 
 // As `dot_packed`, where B is made. ``local`` holds PANEL * (k + PERIOD) + m * k floats, or, if that is
 // more, FEW_BLOCK * (n + LANES + 2 * (k + PERIOD)).
-template <class Operand, int PERIOD, bool TILED, class A, class Make, class Put>
-inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
+template <class Operand, int PERIOD, class A, class Make, class Put>
+inline void dot_made_anyhow(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
   if (m <= FEW_BLOCK) {
     // Rows of A with zeros after them, as the last block of B goes beyond k.
@@ -277,15 +277,6 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
     float* const rest = local + m * c_row;
     U* const copy = reinterpret_cast<U*>(rest) + LEAD;
     const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
-    if (TILED && k % PERIOD == 0 && rows.column == 1) {
-      switch (m) {
-        case 1: dot_made_rows<1, PERIOD>(put, rows.data, rows.row, make, n, k); break;
-        case 2: dot_made_rows<2, PERIOD>(put, rows.data, rows.row, make, n, k); break;
-        case 3: dot_made_rows<3, PERIOD>(put, rows.data, rows.row, make, n, k); break;
-        case 4: dot_made_rows<4, PERIOD>(put, rows.data, rows.row, make, n, k); break;
-      }
-      return;
-    }
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t p = -LEAD; p < width - LEAD; ++p) {
         copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U{};
@@ -312,6 +303,25 @@ inline void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n
     pack_panel_made<Operand, PERIOD>(make, k, j, n, panel);
     dot_columns(put, j, rows, static_cast<const U*>(panel), PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
   }
+}
+
+// The same; of rows that lie as they are read and columns that are TILED, by pointers alone.
+template <class Operand, int PERIOD, bool TILED, class A, class Make, class Put>
+CASTILE_INLINE void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
+  if constexpr (TILED) {
+    if (m <= FEW_BLOCK && k % PERIOD == 0 && lie_as_read<Operand, A>(a, k)) {
+      const auto* const rows = reinterpret_cast<const Unit<Operand>*>(a.data);
+      const int64_t row = a.row / Traits<Operand>::COUNT;
+      switch (m) {
+        case 1: dot_made_rows<1, PERIOD>(put, rows, row, make, n, k); break;
+        case 2: dot_made_rows<2, PERIOD>(put, rows, row, make, n, k); break;
+        case 3: dot_made_rows<3, PERIOD>(put, rows, row, make, n, k); break;
+        case 4: dot_made_rows<4, PERIOD>(put, rows, row, make, n, k); break;
+      }
+      return;
+    }
+  }
+  dot_made_anyhow<Operand, PERIOD, A>(put, a, make, m, n, k, local);
 }
 
 }  // namespace
