@@ -38,7 +38,7 @@ def origins(seen: list[Compiled]) -> list[str]:
 
 
 def test_quick_tunes_records_and_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "BUDGET_S", {"quick": 3.0})
+    monkeypatch.setattr(tuning, "BUDGET_S", {"quick": 6.0})
     monkeypatch.setattr(tuning, "LEAST_S", 2.0)
 
     def f(x: torch.Tensor) -> torch.Tensor:
