@@ -8,65 +8,32 @@ from __future__ import annotations
 
 import ast
 import inspect
-import keyword
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 from .cascade import (
-    MAX_DEPTH,
     NUMERICS,
-    Access,
-    Call,
     Cascade,
-    Cast,
-    Const,
     Einsum,
     Expr,
-    Extent,
     Monoid,
     Output,
     Param,
-    Rank,
     Reduce,
     walk,
 )
 from .dtypes import DTYPES
 from .errors import CastileError, InputError, Loc, ParseError, Source, UsageError, attach, did_you_mean
-from .ops import FUNCTIONS, OPS, REDUCTIONS, RESERVED
-from .source import MAX_CHARS, Located, location, to_ast
+from .expressions import EXPRESSIONS, ExpressionReader, elements
+from .ops import FUNCTIONS, REDUCTIONS
+from .source import MAX_CHARS, location, to_ast
 from .verify import verify
 
-_BINARY: dict[type[ast.operator], str] = {
-    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
-    ast.Pow: "pow", ast.BitAnd: "and", ast.BitOr: "or", ast.LShift: "lshift", ast.RShift: "rshift",
-}  # fmt: skip
-_COMPARE: dict[type[ast.cmpop], str] = {
-    ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne",
-}  # fmt: skip
-_UNARY: dict[type[ast.unaryop], str] = {ast.USub: "neg", ast.Invert: "not"}
-
-# What people write by habit from elsewhere, and what the language has instead.
-_INSTEAD = {
-    "pow": "write x ** 2 for an integer power",
-    "mean": "write sum[k](x) / extent(k)",
-    "softmax": "write its Einsums: a max, an exp, a sum and a division",
-    "logsumexp": "write log(sum[k](exp(x - M))) + M with M = max[k](x)",
-    "relu": "write maximum(x, 0)",
-    "silu": "write x * sigmoid(x)",
-    "gelu": "write x * 0.5 * (1 + erf(x * 0.7071067811865476))",
-    "len": "write extent(k)",
-    "range": "a rank used as a value is its coordinate",
-    "clip": "write minimum(maximum(x, low), high)",
-    "float": "write f32(x)",
-    "int": "write i32(x)",
-}
 _DTYPES_ELSEWHERE = {"float": "f32", "double": "f64", "half": "f16", "int": "i32", "long": "i64", "byte": "u8"}
-_POINTWISE = {"max": "; the larger of two is maximum(a, b)", "min": "; the smaller of two is minimum(a, b)"}
 _NO_IMPORTS = "all that the language has is there without an import"
-_EXPRESSIONS = "it has numbers, T[i, j], + - * / // % **, comparisons, where(c, a, b), functions and op[k](…)"
 
 
 def parse(text: str, filename: str = "<cascade>", *, monoids: Iterable[Monoid] = ()) -> Cascade:
@@ -152,7 +119,7 @@ def parse_expr(text: str, tensors: Iterable[str]) -> Expr:
     try:
         body = to_ast(source)
         if len(body) != 1 or not isinstance(body[0], ast.Expr):
-            raise ParseError("one expression is expected", hint=_EXPRESSIONS, loc=Loc(1, 1, 2))
+            raise ParseError("one expression is expected", hint=EXPRESSIONS, loc=Loc(1, 1, 2))
         return _Reader(source, tensors=frozenset(tensors)).expr(body[0].value)
     except CastileError as error:
         raise attach(error, source) from None
@@ -186,22 +153,8 @@ def _parse(source: Source, monoids: Mapping[str, Monoid]) -> Cascade:
         raise attach(error, source) from None
 
 
-class _Reader:
-    """Turns syntax nodes into IR; holds the source for locations and the names that are tensors."""
-
-    def __init__(
-        self, source: Source, tensors: frozenset[str] = frozenset(), monoids: frozenset[str] = frozenset()
-    ) -> None:
-        self.source = source
-        self.tensors = tensors
-        self.monoids = monoids
-        self.depth = 0
-        self.signature = Loc(1, 1, 2)
-
-    def fail(self, node: Located, message: str, hint: str) -> NoReturn:
-        raise ParseError(message, hint=hint, loc=location(node, self.source), source=self.source)
-
-    # Definitions
+class _Reader(ExpressionReader):
+    """Turns definitions and statements into IR."""
 
     def module(self, body: list[ast.stmt], known: Mapping[str, Monoid]) -> Cascade:
         monoids: dict[str, Monoid] = {}
@@ -289,7 +242,7 @@ class _Reader:
         if returns is None:
             self.fail(node, f"`{node.name}` does not say what it returns", hint)
         names: list[str] = []
-        for element in _elements(returns):
+        for element in elements(returns):
             if not isinstance(element, ast.Name):
                 self.fail(element, "a result is the name of something that is written below", hint)
             if element.id in names:
@@ -328,12 +281,6 @@ class _Reader:
             self.fail(node, f"`{node.id}` is no dtype", hint)
         return node.id
 
-    def name(self, node: Located, name: str, what: str, allowed: frozenset[str] = frozenset()) -> str:
-        if name in RESERVED - allowed or keyword.iskeyword(name):
-            hint = "its size is extent(k)" if name == "extent" else "choose another name"
-            self.fail(node, f"`{name}` is a word of the language and cannot name {what}", hint)
-        return name
-
     def monoid(self, node: ast.FunctionDef) -> Monoid:
         decorator = next(d for d in node.decorator_list if _decorator_name(d) == "monoid")
         words = decorator.keywords if isinstance(decorator, ast.Call) and not decorator.args else []
@@ -341,7 +288,7 @@ class _Reader:
             hint = "write @monoid(identity=(-inf, 0.0)) above the function, and nothing else"
             self.fail(decorator, "a monoid says its identity", hint)
         self.plain(node)
-        identity = tuple(self.expr(e) for e in _elements(words[0].value))
+        identity = tuple(self.expr(e) for e in elements(words[0].value))
         params = tuple(self.name(a, a.arg, "a monoid's parameter") for a in node.args.args)
         if len(params) != 2 * len(identity) or len(set(params)) != len(params):
             message = (
@@ -399,7 +346,7 @@ class _Reader:
                 return Output(self.name(node, name, "a tensor"), (), None, loc)
             case ast.Subscript(value=ast.Name(id=name), slice=index):
                 ranks: list[str] = []
-                for element in _elements(index):
+                for element in elements(index):
                     if not isinstance(element, ast.Name) or element.id in self.tensors:
                         hint = "move arithmetic on indices to the right side"
                         self.fail(element, "the left side's indices are plain ranks", hint)
@@ -411,149 +358,12 @@ class _Reader:
             case _:
                 self.fail(node, "the left side is a tensor with its ranks", "write `T[q, k] = …`")
 
-    # Expressions
-
-    def expr(self, node: ast.expr) -> Expr:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            hint = "name a part of it as an Einsum of its own"
-            self.fail(node, f"an expression nests deeper than {MAX_DEPTH} levels", hint)
-        read = self._expr(node)
-        self.depth -= 1
-        return read
-
-    def _expr(self, node: ast.expr) -> Expr:
-        loc = location(node, self.source)
-        match node:
-            case ast.Constant(value=bool() | int() | float() as value):
-                if isinstance(value, int) and value >= 1 << 63:
-                    self.fail(node, "an integer past 2^63 - 1 fits no type", "write it as a float")
-                return Const(value, loc)
-            case ast.Name(id="inf"):
-                return Const(float("inf"), loc)
-            case ast.Name(id=name):
-                if name in self.tensors:
-                    return Access(name, (), loc)
-                return Rank(self.name(node, name, "a rank"), loc)
-            case ast.BinOp(op=ast.MatMult()):
-                self.fail(node, "the language has no `@`", "write sum[k](A[m, k] * B[k, n])")
-            case ast.BinOp(left=left, op=op, right=right):
-                return Call(_BINARY[type(op)], (self.expr(left), self.expr(right)), loc)
-            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return self.expr(operand)
-            case ast.UnaryOp(op=op, operand=operand):
-                return Call(_UNARY[type(op)], (self.expr(operand),), loc)
-            case ast.Compare(left=left, ops=[op], comparators=[right]):
-                return Call(_COMPARE[type(op)], (self.expr(left), self.expr(right)), loc)
-            case ast.Compare():
-                hint = "write (a <= b) & (b < c); comparisons joined by `&` or `|` need parentheses"
-                self.fail(node, "comparisons do not chain", hint)
-            case ast.Subscript(value=ast.Name(id=name), slice=index):
-                return self.access(node, name, index)
-            case ast.Call():
-                return self.call(node)
-            case ast.Constant(value=value):
-                self.fail(node, f"{type(value).__name__} literals do not occur in a cascade", _EXPRESSIONS)
-            case ast.Slice():
-                hint = "name the rank: a statement computes every element along it"
-                self.fail(node, "the language has no slices", hint)
-            case ast.Attribute(attr=attr):
-                hint = did_you_mean(attr, FUNCTIONS) or "functions are written without a module or an object"
-                self.fail(node, f"names have no attributes, such as `.{attr}`", hint)
-            case _:
-                self.fail(node, "not an expression of the language", _EXPRESSIONS)
-
-    def indices(self, index: ast.expr) -> tuple[Expr, ...]:
-        return tuple([self.expr(i) for i in _elements(index)])
-
-    def access(self, node: ast.expr, name: str, index: ast.expr) -> Expr:
-        if name in self.tensors:
-            return Access(name, self.indices(index), location(node, self.source))
-        if name in REDUCTIONS or name in self.monoids:
-            self.fail(node, f"`{name}[…]` lacks its argument", f"write {name}[k](expression)")
-        hint = did_you_mean(name, self.tensors) or "a tensor is a parameter or stands on the left of a statement"
-        self.fail(node, f"no tensor is called `{name}`", hint)
-
-    def call(self, node: ast.Call) -> Expr:
-        loc = location(node, self.source)
-        for word in node.keywords:
-            hint = "leave the name and `=` away"
-            if isinstance(node.func, ast.Name) and node.func.id in REDUCTIONS:
-                hint = f"a reduction names its ranks in brackets: {node.func.id}[k](expression)"
-            self.fail(word.value, "functions take their arguments by position", hint)
-        match node.func:
-            case ast.Subscript(value=ast.Name(id=name), slice=index):
-                return self.reduction(node, name, index)
-            case ast.Name(id="extent"):
-                if len(node.args) != 1 or not isinstance(node.args[0], ast.Name) or node.args[0].id in self.tensors:
-                    self.fail(node, "extent takes one rank", "write extent(k)")
-                return Extent(self.name(node.args[0], node.args[0].id, "a rank"), loc)
-            case ast.Name(id=name) if name in DTYPES:
-                if len(node.args) != 1:
-                    self.fail(node, f"the cast {name} takes one argument", f"write {name}(x)")
-                return Cast(name, self.expr(node.args[0]), loc)
-            case ast.Name(id=name) if name in FUNCTIONS:
-                arity = OPS[name].arity
-                if len(node.args) != arity:
-                    message = f"`{name}` takes {arity} argument{'s' * (arity > 1)}; {len(node.args)} came"
-                    args = "condition, a, b" if name == "where" else ", ".join("ab"[:arity])
-                    self.fail(node, message, f"write {name}({args})")
-                return Call(name, tuple([self.expr(a) for a in node.args]), loc)
-            case ast.Name(id=name):
-                self.unknown_function(node, name)
-            case ast.Attribute(attr=attr):
-                hint = f"write {attr}(…)" if attr in FUNCTIONS else f"write {attr}[k](…)" if attr in REDUCTIONS else ""
-                hint = hint or _INSTEAD.get(attr) or "functions are written without a module or an object"
-                self.fail(node.func, f"names have no methods, such as `.{attr}`", hint)
-            case func:
-                hint = "the functions are " + " ".join(FUNCTIONS)
-                self.fail(func, "only functions of the language are called", hint)
-
-    def unknown_function(self, node: ast.Call, name: str) -> NoReturn:
-        if name in self.tensors:
-            self.fail(node, f"no function is called `{name}`", f"elements are read with brackets: {name}[…]")
-        if name in REDUCTIONS or name in self.monoids:
-            hint = f"write {name}[k](expression){_POINTWISE.get(name, '')}"
-            self.fail(node, f"the reduction `{name}` does not say over which ranks", hint)
-        hint = _INSTEAD.get(name) or did_you_mean(name, [*FUNCTIONS, *DTYPES, *REDUCTIONS, *self.monoids])
-        self.fail(node.func, f"no function is called `{name}`", hint or "the functions are " + " ".join(FUNCTIONS))
-
-    def reduction(self, node: ast.Call, name: str, index: ast.expr) -> Expr:
-        if name not in REDUCTIONS and name not in self.monoids:
-            every = [*REDUCTIONS, *self.monoids]
-            hint = _INSTEAD.get(name) or did_you_mean(name, every) or "the reductions are " + " ".join(every)
-            if name in self.tensors:
-                hint = f"a tensor's element is {name}[…] alone, or write `*` between the two"
-            elif name in FUNCTIONS:
-                hint = f"{name} is a function: write {name}(…), without ranks"
-            self.fail(node.func, f"no reduction is called `{name}`", hint)
-        hint = f"write {name}[k](expression)"
-        ranks: list[str] = []
-        for element in _elements(index):
-            if not isinstance(element, ast.Name) or element.id in self.tensors:
-                if isinstance(element, ast.Name):
-                    hint = f"one name is one thing: rename the tensor or the rank `{element.id}`"
-                    self.fail(element, f"a reduction goes over ranks; `{element.id}` is a tensor", hint)
-                self.fail(element, "a reduction goes over ranks; this is no rank", hint)
-            if element.id in ranks:
-                self.fail(element, f"rank `{element.id}` is reduced twice", hint)
-            ranks.append(self.name(element, element.id, "a rank"))
-        if not ranks:
-            self.fail(node, f"`{name}[]` goes over no rank", hint)
-        if name in REDUCTIONS and len(node.args) != 1:
-            self.fail(node, f"`{name}` takes one argument; {len(node.args)} came", hint)
-        return Reduce(name, tuple(ranks), tuple([self.expr(a) for a in node.args]), location(node, self.source))
-
-
-def _elements(index: ast.expr) -> list[ast.expr]:
-    return list(index.elts) if isinstance(index, ast.Tuple) else [index]
-
 
 def _targets(statement: ast.stmt) -> list[str]:
     """The names that a statement writes."""
     match statement:
         case ast.Assign(targets=[target]) | ast.AnnAssign(target=target):
-            named = [t.value if isinstance(t, ast.Subscript) else t for t in _elements(target)]
+            named = [t.value if isinstance(t, ast.Subscript) else t for t in elements(target)]
             return [t.id for t in named if isinstance(t, ast.Name)]
         case _:
             return []
