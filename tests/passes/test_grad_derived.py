@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from corpus import GAUGES, NAMES, example, float_tensors, inputs
+from corpus import FORMS, GAUGES, NAMES, example, float_tensors, inputs
+from test_random import disagreement
 from test_trees import rng_of, worst
 from trees import tree_evaluate
 
 import castile
 from castile.ir.cascade import Cascade
 from castile.ir.dtypes import DTYPES
+from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate
+from castile.ir.extents import resolve, shape_of
 from castile.passes.count import count_passes
 from castile.passes.derive import derive
 from castile.passes.grad import forward, grad
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ir"))
+
+from strategies import Features, random_case
 
 # Its only output is a place, which has no derivative.
 SMOOTH = [n for n in NAMES if n != "gemm_argmax"]
@@ -112,3 +122,46 @@ def test_keys_that_are_masked_for_every_query_cost_no_pass() -> None:
     g = grad(castile.parse(DECODE))
     passes = derive(g).passes
     assert (passes["k"], passes["q"]) == (2, 1)
+
+
+def random_gradient(seed: int) -> tuple[Cascade, dict[str, Any]] | None:
+    """The gradient of a random cascade with inputs; None where it has none, or is not finite all along."""
+    case = random_case(seed, Features(monoids=False), einsums=4)
+    c = case.cascade
+    floats = [p.name for p in c.params if p.indices and DTYPES[p.dtype].is_float and DTYPES[p.dtype].bits >= 16]
+    try:
+        g = grad(c, [n for n in floats if depends(c, n)])
+        extents = resolve(c, {}, {n: np.shape(x) for n, x in case.inputs.items()})
+        rng = np.random.default_rng(seed)
+        adjoints = [p.name for p in g.params if p.name not in case.inputs]
+        given = {n: x for n, x in case.inputs.items() if n in g.param_of}
+        given |= {n: rng.integers(-8, 9, shape_of(g, n, extents)) / 8 for n in adjoints}
+        tensors = evaluate(replace(g, outputs=tuple(o.name for e in g.einsums for o in e.outputs)), given)
+    except CastileError:
+        return None  # nothing to differentiate by, or a guarded read that the cascade itself has out of bounds
+    return (g, given) if all(np.isfinite(x.astype(float)).all() for x in tensors.values()) else None
+
+
+def depends(c: Cascade, name: str) -> bool:
+    try:
+        grad(c, [name])
+    except CastileError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_gradients_of_random_cascades(first: int) -> None:
+    found, checked = [], 0
+    for seed in range(first, first + 50):
+        drawn = random_gradient(seed)
+        if drawn is None:
+            continue
+        g, given = drawn
+        d = derive(g, *FORMS[seed % len(FORMS)])
+        streams = {s.monoid.name for s in d.streams if s.monoid is not None}
+        text = disagreement(g, d.cascade, given, any(0 in np.shape(x) for x in given.values()), streams)
+        found += [f"seed {seed}: {text}"] if text else []
+        checked += 1
+    assert checked > 5
+    assert not found, "\n".join(found)
