@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from test_random import plainly
 
 import castile
 from castile.ir.bound import error_bound
@@ -21,6 +22,21 @@ def test_nothing_is_demanded_of_a_sum_whose_parts_overflow() -> None:
     c = castile.parse("def f(X: f32[k]) -> O:\n    O = sum[k](X[k])\n")
     assert error_bound(c, {"X": np.array([3e38, 3e38, -3e38])})["O"] == np.inf
     assert error_bound(c, {"X": np.array([1e38, 1e38, -1e38])})["O"] < 1e33
+
+
+def test_an_infinity_that_conditions_on_data_leave_out_comes_in_as_a_factor() -> None:
+    c = castile.parse("def f(X: f32[k], v: f32) -> O:\n    O = sum[k](where(X[k] > 1, v, 0.0))\n")
+    given = {"X": np.zeros(3), "v": np.array(np.inf)}
+    assert evaluate(c, given)["O"] == 0
+    assert np.isnan(evaluate(derive(c).cascade, given)["O"])
+
+
+def test_a_sum_about_a_maximum_of_nothing_is_about_0() -> None:
+    c = castile.parse("def f(X: f32[k], V: f32[k]) -> O:\n    O = sum[k]((V[k] - max[k](X[k])) ** 2)\n")
+    given = {"X": np.full(3, -np.inf), "V": np.ones(3)}
+    assert evaluate(c, given)["O"] == np.inf
+    with plainly():
+        assert evaluate(derive(c).cascade, given)["O"] == 3
 
 
 UNSIZED = """
