@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..ir.cascade import Call, Cascade, Const, Expr, Extent, Param, Rank, free_ranks
 from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
-from ..ir.extents import Use, bindings
+from ..ir.extents import Use, bindings, given_ranks
 from ..ir.interval import entangled
 from ..ir.print import print_expr
 from .assembly import Program
@@ -69,7 +69,7 @@ class _Entry:
         self.scratch = tuple(program.scratch)
         self.indexed = {name for k in program.kernels for name, _ in checked_axes(k)}
         self.bindings = bindings(self.c)
-        self.free = tuple(b.rank for b in self.bindings if b.param is not None)
+        self.free = given_ranks(self.c)
 
     def lines(self) -> Iterator[str]:
         """The function, its kernels one after the other."""
@@ -88,7 +88,7 @@ class _Entry:
         yield f"int64_t {self.name}({', '.join([*arguments_, 'int64_t threads'])}) {{"
         yield "  using namespace castile;"
         for b in self.bindings:
-            if b.param is None:
+            if b.rank not in self.free:
                 yield from self._derived(b.rank, b.within)
         for p in self.scratch:
             name = self._tensor(p)

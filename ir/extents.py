@@ -159,6 +159,13 @@ def _unbounded(c: Cascade, rank: str) -> VerifyError:
     )
 
 
+def given_ranks(c: Cascade) -> tuple[str, ...]:
+    """The ranks whose extents a caller gives: those that a parameter has as an axis, alone or within an expression, as
+    ``n // 64`` is one. All others follow from these."""
+    sized = {r for p in c.params for i in p.indices for r in free_ranks(i)}
+    return tuple(b.rank for b in bindings(c) if b.param is not None or b.rank in sized)
+
+
 def resolve(
     c: Cascade, known: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, int]:

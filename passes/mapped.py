@@ -12,7 +12,7 @@ from ..ir.cascade import Access, Call, Cascade, Const, Expr, Rank, free_ranks, t
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
-from ..ir.extents import bindings, resolve, shape_of
+from ..ir.extents import given_ranks, resolve, shape_of
 from ..ir.mapping import KNOBS as CHOICES
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, TileKernel, operations
@@ -125,7 +125,7 @@ def bucket(c: Cascade, extents: Dict[str, int], small: Collection[str] | None = 
     follows. Where rounding up contradicts what the cascade says of its extents, they stand for themselves.
     """
     small = small_ranks(c) if small is None else small
-    free = [b.rank for b in bindings(c) if b.param is not None]
+    free = given_ranks(c)
     rounded = {r: _rounded(extents[r], r in small) for r in free}
     try:
         return resolve(c, rounded, {p.name: shape_of(c, p.name, resolve(c, rounded)) for p in c.params})
@@ -147,7 +147,7 @@ def nominal(c: Cascade, small: Collection[str] | None = None) -> dict[str, int]:
     """
     small = small_ranks(c) if small is None else small
     batch = _batch_like(c)
-    free = [b.rank for b in bindings(c) if b.param is not None]
+    free = given_ranks(c)
     known = {r: 64 if r in small else 1 if r in batch else 2048 for r in free}
     for _ in range(12):
         try:

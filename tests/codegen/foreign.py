@@ -20,7 +20,7 @@ from castile.codegen.names import safe
 from castile.codegen.standalone import standalone_cpp
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.errors import InputError
-from castile.ir.extents import bindings, resolve, shape_of
+from castile.ir.extents import given_ranks, resolve, shape_of
 
 # argv[1] holds the bytes of each array and the extents as int64, then the inputs' bytes; the outputs go to argv[2].
 MAIN = """
@@ -96,7 +96,7 @@ class Foreign:
         written = {p.name: p for k in program.kernels for p in k.tensors if p.name in k.outputs}
         self.cascade, self.machine = c, machine
         self.params, self.outputs = c.params, tuple(written[name] for name in c.outputs)
-        self.free = [b.rank for b in bindings(c) if b.param is not None]
+        self.free = given_ranks(c)
         count = len(self.params) + len(self.outputs)
         words = [f"b[{i}]" for i in range(count)] + [f"e[{i}]" for i in range(len(self.free))]
         main = MAIN.replace("INPUTS", str(len(self.params))).replace("ARRAYS", str(count))
