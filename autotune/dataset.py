@@ -20,7 +20,7 @@ from ..ir.errors import CastileError
 from ..ir.mapping import Mapping as Tuned
 from ..ir.parse import parse
 from ..passes.mapped import mapped
-from .records import Record
+from .record import Record
 
 Array = Any
 

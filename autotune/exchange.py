@@ -14,7 +14,8 @@ from typing import Any
 
 from ..ir.errors import InputError
 from ..ir.mapping import Mapping as Tuned
-from .records import VERSION, Record, Records, record_of, standing
+from .record import Record, record_of, standing
+from .records import VERSION, Records
 
 _LINES = 1_000_000
 

@@ -14,7 +14,7 @@ from html import escape
 
 from ..ir.device import Device
 from .dataset import Judged
-from .records import Record
+from .record import Record
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #6b7178; --line: #d7dbe0; --mark: #1f6feb; --bad: #c4452f; }

@@ -34,7 +34,8 @@ from .dataset import row_of
 from .measure import ROUNDS, Limits, Measurer, Outcome
 from .places import model_path
 from .probe import describe_cpu, device_name
-from .records import Record, Records
+from .record import Record
+from .records import Records
 from .search import Search
 from .space import Space, space_of
 

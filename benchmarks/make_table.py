@@ -50,7 +50,7 @@ from castile.autotune.dataset import learned, row_of, shipped  # noqa: E402
 from castile.autotune.exchange import t4  # noqa: E402
 from castile.autotune.measure import Limits, Measurer  # noqa: E402
 from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
-from castile.autotune.records import Record  # noqa: E402
+from castile.autotune.record import Record  # noqa: E402
 from castile.autotune.space import Space, space_of  # noqa: E402
 from castile.codegen import build, targets  # noqa: E402
 from castile.codegen.compiler import VARIANTS, Compiler, find_compiler, header_ahead, key_of, more_flags  # noqa: E402

@@ -11,7 +11,7 @@ import typer
 from .terminal import Json, emit, fail, note, out, say, write_file
 
 if TYPE_CHECKING:
-    from ..autotune.records import Record
+    from ..autotune.record import Record
 
 app = typer.Typer(no_args_is_help=True, help="List, show, import, export, merge, lock and replay records.")
 
@@ -177,7 +177,7 @@ def _write(path: Path | None, text: str, what: str) -> None:
 
 
 def _workloads(found: list[Record]) -> list[dict[str, Any]]:
-    from ..autotune.records import KINDS
+    from ..autotune.record import KINDS
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in found:

@@ -21,7 +21,8 @@ import castile
 from castile.autotune import records as module
 from castile.autotune.exchange import export, imported, lock, t4, unlocked
 from castile.autotune.places import records_path
-from castile.autotune.records import Record, Records, distance, recorded
+from castile.autotune.record import STATUSES, Record
+from castile.autotune.records import Records, distance, recorded
 from castile.autotune.table import read_table
 from castile.ir.errors import CastileError, InputError, UsageError
 from castile.ir.mapping import Mapping
@@ -221,7 +222,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         for read_only in (True, False):
             try:
                 with Records(path, read_only=read_only) as r:
-                    assert all(x.status in module.STATUSES for x in r.all())
+                    assert all(x.status in STATUSES for x in r.all())
                     r.best(castile.parse(TEXT), {"n": 64, "k": 512}, "a CPU", "cpu")
             except UsageError as error:
                 refused += str(path) in str(error)
@@ -267,7 +268,8 @@ def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
-from castile.autotune.records import Record, Records
+from castile.autotune.record import Record
+from castile.autotune.records import Records
 from castile.ir.errors import UsageError
 from castile.ir.mapping import Mapping
 text = sys.stdin.read()
@@ -301,7 +303,8 @@ def test_a_disk_that_ends(tmp_path: Path, size: int) -> None:
 
 WRITER = """
 import sys
-from castile.autotune.records import Record, Records
+from castile.autotune.record import Record
+from castile.autotune.records import Records
 from castile.ir.mapping import Mapping
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 text = sys.stdin.read()

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from castile.autotune.records import Record, Records
+from castile.autotune.record import Record
+from castile.autotune.records import Records
 from castile.cli.tune import duration
 from castile.ir.errors import UsageError
 from castile.ir.mapping import Mapping

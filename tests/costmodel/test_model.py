@@ -13,7 +13,7 @@ import pytest
 
 import castile
 from castile.autotune.dataset import Dataset, dataset, learned, leave_one_out, regrets, row_of
-from castile.autotune.records import Record
+from castile.autotune.record import Record
 from castile.costmodel import model as module
 from castile.costmodel.features import NAMES, roofline_s
 from castile.costmodel.model import CostModel
