@@ -56,6 +56,8 @@ def gemm_int4(m: int, size: int = 4096, group: int = 128, tiles: bool = False) -
     def prepare(x: dict[str, Any]) -> Tensors:
         # Scales of few digits: torch takes scale * (8 - zero) as one bf16, which is to hold it.
         x["scale"] = (torch.round(x["scale"].float().clamp(-2, 2) * 2) / 128 + 1 / 16).to(torch.bfloat16)
+        if tiles:
+            x["bias"] = torch.zeros_like(x["bias"])
         return x
 
     def weights(x: Tensors) -> Any:

@@ -135,9 +135,10 @@ def gemm_int4(A, W, scale, zero):
     return bf16(A @ B)
 
 
-@example(A="bf16[3, 203]", W="u32[2, 26, 64]", scale="bf16[2, 2, 64]", zero=integers(0, 16, 2, 2, 64))
-def gemm_int4_tiles(A, W, scale, zero):
-    return gemm_int4(A, *(np.concatenate([*x], axis=1) for x in (W, scale, zero)))
+@example(A="bf16[3, 203]", W="u32[2, 26, 64]", scale="bf16[2, 2, 64]", zero=integers(0, 16, 2, 2, 64), bias="f32[70]")
+def gemm_int4_tiles(A, W, scale, zero, bias):
+    W, scale, zero = (np.concatenate([*x], axis=1)[:, :70] for x in (W, scale, zero))
+    return bf16(A @ (blocks(scale, 128, 203) * (unpack(W, 4, 203) - blocks(zero, 128, 203))) + bias)
 
 
 @example(A="bf16[3, 75]", W="u32[10, 5]", level="f32[16]", absmax=uniform(0.5, 2, 2, 5))
