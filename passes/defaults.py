@@ -32,8 +32,8 @@ BLOCK, TASKS = (512, 256), 8
 WHOLE, PANELS = 1 << 20, 1 << 18
 
 # With so few rows the shared operand is read once, where it lies: tiles go along its memory. Up to FEWEST rows are not
-# even packed; then they are shallow.
-FEW, FEWEST, WIDE, SHALLOW = 16, 4, 512, 64
+# even packed; then they are shallow, unless that operand lies along the depth: then they are LONG.
+FEW, FEWEST, WIDE, SHALLOW, LONG = 16, 4, 512, 64, 4096
 
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
 # and for more, as what is done once for a row and group is to be little beside its products, and rows.
@@ -191,16 +191,27 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
                     found[column] = BLOCK[1]
         rows = max((extents.get(r, 0) for r in op.tile.axes[:-1]), default=0)
         few = rows <= FEW and not streamed
+        streams = few and not k.ordered and bool(op.over) and _lengthwise(k, op)
         if few and column in grid and extents[column] > ON_CHIP:
-            found[column] = WIDE
+            found[column] = PANEL if streams else WIDE
         for r in (*op.over, *op.tile.axes):
             if r in loops:
                 deep = narrow and not streamed and (not few or k.ordered)
                 shallow = few and rows <= FEWEST and not k.ordered
                 found[r] = SHALLOW if shallow else DEPTH if deep else DEPTH // 2
+        if streams and op.over[-1] in loops:
+            found[op.over[-1]] = min(LONG, _up(extents.get(op.over[-1], LONG)))
         if not streamed and (not few or k.ordered):
             found |= _whole(k, op, extents, found)
     return found
+
+
+def _lengthwise(k: TileKernel, op: Dot) -> bool:
+    """Whether what rows share lies along the depth of their contraction, as it is multiplied: its rows are streams."""
+    column, depth = op.tile.axes[-1], op.over[-1]
+    same = {p.name for p in k.tensors if p.dtype == (op.operand or "f32")}
+    loads = [x for x in operations(k.body) if isinstance(x, Load) and x.tile.name in (op.left, op.right)]
+    return any(column in x.tile.axes and x.source.tensor in same and x.source.indices[-1] == Rank(depth) for x in loads)
 
 
 def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[str, int]) -> dict[str, int]:

@@ -51,6 +51,15 @@ def test_keys_of_attention_stream(keys: int) -> None:
     assert (found.form, found.tiles["k"], found.knob("resident")) == ("full", 512, 0)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_few_rows_stream_a_transposed_matrix(rows: int) -> None:
+    """A linear layer's weights, as PyTorch stores them, lie along the depth: tiles are long there and narrow across."""
+    sizes = {"m": rows, "n": 4096, "k": 4096}
+    along, across = default("gemm_nt", **sizes), default("gemm", **sizes)
+    assert (along.tiles["n"], along.tiles["k"]) == (64, 4096)
+    assert across.tiles["n"] > along.tiles["n"]
+
+
 def test_sums_of_a_row_are_not_made_again_for_each_tile_of_columns() -> None:
     """Merged into the product they would be; attention's stay, as its scores are no little thing to store."""
     sizes = {"m": 1024, "n": 1024, "k": 1024}
