@@ -69,8 +69,9 @@ RATIO = 4
 FEW_STEPS = 4
 # A mask is computed where it is read if what it is made of is this much smaller.
 CHEAP = 4
-# Products of f32 of fewer operations are not raced against torch's.
+# Operations from which on a product is raced against torch's, and rows up to which one of bf16 is.
 RACED = 1 << 22
+FEW_ROWS = 8
 
 
 @dataclass
@@ -130,7 +131,8 @@ class Partitioner:
         return found
 
     def products(self) -> list[Region]:
-        """Layers' products in f32 that stay with torch, each as a region: either may be faster, which a race tells.
+        """Layers' products that stay with torch, each as a region: in f32, and of few rows in bf16, either may be
+        faster, which a race tells.
 
         Their second operand is a transposed matrix among the graph's inputs.
         """
@@ -138,8 +140,10 @@ class Partitioner:
         for n in self.graph.nodes:
             if n in self.able and n not in self.group and op_name(n) in ("mm.default", "addmm.default"):
                 *bias, a, b = n.args
-                of = fakes(n)[0].dtype is torch.float32 and not n.kwargs and all(fakes(x)[0].ndim == 1 for x in bias)
-                if of and is_transposed(b) and b.args[0].op == "placeholder":
+                dtype, rows = fakes(n)[0].dtype, hint(fakes(n)[0].shape[0])
+                open_race = dtype is torch.float32 or (dtype is torch.bfloat16 and rows <= FEW_ROWS)
+                plain = not n.kwargs and all(fakes(x)[0].ndim == 1 for x in bias)
+                if open_race and plain and is_transposed(b) and b.args[0].op == "placeholder":
                     if 2 * numel(n) * hint(fakes(a)[0].shape[1]) >= RACED:
                         found.append(Region([n], "product", reason="raced against torch's"))
         return found

@@ -253,6 +253,24 @@ def test_products_run_where_the_race_was_won(castile_wins: bool, monkeypatch: py
     assert races == [castile_wins] * 2  # of three layers two are alike
 
 
+@pytest.mark.parametrize(("rows", "raced"), [(1, 1), (8, 1), (9, 0)])
+def test_products_of_few_rows_race_in_bf16(rows: int, raced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    races: list[int] = []
+
+    def decided(mine: Callable[[], None], theirs: Callable[[], None]) -> bool:
+        races.append(1)
+        return True
+
+    monkeypatch.setattr(record, "faster", decided)
+    monkeypatch.setattr(record, "RACES", Races())
+    model = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.GELU()).bfloat16()
+    run, x = compiled(model), torch.randn(rows, 2048).bfloat16()
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(run(x), model(x))
+    assert sum(races) == raced
+
+
 @pytest.mark.parametrize("options", [{"tune": "off"}, {"numerics": "strict"}])
 def test_nothing_is_raced_where_bits_matter(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "faster", lambda *_: pytest.fail("raced"))
