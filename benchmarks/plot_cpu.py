@@ -23,7 +23,7 @@ ROWS, DRAWING = ROOT / "benchmarks" / "results" / "kernels_cpu.jsonl", ROOT / "d
 FAMILIES = (
     ("Attention", ("attention", "window", "decode", "backward")),
     ("Products", ("gemm", "layernorm+gemm", "rmsnorm+gemm")),
-    ("Weights of four bits", ("int4",)),
+    ("Narrow weights", ("int4", "int8", "fp8")),
     ("Rows", ("softmax", "rmsnorm", "layernorm", "kl", "linear")),
 )
 
