@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from variants import Case, built, program_of
 
 import castile
-from castile.codegen import compiler
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
@@ -47,7 +47,7 @@ def f(A: f32[m, k], B: f32[k, n], b: f32[k], c: f32[n]) -> C:
 ROUNDED = SHIFTED.replace("A: f32", "A: bf16")
 
 # Few rows, which are multiplied as the operand is made; some; and more than a strip of them.
-CASES: dict[str, tuple[str, dict[str, int], Mapping | None]] = {
+CASES: dict[str, Case] = {
     "grouped 1": (GROUPED, {"m": 1, "n": 70, "k": 299}, None),
     "grouped 3": (GROUPED, {"m": 3, "n": 33, "k": 256}, None),
     "grouped 9": (GROUPED, {"m": 9, "n": 130, "k": 257}, None),
@@ -69,22 +69,12 @@ NAMES = sorted(CASES)
 
 
 def program(name: str) -> Mapped:
-    text, sizes, mapping = CASES[name]
-    c = castile.parse(text)
-    extents = resolve(c, sizes)
-    return mapped(c, mapping or default_mapping(c, "cpu", extents), extents)
+    return program_of(CASES[name])
 
 
 @cache
 def library(variant: str) -> dict[str, CpuProgram]:
-    """All cases in one library, compiled for a variant of the CPU."""
-    before = compiler.VARIANTS
-    try:
-        if variant != "native":
-            compiler.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
-        return dict(zip(NAMES, CpuProgram.build_all([program(n).program for n in NAMES]), strict=True))
-    finally:
-        compiler.VARIANTS = before
+    return built(CASES, variant)
 
 
 def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from variants import Case, built, program_of
 
 import castile
-from castile.codegen import compiler
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.mapped import Mapped, default_mapping
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 
@@ -64,7 +64,7 @@ def f(A: f8e5m2[m, k], B: f8e4m3[k, n], s: f32[m, k // 16], t: f32[k // 16, n]) 
 
 SOME, FEW, ROW = {"m": 45, "n": 97, "k": 203}, {"m": 3, "n": 70, "k": 128}, {"m": 1, "n": 33, "k": 71}
 SMALL = Mapping(tiles={"m": 16, "n": 32, "k": 48}, knobs={"narrow": 1})
-CASES: dict[str, tuple[str, dict[str, int], Mapping | None]] = {
+CASES: dict[str, Case] = {
     "i8 i8": (plain("i8", "i8", "n, k"), SOME, None),
     "i8 i8 wide": (plain("i8", "i8", "n, k"), {"m": 14, "n": 128, "k": 260}, None),
     "i8 i8 across": (plain("i8", "i8", "k, n"), SOME, None),
@@ -99,22 +99,12 @@ NAMES = sorted(CASES)
 
 
 def program(name: str) -> Mapped:
-    text, sizes, mapping = CASES[name]
-    c = castile.parse(text)
-    extents = resolve(c, sizes)
-    return mapped(c, mapping or default_mapping(c, "cpu", extents), extents)
+    return program_of(CASES[name])
 
 
 @cache
 def library(variant: str) -> dict[str, CpuProgram]:
-    """All cases in one library, compiled for a variant of the CPU."""
-    before = compiler.VARIANTS
-    try:
-        if variant != "native":
-            compiler.VARIANTS = ((f"-march={variant}", "-fopenmp"), (f"-march={variant}", "-fopenmp-simd", "-pthread"))
-        return dict(zip(NAMES, CpuProgram.build_all([program(n).program for n in NAMES]), strict=True))
-    finally:
-        compiler.VARIANTS = before
+    return built(CASES, variant)
 
 
 def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:
