@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 import sys
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,10 +72,19 @@ def address(x: Any) -> int:
     return int(x.data_ptr())
 
 
-def signature_of(x: Any) -> Signature:
-    if type(x) is np.ndarray:
-        return (x.shape, x.strides, x.dtype)
-    return (x.shape, x.stride(), x.dtype, "torch")
+def looked_at(arrays: Sequence[Any]) -> tuple[list[int], Signature]:
+    """Where arrays lie, and all else of them: signatures are equal for arrays of which one plan holds.
+
+    A call takes longer to look at its tensors than to start a kernel, so all are looked at at once.
+    """
+    if _DATA_OFFSET and set(map(type, arrays)) == {np.ndarray}:
+        return [_word_at(id(x) + _DATA_OFFSET).value for x in arrays], tuple(map(_layout, arrays))
+    return [address(x) for x in arrays], tuple(
+        _layout(x) if type(x) is np.ndarray else (x.shape, x.stride(), x.dtype, "torch") for x in arrays
+    )
+
+
+_layout = operator.attrgetter("shape", "strides", "dtype")
 
 
 def layout_of(x: Any, p: Param, role: str = "") -> Layout:
@@ -154,7 +165,7 @@ class Checked:
     given: tuple[Layout, ...]
 
 
-class Arguments:
+class Arguments(ABC):
     """The signature of a cascade: checks what it is called with.
 
     Tensors may be NumPy arrays or torch tensors of any strides, on the ``where`` that a subclass names.
@@ -168,6 +179,13 @@ class Arguments:
         self.params = cascade.params
         self.tensors = tuple(p for p in self.params if p.indices)
         self.scalars = tuple(p for p in self.params if not p.indices)
+
+    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+        return self.run(inputs, out)
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Any], out: Any) -> Any:
+        """What a call does, its parameters in a dictionary."""
 
     def _split(self, inputs: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """The arrays and the numbers of a call. Raises `InputError` for names that are missing or unknown."""
@@ -225,6 +243,8 @@ class Arguments:
                 expected=", ".join(p.name for p in self.outputs),
                 got=str(len(outs)),
             )
+        if all(type(x) is np.ndarray and x.flags.writeable for x in outs):
+            return outs
         for x, p in zip(outs, self.outputs, strict=True):
             if type(x) is np.ndarray and x.flags.writeable:
                 continue

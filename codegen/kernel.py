@@ -23,7 +23,7 @@ class Runner(Protocol):
     @property
     def source(self) -> str: ...
 
-    def __call__(self, *, out: Any = None, **inputs: Any) -> Any: ...
+    def run(self, inputs: Dict[str, Any], out: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +143,10 @@ class Kernel:
                 hint=f"call it with {', '.join(f'{p.name}=…' for p in self.cascade.params)}",
             )
         try:
-            run = self._runs[tuple([inputs[name].shape for name in self._tensors])]
+            program = self._runs[tuple([inputs[name].shape for name in self._tensors])]
         except (KeyError, AttributeError, TypeError):
-            run = self._meet(inputs)
-        return run(out=out, **inputs)
+            program = self._meet(inputs)
+        return program.run(inputs, out)
 
     def launcher(self, inputs: Dict[str, Any], out: Sequence[Any]) -> Callable[[Sequence[Any], list[int]], None] | None:
         """The program for tensors that lie as these do, called with numbers and addresses and nothing checked again.

@@ -7,6 +7,7 @@ is never imported here: its tensors are known by what they can do.
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import struct
 import sys
@@ -28,11 +29,11 @@ from .arguments import (
     address,
     contiguous,
     is_torch,
+    looked_at,
     new_array,
     new_tensor,
     param_shape,
     scalar_value,
-    signature_of,
 )
 from .assembly import Assembly, Program, assemble
 from .build import load
@@ -93,14 +94,15 @@ def threads_without_torch() -> int:
 # The program
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """All that follows from the signature of a call.
 
     ``outputs`` make a new array each. A kernel takes the address of its words; those of all kernels follow one another
-    in ``words``, where what the signature tells is filled in. ``holes`` are the words that take an address, and the
-    number of it: parameters, outputs, scratch, scalars by value, fault words. ``apart`` remembers where the tensors of
-    the last call lay that wrote into arrays it was given, and nothing shared memory.
+    in ``words``, where what the signature tells is filled in. ``holes`` are the words that take the address of a
+    parameter or of an output, and the number of it; ``own`` are those for what each call has of its own: scratch,
+    scalars by value, fault words. ``last`` holds the addresses of the last call's tensors, which share no memory with
+    outputs, and the words with these filled in.
     """
 
     layouts: tuple[Layout, ...]
@@ -110,8 +112,9 @@ class Plan:
     scratch_bytes: int
     words: bytes
     holes: tuple[tuple[int, int], ...]
+    own: tuple[tuple[int, int], ...]
     empty: bool
-    apart: list[list[int]]
+    last: tuple[list[int], Any] | None = None
 
 
 class Bound:
@@ -130,9 +133,7 @@ class Bound:
         self._functions = tuple((function, base + at) for function, at in functions)
         self.places = tuple(tuple(at for at, n in plan.holes if n == i) for i in range(tensors))
         self.scratch_bytes = plan.scratch_bytes
-        self._scratch = tuple(
-            (at, offset) for i, offset in enumerate(plan.scratch) for at, n in plan.holes if n == tensors + i
-        )
+        self._scratch = tuple((at, offset) for i, offset in enumerate(plan.scratch) for at, n in plan.own if n == i)
 
     def move(self, tensor: int, to: int) -> None:
         """Say where a tensor lies from now on, by its address."""
@@ -205,36 +206,33 @@ class CpuProgram(Arguments):
         library = load(assembly.source)
         return cls(assembly, [_function(library, e.symbol) for e in assembly.entries])
 
-    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+    def run(self, inputs: Mapping[str, Any], out: Any) -> Any:
         arrays, numbers = self._split(inputs)
+        outs = self._given_outputs(out)
         torch = False
         for i, x in enumerate(arrays):
             if type(x) is not np.ndarray:
                 arrays[i] = x = self._accepted(x, self.tensors[i])
                 torch = torch or is_torch(x)
-        addresses = [address(x) for x in arrays]
-        for i, size in enumerate(self._sizes):
-            if addresses[i] % size:
-                # A copy may lie in another way, so it comes before layouts are looked at.
-                arrays[i] = x = arrays[i].clone() if is_torch(arrays[i]) else arrays[i].copy()
-                addresses[i] = address(x)
-        outs = self._given_outputs(out)
-        signature = (torch, *map(signature_of, arrays), *map(signature_of, outs))
+        places, layouts = looked_at([*arrays, *outs])
+        if any(map(operator.mod, places, self._sizes)):
+            # A copy may lie in another way, so it comes before plans are looked for.
+            arrays = [_aligned(x, size) for x, size in zip(arrays, self._sizes, strict=True)]
+            places, layouts = looked_at([*arrays, *outs])
+        signature = (torch, layouts)
         plan = self._plans.get(signature)
         if plan is None:
             plan = self._plan(arrays, outs, torch)
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[signature] = plan
-        if outs:
-            results, written = outs, [address(x) for x in outs]
-            if [addresses + written] != plan.apart:
-                self._apart(written, plan.out_layouts, addresses, plan.layouts)
-                plan.apart[:] = [addresses + written]
-        else:
+        results = outs
+        if not outs:
             results = [new() for new in plan.outputs]
-            written = [address(x) for x in results]
-        self._launch(plan, numbers, addresses + written)
+            places += [address(x) for x in results]
+        elif plan.last is None or plan.last[0] != places:
+            self._apart(places[len(arrays) :], plan.out_layouts, places[: len(arrays)], plan.layouts)
+        self._launch(plan, numbers, places)
         if out is not None:
             return out
         return results[0] if len(results) == 1 else tuple(results)
@@ -271,23 +269,29 @@ class CpuProgram(Arguments):
     def _launch(self, plan: Plan, numbers: Sequence[Any], pointers: list[int]) -> None:
         if plan.empty:
             pointers = [a or _NOWHERE for a in pointers]
+        last = plan.last
+        if last is None or last[0] != pointers:
+            filled = self._words.from_buffer_copy(plan.words)
+            for at, number in plan.holes:
+                filled[at] = pointers[number]
+            plan.last = last = (pointers, filled)
+        words = self._words.from_buffer_copy(last[1])
+        base = ctypes.addressof(words)
         if plan.scratch_bytes:
             scratch = np.empty(plan.scratch_bytes + 64, np.uint8)
-            base = (address(scratch) + 63) // 64 * 64
-            pointers += [base + at for at in plan.scratch]
+            first = (address(scratch) + 63) // 64 * 64
+            own = [first + at for at in plan.scratch]
         else:
-            pointers += [_NOWHERE for _ in plan.scratch]
-        words = self._words.from_buffer_copy(plan.words)
-        base = ctypes.addressof(words)
+            own = [_NOWHERE] * len(plan.scratch)
         if self.scalars:
             first = base + 8 * self._scalars_at
             self._scalar_pack(words, 8 * self._scalars_at, *map(scalar_value, self.scalars, numbers))
-            pointers += range(first, first + 8 * len(self.scalars), 8)
+            own += range(first, first + 8 * len(self.scalars), 8)
         if self._checked:
             first = base + 8 * self._faults_at
-            pointers += range(first, first + 8 * len(self.entries), 8)
-        for at, number in plan.holes:
-            words[at] = pointers[number]
+            own += range(first, first + 8 * len(self.entries), 8)
+        for at, number in plan.own:
+            words[at] = own[number]
         threads = thread_count()
         for function, at in self._calls:
             function(base + at, 0, -1, threads)
@@ -317,16 +321,20 @@ class CpuProgram(Arguments):
         makers = tuple(new(shape, dtype) for shape, dtype in outputs)
         empty = any(0 in x.shape for x in (*layouts, *written))
         words = self._words()
+        tensors = len(self.tensors) + len(self.outputs)
         holes: list[tuple[int, int]] = []
+        own: list[tuple[int, int]] = []
         at = 0
         for i in range(len(self.entries)):
             for known, number in self._words_of(i, by_name, extents):
-                if known is None:
+                if known is not None:
+                    words[at] = known
+                elif number < tensors:
                     holes.append((at, number))
                 else:
-                    words[at] = known
+                    own.append((at, number - tensors))
                 at += 1
-        return Plan(layouts, makers, given, tuple(offsets), size, bytes(words), tuple(holes), empty, [])
+        return Plan(layouts, makers, given, tuple(offsets), size, bytes(words), tuple(holes), tuple(own), empty)
 
     def _words_of(
         self, kernel: int, layouts: Mapping[str, Layout], extents: Mapping[str, int]
@@ -356,6 +364,13 @@ class CpuProgram(Arguments):
                     if f.name not in extents and f.name not in e.bounded:
                         raise VerifyError(f"kernel `{e.symbol}` iterates rank `{f.name}`, which has no extent")
                     yield extents.get(f.name, LARGEST_EXTENT), 0
+
+
+def _aligned(x: Any, size: int) -> Any:
+    """An array at a multiple of its elements' size: itself, or a copy of it."""
+    if address(x) % size == 0:
+        return x
+    return x.clone() if is_torch(x) else x.copy()
 
 
 def _function(library: ctypes.CDLL, name: str) -> Any:

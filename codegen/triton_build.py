@@ -282,7 +282,7 @@ class CudaProgram(Arguments):
         spec.loader.exec_module(module)
         return module.launch
 
-    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+    def run(self, inputs: Mapping[str, Any], out: Any) -> Any:
         arrays, numbers = self._split(inputs)
         torch = _torch(self.target)
         launch = self._launch

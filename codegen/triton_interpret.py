@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class InterpretProgram(Arguments):
         """Print a program for the interpreter. Raises `VerifyError` for kernels that mean nothing."""
         return cls(program, print_triton(program, mapping, "interpret"))
 
-    def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
+    def run(self, inputs: Dict[str, Any], out: Any) -> Any:
         arrays, numbers = self._split(inputs)
         arrays = [
             x if type(x) is np.ndarray else self._accepted(x, p) for x, p in zip(arrays, self.tensors, strict=True)
