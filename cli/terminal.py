@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ..ir.errors import CastileError, Source, UsageError, attach
+from ..ir.errors import CastileError, Source, UsageError, attach, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A .cascade file, or - for stdin.", show_default=False)]
+File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|NAME",
+        help="A .cascade file, or attention, softmax or gemm, or - for stdin.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Shape = Annotated[
     list[str] | None,
@@ -144,11 +151,17 @@ def fail(message: str, hint: str = "") -> NoReturn:
 
 
 def read_cascade(name: str) -> Cascade:
-    """The cascade of a file, or of stdin for ``-``."""
+    """The cascade of a file, one that is known by its name, or that of stdin for ``-``."""
+    from ..autotune.presets import PRESETS, preset
     from ..ir.parse import load, parse
     from ..ir.source import MAX_CHARS
 
+    if name in PRESETS and not Path(name).is_file():
+        return preset(name)[0]
     if name != "-":
+        if not Path(name).exists():
+            known = f"give the path of a .cascade file, or one of {', '.join(PRESETS)}"
+            fail(f"cannot read {name}: No such file or directory", did_you_mean(name, PRESETS) or known)
         return load(name)
     raw = sys.stdin.buffer.read(4 * MAX_CHARS + 1)
     try:

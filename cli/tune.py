@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import Json, More, Shape, emit, err, extents, fail, note, of_file, out, read_cascade, sorted_out
+from .terminal import File, Json, More, Shape, emit, err, extents, fail, note, of_file, out, read_cascade, sorted_out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,10 +25,7 @@ _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def tune(
-    what: Annotated[
-        str,
-        typer.Argument(metavar="FILE|NAME", help="A .cascade file, or attention, softmax or gemm.", show_default=False),
-    ],
+    what: File,
     more: More = None,
     shape: Shape = None,
     target: Annotated[str, typer.Option("--target", metavar="T", help="What to tune for: cpu.")] = "cpu",

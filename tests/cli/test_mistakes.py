@@ -15,7 +15,7 @@ MISTAKES = [
     "explain binary: binary is not UTF-8 text",
     "explain empty: the text holds no cascade",
     "explain wrong.cascade: rank `j` is neither on the left nor reduced",
-    "explain: Missing argument 'FILE'",
+    "explain: Missing argument 'FILE|NAME'",
     "explain gemm.cascade --bogus: No such option: --bogus",
     "explain gemm.cascade --shape m=3: rank `k` has no extent",
     "explain gemm.cascade --shape m=3 n=1 k=1 z=2: the cascade has no rank `z`",

@@ -35,6 +35,21 @@ def test_an_input_file(castile: Any, gemm: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(written["C"], a @ b)
 
 
+@pytest.mark.parametrize("command", ["explain", "emit", "verify"])
+def test_cascades_known_by_name(castile: Any, command: str) -> None:
+    assert "softmax" in castile(command, "softmax").out
+
+
+def test_a_file_goes_before_a_name(castile: Any, gemm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "softmax").write_text(gemm.read_text())
+    monkeypatch.chdir(tmp_path)
+    assert "gemm" in castile("explain", "softmax").out
+
+
+def test_a_name_that_is_none(castile: Any) -> None:
+    assert "did you mean `softmax`?" in castile("explain", "softmaxx").err
+
+
 def test_a_kernel_computes_what_the_oracle_does(castile: Any, gemm: Path) -> None:
     words = ("run", gemm, "--random", "--shape", "m=5", "n=3", "k=7", "--json", "--target")
     ours, oracle = castile(*words, "cpu").json, castile(*words, "oracle").json
