@@ -37,8 +37,9 @@ from castile.autotune.measure import Limits, Measurer  # noqa: E402
 from castile.autotune.probe import describe_cpu, device_name  # noqa: E402
 from castile.autotune.records import Records  # noqa: E402
 from castile.autotune.space import space_of  # noqa: E402
-from castile.benchmarks import make_table  # noqa: E402
 from castile.benchmarks._rows import RESULTS, describe_versions  # noqa: E402
+from castile.benchmarks._table import CASCADES, ROOT, State, Workload, cascade, draw  # noqa: E402
+from castile.benchmarks._table_build import compile_all  # noqa: E402
 from castile.ir.mapping import Mapping as Tuned  # noqa: E402
 
 # None of these extents, and not all of these cascades, are in the table that the shipped cost model learned from.
@@ -69,31 +70,31 @@ ELSEWISE = 1.5
 NEAR, WITHIN_S = 1.05, 65.0
 
 
-def prepare(state: make_table.State, seconds: float, drawn: int, count: int) -> None:
+def prepare(state: State, seconds: float, drawn: int, count: int) -> None:
     """Draw and build the mappings that stand beside the tuner's."""
     known = {w.key for w in state.workloads()}
     device = describe_cpu()
     for place, (name, shapes) in enumerate(WORKLOADS[:count]):
-        if make_table.Workload(name, shapes, ()).key in known:
+        if Workload(name, shapes, ()).key in known:
             continue
-        c = make_table.cascade(name)
-        entries = make_table._drawn(name, shapes, space_of(c, shapes, "cpu", device), drawn, {})
+        c = cascade(name)
+        entries = draw(name, shapes, space_of(c, shapes, "cpu", device), drawn, {})
         told = [[e.mapping.to_dict(), e.source] for e in entries]
         state.append("plan", {"place": [0, place], "name": name, "shapes": shapes, "entries": told})
-    make_table.compile_all(state, seconds)
+    compile_all(state, seconds)
 
 
-def tune(state: make_table.State, seconds: float) -> None:
+def tune(state: State, seconds: float) -> None:
     """Run the tuner on the workloads that it has not seen, while there is time for a whole budget."""
     end = time.monotonic() + seconds
     done = {row["key"] for row in state.rows("tuned")}
     for name, shapes in WORKLOADS:
-        key = make_table.Workload(name, shapes, ()).key
+        key = Workload(name, shapes, ()).key
         if key in done or time.monotonic() + WITHIN_S > end:
             continue
         place = state.folder / "tuned" / f"{name}-{int(time.time())}"
         place.mkdir(parents=True)
-        command = [sys.executable, "-m", "castile", "tune", str(make_table.CASCADES / f"{name}.cascade")]
+        command = [sys.executable, "-m", "castile", "tune", str(CASCADES / f"{name}.cascade")]
         command += ["--budget", f"{BUDGET_S}s", "--json", "--records", str(place / "records.sqlite"), "--shape"]
         command += [f"{rank}={extent}" for rank, extent in shapes.items()]
         environment = {**os.environ, "CASTILE_CACHE_DIR": str(place / "cache")}
@@ -121,7 +122,7 @@ def tune(state: make_table.State, seconds: float) -> None:
         print(f"{key}: {row['trials']} trials in {took:.1f} s, {winner.mapping}", flush=True)
 
 
-def judge(state: make_table.State, seconds: float, out: Path) -> None:
+def judge(state: State, seconds: float, out: Path) -> None:
     """Time winner, default and the fastest others in turn, where both sides are ready."""
     end = time.monotonic() + seconds
     tuned = {row["key"]: row for row in state.rows("tuned")}
@@ -144,11 +145,11 @@ def judge(state: make_table.State, seconds: float, out: Path) -> None:
         _tell(row)
 
 
-def _judged(w: make_table.Workload, good: list[Tuned], tuned: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+def _judged(w: Workload, good: list[Tuned], tuned: dict[str, Any], seconds: float) -> dict[str, Any] | None:
     default, winner = w.entries[0].mapping, Tuned.from_json(tuned["winner"])
     theirs = [Tuned.from_json(m) for m in tuned["best"]]
     every = list(dict.fromkeys([*good, *theirs]))
-    with Measurer(make_table.cascade(w.name), w.shapes, "cpu", 0, Limits(run_s=60.0), builders=2) as bench:
+    with Measurer(cascade(w.name), w.shapes, "cpu", 0, Limits(run_s=60.0), builders=2) as bench:
         if any(o.status != "ok" for o in bench.compile([default, winner, *theirs])):
             return None
         first = bench.compete(every, min(20.0, seconds / 2), 4)
@@ -221,14 +222,14 @@ def show(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("step", nargs="?", default="show", choices=("prepare", "tune", "judge", "show"))
-    parser.add_argument("--state", type=Path, default=make_table.ROOT / "build" / "tune")
+    parser.add_argument("--state", type=Path, default=ROOT / "build" / "tune")
     parser.add_argument("--seconds", type=float, default=110.0, help="how long a slice may take, about")
     parser.add_argument("--mappings", type=int, default=DRAWN)
     parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="only the first so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "tune.jsonl")
     parser.add_argument("--quick", action="store_true", help="for `make bench`, which only shows what is known")
     given = parser.parse_args()
-    state = make_table.State(given.state)
+    state = State(given.state)
     if given.step == "prepare":
         prepare(state, given.seconds, given.mappings, given.workloads)
     elif given.step == "tune":
