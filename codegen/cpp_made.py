@@ -11,7 +11,7 @@ from ..ir.tile import Dot, Load, Map, Store
 from .cpp_dot import PANEL, DotPlan, Dots
 from .cpp_scope import ctype, text_of
 from .interface import checked_indices
-from .made import LONGEST, Recipe, at, period
+from .made import LONGEST, Recipe, at, period, remainders_at
 from .names import comment
 from .strips import reads
 from .vectors import ATOM, Lanes, NotVectors, Text
@@ -89,7 +89,7 @@ class Makers(Dots):
         self, op: Map, recipe: Recipe, kept: Mapping[str, str], i: int = 0, words: dict[str, int] | None = None
     ) -> Text:
         """The text of an operand's value ``i`` coordinates further; raises `NotVectors`."""
-        axis, moved = self.axes[recipe.over], at(op.expr, recipe.over, i, recipe.period)
+        axis, moved = self.axes[recipe.over], remainders_at(op.expr, recipe.over, i, recipe.period)
         self.axes[recipe.over] = replace(
             axis, index=f"at_most({axis.index} + {i}, {axis.count} - 1)" if i else axis.index
         )

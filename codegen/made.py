@@ -50,7 +50,7 @@ def period(exprs: list[Expr], rank: str, size: int, least: int = 2) -> int | Non
 
 
 def at(e: Expr, rank: str, i: int, length: int) -> Expr:
-    """The expression i coordinates further, where that of ``rank`` is a multiple of ``length``, which i is below."""
+    """An index i coordinates further, where that of ``rank`` is a multiple of ``length``, which i is below."""
     match e:
         case Rank(name=name) if name == rank:
             return Call("add", (e, _whole(i))) if i else e
@@ -62,6 +62,18 @@ def at(e: Expr, rank: str, i: int, length: int) -> Expr:
             return Call(op, (at(r, rank, i, length), e.args[1]))
     kids = children(e)
     return _folded(rebuild(e, tuple(at(k, rank, i, length) for k in kids))) if kids else e
+
+
+def remainders_at(e: Expr, rank: str, i: int, length: int) -> Expr:
+    """A value with the remainders of ``rank`` as numbers, where it is i coordinates past a multiple of ``length``.
+
+    All else is left to where the rank stands then.
+    """
+    match e:
+        case Call(op="mod", args=(Rank(name=name), Const(value=int() as by))) if name == rank:
+            return _whole(i % by) if by > 0 and length % by == 0 else e
+    kids = children(e)
+    return _folded(rebuild(e, tuple(remainders_at(k, rank, i, length) for k in kids))) if kids else e
 
 
 _EXACT: dict[str, Callable[[int, int], int]] = {

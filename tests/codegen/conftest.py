@@ -12,12 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-# Files that every run of the tests takes: they compile little.
+# Files that every run of the tests takes: they compile little, or what everybody gets who tunes nothing.
 SAMPLE = (
     "test_brackets_cpu.py",
     "test_build.py",
     "test_cpp.py",
+    "test_examples_cpu.py",
     "test_gradients_cpu.py",
+    "test_made.py",
     "test_neon.py",
     "test_runtime.py",
     "test_sanitized.py",

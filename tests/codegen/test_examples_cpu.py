@@ -16,6 +16,7 @@ from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve
 from castile.passes.derive import derive
+from castile.passes.mapped import default_mapping, mapped
 from castile.passes.tile import TileProgram, tile_program
 from castile.passes.tiling import Tiling
 
@@ -68,9 +69,23 @@ def compiled(names: tuple[str, ...], tiling: str, gauge: str) -> dict[str, CpuPr
     return dict(zip(names, CpuProgram.build_all([program(n, tiling, gauge) for n in names]), strict=True))
 
 
-def check(name: str, tiling: str, gauge: str, group: list[str]) -> None:
-    together = group[group.index(name) // TOGETHER * TOGETHER :][:TOGETHER]
-    run = compiled(tuple(together), tiling, gauge)[name]
+@cache
+def untuned(names: tuple[str, ...]) -> dict[str, CpuProgram]:
+    """Examples as they are mapped where nothing was tuned."""
+    found = []
+    for name in names:
+        c, inputs = drawn(name)
+        extents = resolve(c, {}, {n: np.shape(x) for n, x in inputs.items()})
+        found.append(mapped(c, default_mapping(c, "cpu", extents), extents).program)
+    return dict(zip(names, CpuProgram.build_all(found), strict=True))
+
+
+def beside(name: str, group: list[str]) -> tuple[str, ...]:
+    """The examples that are compiled together with one."""
+    return tuple(group[group.index(name) // TOGETHER * TOGETHER :][:TOGETHER])
+
+
+def check(name: str, run: CpuProgram) -> None:
     c, inputs = drawn(name)
     got = run(**inputs)
     results = got if isinstance(got, tuple) else (got,)
@@ -80,11 +95,16 @@ def check(name: str, tiling: str, gauge: str, group: list[str]) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_some_examples(name: str) -> None:
-    check(name, "odd", "maximum", SOME)
+    check(name, compiled(beside(name, SOME), "odd", "maximum")[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_as_it_is_mapped_untuned(name: str) -> None:
+    check(name, untuned(beside(name, NAMES))[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("tiling", "gauge"), [("odd", "maximum"), ("default", "maximum"), ("odd", "exponent")])
 def test_every_example(name: str, tiling: str, gauge: str) -> None:
-    check(name, tiling, gauge, NAMES)
+    check(name, compiled(beside(name, NAMES), tiling, gauge)[name])

@@ -45,6 +45,12 @@ def f(A: f32[m, k], B: f32[k, n], b: f32[k], c: f32[n]) -> C:
     C[m, n] = sum[k](A[m, k] * maximum(B[k, n] + b[k], c[n]))
 """
 ROUNDED = SHIFTED.replace("A: f32", "A: bf16")
+# Where the summed rank stands, alone and in remainders that repeat soon, late and with no tile, may be asked for.
+PLACED = """
+def f(A: f32[m, k], B: f32[k, n]) -> C:
+    P[k] = where(k < 31, -1, 1) + k % 2
+    C[m, n] = sum[k](A[m, k] * (B[k, n] * P[k] - where(k % 7 > k % 32, k // 4, k // 3)))
+"""
 
 # Few rows, which are multiplied as the operand is made; some; and more than a strip of them.
 CASES: dict[str, Case] = {
@@ -63,6 +69,9 @@ CASES: dict[str, Case] = {
     "bytes": (BYTES, {"m": 21, "n": 70, "k": 131}, None),
     "shifted": (SHIFTED, {"m": 21, "n": 70, "k": 83}, None),
     "shifted 2": (SHIFTED, {"m": 2, "n": 70, "k": 83}, None),
+    "placed": (PLACED, {"m": 21, "n": 70, "k": 83}, None),
+    "placed 2": (PLACED, {"m": 2, "n": 70, "k": 64}, None),
+    "placed bf16": (PLACED.replace("A: f32", "A: bf16"), {"m": 21, "n": 70, "k": 83}, None),
     "rounded": (ROUNDED, {"m": 21, "n": 70, "k": 83}, None),
 }
 NAMES = sorted(CASES)
