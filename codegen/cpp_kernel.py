@@ -139,19 +139,34 @@ class KernelPrinter(Strips):
         self._sequence(plain, self._row(plain))
 
     def _sequence(self, ops: Sequence[Op], row: str | None) -> None:
-        """Operations in order; maps and folds that follow each other take one loop over the rows."""
+        """Operations in order; maps and folds that follow each other take one loop over the rows.
+
+        A store that has no place in that loop comes after it, so that rows are gone over again while they are near.
+        """
         run: list[Load | Map | Fold | Store] = []
+        late: list[Store] = []
         taken: Map | None = None
+
+        def flush() -> None:
+            self._run(run, row)
+            for store in late:
+                self._op(store)
+            run.clear()
+            late.clear()
+
         for i, op in enumerate(ops):
             if taken is not None:
                 taken = None
                 continue
             following = ops[i + 1] if i + 1 < len(ops) else None
             if isinstance(op, Dot) and isinstance(following, Map) and self._takes(following, op):
-                self._run(run, row)
-                run, taken = [], following
+                flush()
+                taken = following
                 self._dot_into(op, following)
                 continue
+            stored = set().union(*map(writes, late))
+            if late and (reads(op) & stored or writes(op) & stored.union(*map(reads, late))):
+                flush()
             if not isinstance(op, For | Dot) and self._runs(op, row):
                 run.append(op)
                 continue
@@ -159,14 +174,16 @@ class KernelPrinter(Strips):
                 # What is loaded need not wait for a run, which may go on.
                 self._op(op)
                 continue
-            self._run(run, row)
-            run = []
+            if isinstance(op, Store) and run:
+                late.append(op)
+                continue
+            flush()
             if isinstance(op, For):
                 self._announce(op)
                 self._for(op)
             else:
                 self._op(op)
-        self._run(run, row)
+        flush()
 
     def _for(self, op: For) -> None:
         first, last = "0", self._extent_text(op.rank)
