@@ -159,32 +159,35 @@ inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 }
 
 #if defined(__AVX512BF16__)
-// As `add_rows` for any number of rows of C, by pairs of rows of B, which are brought side by side once for all; n is a
-// multiple of 2 * LANES.
-template <int STEPS>
-inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t m, int64_t n, int64_t ahead) {
+// As `add_rows`, by pairs of rows of B, which are brought side by side once for all rows of C; k is even, and n a multiple
+// of 2 * LANES. Sums stay in registers, so that B is asked for in short steps and not in bursts.
+template <int ROWS>
+inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t n, int64_t k, int64_t ahead) {
   for (int64_t j = 0; j < n; j += 2 * LANES) {
-    Beside x[STEPS / 2];
+    Vector left[ROWS], right[ROWS];
     CASTILE_UNROLL
-    for (int p = 0; p < STEPS; p += 2) {
+    for (int i = 0; i < ROWS; ++i) {
+      const float* const at = c.data + i * c.row + j;
+      left[i] = load(at), right[i] = load(at + LANES);
+    }
+    for (int64_t p = 0; p < k; p += 2) {
       const bf16* const low = b.data + p * b.row + j;
       const bf16* const high = low + b.row;
       if (ahead) prefetch(low + ahead), prefetch(high + ahead);
-      x[p / 2] = beside(low, high);
-    }
-    for (int64_t i = 0; i < m; ++i) {
-      float* const at = c.data + i * c.row + j;
-      __m512 sum = _mm512_loadu_ps(at), next = _mm512_loadu_ps(at + LANES);
+      const Beside x = beside(low, high);
       CASTILE_UNROLL
-      for (int p = 0; p < STEPS; p += 2) {
+      for (int i = 0; i < ROWS; ++i) {
         int32_t both;
         std::memcpy(&both, a.data + i * a.row + p, 4);
         const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
-        sum = _mm512_dpbf16_ps(sum, y, (__m512bh)x[p / 2].left);
-        next = _mm512_dpbf16_ps(next, y, (__m512bh)x[p / 2].right);
+        left[i] = (Vector)_mm512_dpbf16_ps((__m512)left[i], y, (__m512bh)x.left);
+        right[i] = (Vector)_mm512_dpbf16_ps((__m512)right[i], y, (__m512bh)x.right);
       }
-      _mm512_storeu_ps(at, sum);
-      _mm512_storeu_ps(at + LANES, next);
+    }
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      float* const at = c.data + i * c.row + j;
+      store(at, left[i]), store(at + LANES, right[i]);
     }
   }
 }
@@ -198,8 +201,9 @@ inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b
   for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
 }
 
-// Columns of B along k that all rows of A meet before the next ones come; and how far ahead of those B is asked for.
-constexpr int64_t FEW_COLUMNS = 16, FEW_AHEAD = 16384;
+// Columns of B along k that all rows of A meet before the next ones come: few, as those are asked for while the first rows
+// meet them; and how many bytes ahead of those B is asked for.
+constexpr int64_t FEW_COLUMNS = 4, FEW_AHEAD = 16384;
 
 template <int ROWS, class B>
 inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
@@ -224,7 +228,7 @@ inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 }
 
 // Rows of B that lie along n and are added together.
-constexpr int64_t FEW_STEPS = 8;
+constexpr int64_t FEW_STEPS = 16;
 
 // At most FEW_STEPS of them are added to all rows of C.
 template <class B>
@@ -233,8 +237,17 @@ inline void add_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<B, bf16>) {
     const int64_t whole = n / (2 * LANES) * (2 * LANES);
-    if (k == FEW_STEPS && whole > 0) {
-      add_pairs<FEW_STEPS>(c, a, b, m, whole, ahead);
+    if (k % 2 == 0 && whole > 0) {
+      switch (m) {
+        case 1: add_pairs<1>(c, a, b, whole, k, ahead); break;
+        case 2: add_pairs<2>(c, a, b, whole, k, ahead); break;
+        case 3: add_pairs<3>(c, a, b, whole, k, ahead); break;
+        case 4: add_pairs<4>(c, a, b, whole, k, ahead); break;
+        case 5: add_pairs<5>(c, a, b, whole, k, ahead); break;
+        case 6: add_pairs<6>(c, a, b, whole, k, ahead); break;
+        case 7: add_pairs<7>(c, a, b, whole, k, ahead); break;
+        default: add_pairs<8>(c, a, b, whole, k, ahead); break;
+      }
       c.data += whole, b.data += whole, n -= whole;
     }
   }
