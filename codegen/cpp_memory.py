@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import gcd
 
-from ..ir.cascade import Access, Call, Const, Expr, Rank, children, free_ranks, literal_value, rebuild
+from ..ir.cascade import Access, Call, Const, Expr, Rank, children, free_ranks, literal_value, rebuild, walk
 from ..ir.interval import is_affine
 from ..ir.tile import Load, Store
 from .cpp_expr import Expressions, Value, converted, from_memory
@@ -21,6 +22,9 @@ class Memory(Expressions):
     """Prints loads and stores."""
 
     def _load(self, op: Load) -> None:
+        if (part := self._evenly(op)) is not None:
+            self._load_parts(op, *part)
+            return
         axes = frozenset(op.tile.axes)
         param = self.params[op.source.tensor]
         order, unit = self._order(op.source, op.tile.axes)
@@ -44,6 +48,34 @@ class Memory(Expressions):
             self.line(f"{self._element(op.tile.name)} = {value};")
 
         self._access(order, unit, op.source, body, bool(checks), True)
+
+    def _evenly(self, op: Load) -> tuple[str, int] | None:
+        """An axis along memory, and the part of its tile in which a tensor's index moves evenly where it does not in
+        all of it: as that of W[n // 64, k, n % 64] does for 64 columns."""
+        inner = self._along(op.source, op.tile.axes)
+        size = self.aligned.get(inner, 1) if inner is not None else 1
+        if inner is None or size != self.axes[inner].size:
+            return None
+        by = gcd(size, *divisors(op.source.indices, inner))
+        within = replace(op.source, indices=tuple(in_part(i, inner, by) for i in op.source.indices))
+        _, unit = self._order(op.source, op.tile.axes)
+        good = unit is None and by % WIDEST == 0 and all(is_affine(i) for i in within.indices)
+        return (inner, by) if good and by < size else None
+
+    def _load_parts(self, op: Load, rank: str, size: int) -> None:
+        """Load a tile part by part along an axis."""
+        axis, place, aligned = self.axes[rank], self.places[op.tile.name], self.aligned[rank]
+        at, base, count = (self.names("part" + x, rank, "{}" + x) for x in ("_at", "1", "_some"))
+        some = self.names("part", op.tile.name, f"{place.name}_some")
+        self.open(f"for (int64_t {at} = 0; {at} < {axis.count}; {at} += {size})")
+        self.line(f"const int64_t {base} = {axis.base} + {at}, {count} = at_most({size}, {axis.count} - {at});")
+        step = place.step(rank)
+        self.line(f"{ctype(op.tile.dtype)}* const {some} = {place.name} + {at if step == '1' else f'{at} * {step}'};")
+        self.axes[rank], self.aligned[rank] = Axis(size, base, count, axis.index), size
+        self.places[op.tile.name] = replace(place, name=some)
+        self._load(op)
+        self.axes[rank], self.aligned[rank], self.places[op.tile.name] = axis, aligned, place
+        self.close()
 
     def _store(self, op: Store) -> None:
         axes = frozenset(op.axes)
@@ -184,3 +216,10 @@ def in_part(e: Expr, rank: str, size: int) -> Expr:
                 return Const(0) if op == "floordiv" else Rank(rank)
     kids = children(e)
     return rebuild(e, tuple(in_part(x, rank, size) for x in kids)) if kids else e
+
+
+def divisors(indices: Iterable[Expr], rank: str) -> set[int]:
+    """The numbers by which a rank is divided in indices, or of which it is the remainder."""
+    calls = (n for i in indices for n in walk(i) if isinstance(n, Call) and n.op in ("floordiv", "mod"))
+    pairs = (n.args for n in calls if n.args[0] == Rank(rank))
+    return {b.value for _, b in pairs if isinstance(b, Const) and isinstance(b.value, int) and b.value > 0}

@@ -26,6 +26,7 @@ from castile.passes.mapped import Mapped, default_mapping, mapped
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 
 GROUPED = (CASCADES / "gemm_int4.cascade").read_text(encoding="utf-8")
+TILED = (CASCADES / "gemm_int4_tiles.cascade").read_text(encoding="utf-8")
 PLAIN = """
 def f(A: bf16[m, k], W: u32[k // 8, n]) -> C:
     C[m, n] = sum[k](A[m, k] * ((W[k // 8, n] >> (4 * (k % 8)) & 15) - 8))
@@ -58,6 +59,9 @@ CASES: dict[str, Case] = {
     "grouped 3": (GROUPED, {"m": 3, "n": 33, "k": 256}, None),
     "grouped 9": (GROUPED, {"m": 9, "n": 130, "k": 257}, None),
     "grouped 45": (GROUPED, {"m": 45, "n": 97, "k": 384}, None),
+    "tiled 1": (TILED, {"m": 1, "n": 70, "k": 299}, None),
+    "tiled 9": (TILED, {"m": 9, "n": 150, "k": 257}, None),
+    "tiled 45": (TILED, {"m": 45, "n": 600, "k": 256}, None),
     "grouped in pieces": (
         GROUPED,
         {"m": 2, "n": 70, "k": 1000},
