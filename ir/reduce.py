@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import rounding
 from .blocks import factors, ordered, squares, tiles
-from .cascade import Access, Expr, Monoid, Reduce, free_ranks, tensors_read
+from .cascade import Access, Call, Expr, Monoid, Reduce, free_ranks, tensors_read
 from .contract import Contraction, Contractions
 from .dtypes import DTYPES
 from .errors import EvaluationError
 from .ops import OPS, REDUCTIONS
 from .scalar import Array, Box, Scalars, Scope, Value, array_type, flagged, masked_call, narrowed, needed
+from .summands import summands
 from .types import TypeChecker, body_types
 from .verify import component_dependence
 
@@ -37,10 +39,27 @@ class Reductions(Scalars):
         self.contractions = Contractions(self.dtype, self.opened)
         # By identity, as hashing a tree costs; the sum is kept, so its identity stays its own.
         self.held: dict[int, tuple[Reduce, list[Contraction]]] = {}
+        self.chains: dict[int, tuple[Call, list[Expr]]] = {}
 
     def opened(self, e: Access) -> Expr | None:
         """What a map computes at an access to it; None for any other tensor."""
         return None
+
+    def in_any_order(self, e: Call, value: Value, scope: Scope, guard: Array | None) -> Value:
+        terms = self._summands(e)
+        if len(terms) <= 2:
+            return value
+        values = [self.at(t, scope, guard) for t in terms]
+        magnitude, inherited = sum(np.abs(v.array) for v in values), sum(v.slack() for v in values)
+        error = inherited + rounding.chain_error(np.asarray(magnitude), len(terms), self.dtype(e))
+        return replace(value, error=rounding.settle(value.array, error, self.dtype(e), value.masked))
+
+    def _summands(self, e: Call) -> list[Expr]:
+        """The terms of a chain of sums of floats that the numerics let a kernel add in any order."""
+        if id(e) not in self.chains:
+            free = self.numerics != "strict" and DTYPES[self.dtype(e)].is_float
+            self.chains[id(e)] = (e, summands(e, self.opened) if free else [e])
+        return self.chains[id(e)][1]
 
     def reduce(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
         """The value of a reduction over a scope."""

@@ -197,6 +197,13 @@ def sum_error(
     return np.asarray(inherited + np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own))
 
 
+def chain_error(magnitude: Array, terms: int, dtype: str) -> Array:
+    """What the order may change in a chain of sums: each term is rounded once, and each sum, which is no larger than
+    ``magnitude``, the sum of the terms' absolute values."""
+    own = np.where(np.isfinite(magnitude), unit(dtype) * terms * magnitude, 0.0)
+    return np.where(np.isfinite(magnitude) & (magnitude > DTYPES[dtype].largest), np.inf, own)
+
+
 # Terms at most of the sums into which a difference may fall apart: those of a long tile.
 PARTS = 4096
 

