@@ -2,13 +2,14 @@
 
 A few configurations that differ as much as possible come first. Then two surrogates take turns, one of the logarithm
 of time, which tells the slow apart, and one of speed, which tells the fast apart: each proposes the configuration that
-promises the greatest improvement. Where a cost model ranks the space beforehand, its first choices are among the
-first measured, and one surrogate corrects the model, as far as measurements agree with it; the other never hears of
-it, so that a model that is wrong costs half the trials at worst.
+promises the greatest improvement beyond a margin, wide at first and ever narrower. Where a cost model ranks the space
+beforehand, its first choices are among the first measured, and one surrogate corrects the model, as far as measurements
+agree with it; the other never hears of it, so that a model that is wrong costs half the trials at worst.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,11 @@ FIRST, DRAWN, REFIT = 10, 40, 5
 # How much more than its deviation a surrogate is taken to be unsure: its hyperparameters are a guess from few
 # measurements too, of which the deviation says nothing, and a search that believes it stays in the first good place.
 WARY = 1.4
+
+# How large an improvement must be to count, after the first points, in standard deviations of what was measured; it
+# falls with the root of the trials (a cooling schedule, as in Sasena's thesis, 2002). Often hundreds of configurations
+# are about as good, and a few much better: were any improvement welcome, the trials would go into gains of a percent.
+AMBITION = 1.0
 
 # Spaces up to this size are scored whole; in larger ones the neighbours of the best, and others drawn at random.
 WHOLE, ELITE, POOL = 20_000, 8, 8000
@@ -158,7 +164,7 @@ class Search:
         return np.concatenate([close, np.sort(drawn)])
 
     def _promise(self, arm: _Arm, candidates: Array) -> tuple[Array, Array]:
-        """The expected improvement of each candidate, and the mean behind it in the arm's scale.
+        """The expected improvement of each candidate beyond the margin, and the mean behind it in the arm's scale.
 
         A point that was asked and not yet told counts as predicted.
         """
@@ -180,7 +186,8 @@ class Search:
         mean, deviation = mean * spread + middle, deviation * spread
         if trend is not None:
             mean = mean + trend[candidates]
-        return expected_improvement(mean, WARY * deviation, float(y.min())), mean
+        margin = AMBITION * float(y.std()) * math.sqrt(FIRST / max(FIRST, len(told)))
+        return expected_improvement(mean, WARY * deviation, float(y.min()) - margin), mean
 
     def _trend(self, arm: _Arm, told: Array, y: Array) -> Array | None:
         """What the prior says of every point, in the arm's scale; None where measurements do not bear it out."""

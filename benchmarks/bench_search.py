@@ -6,7 +6,7 @@ Kernel Tuner runs in its simulation mode with each strategy's defaults, where it
 beside them in any case. For every mark the strategies are compared with castile's by a permutation test of the
 difference of mean regrets; `significant` says that a strategy is better at 5%. ``error`` is the standard error of a
 mean. Slices (--strategies) may be run one by one: with --out rows go to a file, in place of those of the same name,
-and with --regrets castile's searches are kept in a folder, so that a run that is broken off goes on from there.
+and with --regrets searches are kept in a folder, seed by seed, so that a run that is broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def random_search(table: Table, trials: int, seeds: int) -> Any:
     return np.array(rows) / table.best - 1
 
 
-def kernel_tuner_search(path: Path, table: Table, strategy: str, trials: int, seeds: int) -> Any:
-    """Regrets ``[seeds, trials]`` of a strategy of Kernel Tuner, in the order of its distinct configurations."""
+def kernel_tuner_search(path: Path, table: Table, strategy: str, trials: int, seed: int) -> Any:
+    """Regrets ``[trials]`` of a strategy of Kernel Tuner, in the order of its distinct configurations."""
     import random
 
     import kernel_tuner
@@ -70,35 +70,31 @@ def kernel_tuner_search(path: Path, table: Table, strategy: str, trials: int, se
 
     raw = path.read_bytes()
     data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    slowest = float(np.nanmax(table.times))
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    known = set(data["cache"])
+    names = data["tune_params_keys"]
+    allowed = FunctionConstraint(lambda *values: ",".join(map(str, values)) in known)
+    random.seed(seed)
+    np.random.seed(seed)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         cache = Path(folder) / "cache.json"
         cache.write_text(json.dumps(data))
-        known = set(data["cache"])
-        names = data["tune_params_keys"]
-        allowed = FunctionConstraint(lambda *values: ",".join(map(str, values)) in known)
-        for seed in range(seeds):
-            random.seed(seed)
-            np.random.seed(seed)
-            with contextlib.redirect_stdout(io.StringIO()):
-                found, _ = kernel_tuner.tune_kernel(
-                    data["kernel_name"],
-                    "",
-                    tuple(data["problem_size"]),
-                    [],
-                    {n: data["tune_params"][n] for n in names},
-                    restrictions=[allowed],
-                    strategy=strategy,
-                    strategy_options={"max_fevals": trials},
-                    cache=str(cache),
-                    simulation_mode=True,
-                    quiet=True,
-                )
-            times = [r["time"] if isinstance(r["time"], (int, float)) else np.nan for r in found][:trials]
-            times += [np.nan] * (trials - len(times))
-            rows.append(np.nan_to_num(np.fmin.accumulate(np.array(times, dtype=float)), nan=slowest))
-    return np.array(rows) / table.best - 1
+        found, _ = kernel_tuner.tune_kernel(
+            data["kernel_name"],
+            "",
+            tuple(data["problem_size"]),
+            [],
+            {n: data["tune_params"][n] for n in names},
+            restrictions=[allowed],
+            strategy=strategy,
+            strategy_options={"max_fevals": trials},
+            cache=str(cache),
+            simulation_mode=True,
+            quiet=True,
+        )
+    times = [r["time"] if isinstance(r["time"], (int, float)) else np.nan for r in found][:trials]
+    times += [np.nan] * (trials - len(times))
+    best = np.fmin.accumulate(np.array(times, dtype=float))
+    return np.nan_to_num(best, nan=float(np.nanmax(table.times))) / table.best - 1
 
 
 def better(theirs: Any, ours: Any, rounds: int = 5000) -> float:
@@ -110,15 +106,18 @@ def better(theirs: Any, ours: Any, rounds: int = 5000) -> float:
     return float(np.mean([p[count:].mean() - p[:count].mean() >= seen - 1e-12 for p in drawn]))
 
 
-def castile_search(path: Path, table: Table, trials: int, seeds: int, folder: Path | None) -> Any:
-    """Regrets ``[seeds, trials]`` of castile's search, each seed's kept in a folder as it ends."""
+def searches(path: Path, table: Table, strategy: str, trials: int, seeds: int, folder: Path | None) -> Any:
+    """Regrets ``[seeds, trials]`` of a strategy, each seed's kept in a folder as it ends."""
     rows = []
     for seed in range(seeds):
-        place = None if folder is None else folder / f"{path.name}-castile-{trials}-{seed}.npy"
+        place = None if folder is None else folder / f"{path.name}-{strategy}-{trials}-{seed}.npy"
         if place is not None and place.is_file():
             rows.append(np.load(place))
             continue
-        rows.append(replay(table, trials, [seed]).regrets[0])
+        if strategy == "castile":
+            rows.append(replay(table, trials, [seed]).regrets[0])
+        else:
+            rows.append(kernel_tuner_search(path, table, strategy, trials, seed))
         if place is not None:
             np.save(place, rows[-1])
     return np.array(rows)
@@ -129,11 +128,11 @@ def bench(
 ) -> list[dict[str, Any]]:
     """One row for each strategy and mark."""
     table = read_table(path)
-    ours = castile_search(path, table, trials, seeds, folder)
+    ours = searches(path, table, "castile", trials, seeds, folder)
     found = {"castile": ours, "random": random_search(table, trials, seeds)}
     for strategy in strategies:
         try:
-            found[strategy] = kernel_tuner_search(path, table, strategy, trials, seeds)
+            found[strategy] = searches(path, table, strategy, trials, seeds, folder)
         except Exception as error:  # a strategy of theirs that fails is a row less, not the end
             print(f"{strategy}: {type(error).__name__}: {error}"[:200], file=sys.stderr)
     rows = []
@@ -177,7 +176,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of Kernel Tuner, joined by commas")
     parser.add_argument("--out", type=Path, help="a file of rows to write into")
-    parser.add_argument("--regrets", type=Path, help="a folder to keep castile's searches in, seed by seed")
+    parser.add_argument("--regrets", type=Path, help="a folder to keep searches in, seed by seed")
     parser.add_argument("--quick", action="store_true", help="three searches of 25 trials")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
