@@ -131,6 +131,10 @@ class Dots(Folds):
             return f"Whole<{ctype(plan.left.tile.dtype)}, {ctype(plan.right.tile.dtype)}>"
         return ctype(op.operand or "f32")
 
+    def _is_of_bf16(self, op: Dot) -> bool:
+        """Whether a dot's operands go into the micro-kernel in bf16."""
+        return op.operand == "bf16" and not self._of_bytes(op)
+
     def _dot_call(self, op: Dot, plan: DotPlan, annihilates: bool = False, taken: str | None = None) -> None:
         """Call the micro-kernel; ``taken`` is where its sums go, if not into the dot's own tile."""
         m, n, k = (self.axes[r] for r in (plan.m, plan.n, plan.k))

@@ -16,7 +16,7 @@ from ..ir.ops import OPS
 from ..ir.tile import Load
 from ..ir.types import WEAK_FLOAT, WEAK_INT, computed_in, settle
 from .cpp_scope import Place, Scope, ctype
-from .vectors import ADD, ATOM, LOOSE, MUL, UNARY, WIDEST, Inside, Lanes, NotVectors, Text
+from .vectors import ADD, ATOM, LOOSE, MUL, UNARY, Inside, Lanes, NotVectors, Text
 
 _LEVELS = {"add": (ADD, ADD, MUL), "sub": (ADD, ADD, MUL), "mul": (MUL, MUL, UNARY), "div": (MUL, MUL, UNARY)}
 
@@ -186,7 +186,7 @@ class Expressions(Scope):
         """The axis along which a tile of floats is computed in whole vectors."""
         if place.tile.dtype not in ("f32", "bf16") or not place.long or place.view is not None:
             return None
-        return place.long[-1] if self.axes[place.long[-1]].size % WIDEST == 0 else None
+        return place.long[-1] if self.axes[place.long[-1]].in_vectors else None
 
     def _vectors(
         self,

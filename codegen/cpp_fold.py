@@ -10,7 +10,7 @@ from ..ir.types import compute_type, join, settle
 from .cpp_expr import Value, converted
 from .cpp_memory import Memory
 from .cpp_scope import ctype
-from .vectors import ATOM, LOOSE, UNARY, WIDEST
+from .vectors import ATOM, LOOSE, UNARY
 
 REDUCERS = {"sum": "Sum", "prod": "Prod", "max": "Max", "min": "Min", "any": "Any", "all": "All"}
 _JOINS = {"sum": "{a} + {b}", "prod": "{a} * {b}", "max": "maximum({a}, {b})", "min": "minimum({a}, {b})"}
@@ -57,7 +57,7 @@ class Folds(Memory):
 
         last = self.axes[reduced[-1]] if reduced else None
         wide = None
-        if last is not None and total == "f32" and last.size % WIDEST == 0 and op.op in ("sum", "prod", "max", "min"):
+        if last is not None and total == "f32" and last.in_vectors and op.op in ("sum", "prod", "max", "min"):
             wide = self._vectors(op.expr, reduced[-1], axes)
 
         def body() -> None:

@@ -87,7 +87,7 @@ class Memory(Expressions):
         apart = apart and moving <= {r for i in op.target.indices if isinstance(i, Rank) for r in (i.name,)}
 
         inner = order[-1] if order and unit is not None and not checks and param.dtype in ("f32", "bf16") else None
-        if inner is not None and self.axes[inner].size % WIDEST == 0 and self._side(op.target, inner) is not None:
+        if inner is not None and self.axes[inner].in_vectors and self._side(op.target, inner) is not None:
             wide = self._vectors(op.expr, inner, axes)
             if wide is not None:
                 text = self._stored(op, inner, wide.text if wide.wide else f"splat({wide.text})")

@@ -15,7 +15,7 @@ from .cpp_scope import Axis, ctype, text_of
 from .interface import checked_indices
 from .names import comment
 from .strips import reads, runs, writes
-from .vectors import ATOM, WIDEST, Inside
+from .vectors import ATOM, Inside
 
 # What may share the loop over a row.
 Row = Load | Map | Fold | Store
@@ -89,13 +89,13 @@ class Rows(Makers):
         if isinstance(op, Store):
             param = self.params[op.target.tensor]
             plain = len(inner) == 1 and param.dtype in ("f32", "bf16") and not checked_indices(op, param.indices)
-            good = plain and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.target, inner[0]) is not None
+            good = plain and self.axes[inner[0]].in_vectors and self._side(op.target, inner[0]) is not None
             return good and self._vectors(op.expr, inner[0], frozenset(op.axes)) is not None
         if isinstance(op, Load):
             param = self.params[op.source.tensor]
             plain = param.name not in self.k.outputs and not checked_indices(op, param.indices)
             good = plain and len(inner) == 1 and op.tile.dtype == "f32" and param.dtype in ("f32", "bf16")
-            good = good and self.axes[inner[0]].size % WIDEST == 0 and self._side(op.source, inner[0]) is not None
+            good = good and self.axes[inner[0]].in_vectors and self._side(op.source, inner[0]) is not None
             return good and (op.guard is None or self._guarded(op, inner[0]) is not None)
         if isinstance(op, Map):
             if not inner:
@@ -105,7 +105,7 @@ class Rows(Makers):
         else:
             if not inner or inner[0] in op.tile.axes or op.op not in ("sum", "prod", "max", "min"):
                 return False
-            good = op.tile.dtype == "f32" and self.axes[inner[0]].size % WIDEST == 0
+            good = op.tile.dtype == "f32" and self.axes[inner[0]].in_vectors
             good = good and settle(self.checker.infer(op.expr)) in ("f32", "bf16")
         own = any(isinstance(n, Access) and n.tensor == op.tile.name for n in walk(op.expr))
         if own and isinstance(op, Fold):

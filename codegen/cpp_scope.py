@@ -14,6 +14,7 @@ from ..ir.types import TypeChecker
 from .interface import checked_axes, runtime_ranks
 from .made import Recipe
 from .names import Names
+from .vectors import WIDEST
 
 # Bytes of tiles on a thread's stack: of one, and of all. What is larger lies in the thread's workspace.
 LARGEST_ON_STACK = 1 << 15
@@ -37,13 +38,19 @@ def stored(dtype: str) -> str:
 class Axis:
     """A rank in scope: the greatest size of its tile, the text of its first coordinate and of its count of coordinates.
 
-    ``index`` names the position within the tile.
+    ``index`` names the position within the tile. Of a ``cut`` tile these are a few coordinates, and others follow.
     """
 
     size: int
     base: str
     count: str
     index: str
+    cut: bool = False
+
+    @property
+    def in_vectors(self) -> bool:
+        """Whether whole vectors may go past the last coordinate, as there is room and nobody's value."""
+        return self.size % WIDEST == 0 and not self.cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store
 from .cpp_rows import Rows
 from .cpp_scope import Axis, ctype, stored
 from .interface import checked_indices
-from .strips import ROWS, Strip, reads, writes
+from .strips import MOST_ROWS, ROWS, Strip, reads, writes
 from .vectors import steps
 
 
@@ -38,9 +38,12 @@ class Strips(Rows):
             if isinstance(op, Dot) and plan is not None and rank not in plan.right.tile.axes:
                 self._prepare(op, plan)
         at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
-        self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {ROWS})")
+        # As many as registers hold, which of bf16 the machine tells.
+        narrow = any(isinstance(op, Dot) and self._is_of_bf16(op) for op in strip.ops)
+        size, rows = (MOST_ROWS, "STRIP_ROWS<bf16>") if narrow else (ROWS, str(ROWS))
+        self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {rows})")
         start, begins = base if whole.base != "0" else at, len(self.lines)
-        self.line(f"const int64_t {count} = at_most({ROWS}, {whole.count} - {at});")
+        self.line(f"const int64_t {count} = at_most({rows}, {whole.count} - {at});")
         places, stack, finite, panels = dict(self.places), self.stack, dict(self.finite), dict(self.panels)
         used = {t for op in strip.ops for t in (*reads(op), *writes(op))}
         for name in sorted(used & set(self.places)):
@@ -50,7 +53,7 @@ class Strips(Rows):
                 offset = at if step == "1" else f"{at} * {step}"
                 self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
                 self.places[name] = replace(place, name=rows)
-        self.axes[rank] = Axis(ROWS, start, count, whole.index)
+        self.axes[rank] = Axis(min(size, whole.size), start, count, whole.index, cut=True)
         parts: list[str] = []
         cut = self._needed(strip.ops, rank, near)
         if cut is not None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from ..ir.cascade import Rank, tensors_read, walk
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, expressions, operations
 
-# The rows that the dot's micro-kernel holds in registers, and those up to which a tile is not cut into strips.
-ROWS, FEW = 6, 16
+# The rows that the dot's micro-kernel holds in registers, those that a machine may hold (`STRIP_ROWS` in `tile_amx.h`),
+# and those up to which a tile is not cut into strips.
+ROWS, MOST_ROWS, FEW = 6, 32, 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@
 #include "tile_functions.h"
 #include "tile_loops.h"
 #include "tile_short.h"
+#include "tile_amx.h"
 #include "tile_dot.h"
 #include "tile_few.h"
 #include "tile_made.h"

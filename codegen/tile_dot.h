@@ -187,6 +187,14 @@ inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int6
 template <class Put, class U>
 inline void dot_columns(const Put& put, int64_t j, Matrix<const U> a, const U* b, int64_t b_row, int64_t width,
                         int64_t m, int64_t k) {
+#if defined(CASTILE_AMX)
+  if constexpr (std::is_same_v<U, uint32_t>) {
+    if (m >= TILE && k >= TILE && a.column == 1 && has_tiles()) {
+      dot_tiles(put, j, a.data, a.row, b, b_row, width, m, k);
+      return;
+    }
+  }
+#endif
   if (width <= LANES) dot_panel<1>(put, j, a.data, a.row, a.column, b, b_row, width, m, k);
   else dot_panel<PANEL_VECTORS>(put, j, a.data, a.row, a.column, b, b_row, width, m, k);
 }

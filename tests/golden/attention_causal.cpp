@@ -49,7 +49,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
     const int64_t h = point % h_extent;
     point /= h_extent;
     const int64_t b = point;
-    char* const local = workspace(457240);
+    char* const local = workspace(612992);
     // Q_7[q, d]: bf16 = load Q[b, h, q, d]
     alignas(64) bf16 Q_7[12288];
     with_stride(Q_3, [&](auto Q_3) {
@@ -87,29 +87,29 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         pack<bf16, bf16>(Matrix<const bf16>{K_6, K_3, K_2}, d_extent, k_n, K_6_panels);
         char* const V_11_panels = local + 182272;
         pack<bf16, bf16>(Matrix<const bf16>{V_11, V_2, V_3}, k_n, f_n, V_11_panels);
-        for (int64_t q_at = 0; q_at < q_n; q_at += 6) {
-          const int64_t q_rows = at_most(6, q_n - q_at);
+        for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
+          const int64_t q_rows = at_most(STRIP_ROWS<bf16>, q_n - q_at);
           float* const L_2_rows = L_2 + q_at;
           float* const M_1_rows = M_1 + q_at;
           float* const O_sum_3_rows = O_sum_3 + q_at * 64;
           bf16* const Q_7_rows = Q_7 + q_at * 64;
           // sum_5[q, k]: f32 = dot[d](K_6, Q_7) in bf16
-          alignas(64) float sum_5[3168];
+          float* const sum_5 = reinterpret_cast<float*>(local + 313600);
           dot_packed<bf16, bf16>(
               Into{Matrix<float>{sum_5, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_6_panels,
-              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 313600));
+              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 416000));
           // M_4[q]: f32 = M_1
-          alignas(64) float M_4[6];
+          alignas(64) float M_4[32];
           // M_4[q]: f32 max= reduce max[k](scale * sum_5)
           // ca_scale_8[q]: f32 = where(M_4 == -inf, 1.0, exp(M_1 - M_4))
-          alignas(64) float ca_scale_8[6];
+          alignas(64) float ca_scale_8[32];
           // f_9[q, k]: f32 = exp(scale * sum_5 - M_4)
           // L_2[q]: f32 = L_2 * ca_scale_8
           // L_2[q]: f32 sum= reduce sum[k](where(M_4 == -inf, 1.0, f_9))
           // left_10[q, k]: bf16 = where(M_4 == -inf, 1.0, f_9)
-          alignas(64) bf16 left_10[3264];
+          bf16* const left_10 = reinterpret_cast<bf16*>(local + 381184);
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_8
           for (int64_t q = 0; q < q_rows; ++q) {
             M_4[q] = M_1_rows[q];
@@ -139,7 +139,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
               Matrix<const bf16>{left_10, 544, 1},
               V_11_panels,
-              q_rows, f_n, k_n, reinterpret_cast<float*>(local + 313600));
+              q_rows, f_n, k_n, reinterpret_cast<float*>(local + 416000));
           // M_1[q]: f32 = M_4
           #pragma omp simd
           for (int64_t q = 0; q < q_rows; ++q) {
@@ -163,31 +163,31 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         bool V_18_finite = all_finite<bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n);
         char* const V_18_panels = local + 182272;
         pack<bf16, bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n, V_18_panels);
-        for (int64_t q_at = 0; q_at < q_n; q_at += 6) {
+        for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
           const int64_t q1 = q0 + q_at;
-          const int64_t q_rows = at_most(6, q_n - q_at);
+          const int64_t q_rows = at_most(STRIP_ROWS<bf16>, q_n - q_at);
           float* const L_2_rows = L_2 + q_at;
           float* const M_1_rows = M_1 + q_at;
           float* const O_sum_3_rows = O_sum_3 + q_at * 64;
           bf16* const Q_7_rows = Q_7 + q_at * 64;
           const int64_t k_some = vectors_to(q1 + q_rows - k0, k_n);
           // sum_13[q, k]: f32 = dot[d](K_14, Q_7) in bf16
-          alignas(64) float sum_13[3168];
+          float* const sum_13 = reinterpret_cast<float*>(local + 313600);
           dot_packed<bf16, bf16>(
               Into{Matrix<float>{sum_13, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_14_panels,
-              q_rows, k_some, d_extent, reinterpret_cast<float*>(local + 313600));
+              q_rows, k_some, d_extent, reinterpret_cast<float*>(local + 416000));
           // M_12[q]: f32 = M_1
-          alignas(64) float M_12[6];
+          alignas(64) float M_12[32];
           // M_12[q]: f32 max= reduce max[k](where(q >= k, scale * sum_13, -inf))
           // ca_scale_15[q]: f32 = where(M_12 == -inf, 1.0, exp(M_1 - M_12))
-          alignas(64) float ca_scale_15[6];
+          alignas(64) float ca_scale_15[32];
           // f_16[q, k]: f32 = exp(scale * sum_13 - M_12)
           // L_2[q]: f32 = L_2 * ca_scale_15
           // L_2[q]: f32 sum= reduce sum[k](where(q >= k, where(M_12 == -inf, 1.0, f_16), 0.0))
           // left_17[q, k]: bf16 = where(q >= k, where(M_12 == -inf, 1.0, f_16), 0.0)
-          alignas(64) bf16 left_17[3264];
+          bf16* const left_17 = reinterpret_cast<bf16*>(local + 381184);
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_15
           for (int64_t q = 0; q < q_rows; ++q) {
             M_12[q] = M_1_rows[q];
@@ -218,7 +218,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
                 Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
                 Matrix<const bf16>{left_17, 544, 1},
                 Panels<bf16>(V_18_panels, k_n),
-                q_rows, f_n, k_some, reinterpret_cast<float*>(local + 313600));
+                q_rows, f_n, k_some, reinterpret_cast<float*>(local + 416000));
           } else {
             dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_some, true);
           }

@@ -36,18 +36,18 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
     const int64_t n0 = (point % n_tiles) * 64, n_n = at_most(64, n_extent - n0);
     point /= n_tiles;
     const int64_t m0 = point * 512, m_n = at_most(512, m_extent - m0);
-    char* const local = workspace(2195992);
+    char* const local = workspace(2622080);
     // B_3[n, k]: bf16 = load B[k, n]
     const bf16* const B_3 = B + n0 * B_1;
     char* const B_3_panels = local + 0;
     pack<bf16, bf16>(Matrix<const bf16>{B_3, B_0, B_1}, k_extent, n_n, B_3_panels);
-    for (int64_t m_at = 0; m_at < m_n; m_at += 6) {
+    for (int64_t m_at = 0; m_at < m_n; m_at += STRIP_ROWS<bf16>) {
       const int64_t m1 = m0 + m_at;
-      const int64_t m_rows = at_most(6, m_n - m_at);
+      const int64_t m_rows = at_most(STRIP_ROWS<bf16>, m_n - m_at);
       // A_2[m, k]: bf16 = load A[m, k]
       const bf16* const A_2 = A + m1 * A_0;
       // sum_1[m, n]: f32 = dot[k](A_2, B_3) in bf16
-      alignas(64) float sum_1[384];
+      alignas(64) float sum_1[2048];
       dot_packed<bf16, bf16>(
           Into{Matrix<float>{sum_1, 64, 1}, false},
           Matrix<const bf16>{A_2, A_0, A_1},
