@@ -74,20 +74,22 @@ CASTILE_INLINE Only<F> power_of_two(F rounded) {
   return bits<F>((bits<Unsigned<F>>(rounded) - (bits<uint32_t>(ROUNDER) - 127u)) << 23);
 }
 
+CASTILE_INLINE float nothing_where(bool c, float x) { return c ? 0.0f : x; }
+CASTILE_INLINE Vector nothing_where(Mask c, Vector x) { return choose(c, 0.0f, x); }
+
 // x * 2^n for any n that exp meets, where ``rounded`` is n + ROUNDER: by one instruction, or by two factors, so that
 // overflow and subnormal results come out right. Processors of Intel take a hundred cycles over a result that is too small,
 // and masks leave little else: what becomes 0 whatever x is, is not computed.
 template <class F>
 CASTILE_INLINE Only<F> scale_by(F x, F rounded) {
-#if defined(__AVX512F__)
   constexpr float LEAST = -150.0f;
+#if defined(__AVX512F__)
   if constexpr (std::is_same_v<F, Vector>) {
     const __m512 n = (__m512)(rounded - ROUNDER);
     return (Vector)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, _mm512_set1_ps(LEAST), _CMP_NLT_UQ), (__m512)x, n);
-  } else {
-    x = rounded - ROUNDER < LEAST ? 0.0f : x;
   }
 #endif
+  x = nothing_where(rounded < F{} + (ROUNDER + LEAST), x);
   constexpr uint32_t EXPONENT = 0xff800000u, ONE = 0x3f800000u;
   const auto n = bits<Unsigned<F>>(rounded) << 23;  // n, in the place of an exponent
   const auto half = bits<Unsigned<F>>(bits<Signed<F>>(n) >> 1) & EXPONENT;
