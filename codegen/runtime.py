@@ -274,7 +274,7 @@ class CpuProgram(Arguments):
             filled = self._words.from_buffer_copy(plan.words)
             for at, number in plan.holes:
                 filled[at] = pointers[number]
-            plan.last = last = (pointers, filled)
+            plan.last = last = (list(pointers), filled)  # a launcher's caller may use its list again
         words = self._words.from_buffer_copy(last[1])
         base = ctypes.addressof(words)
         if plan.scratch_bytes:

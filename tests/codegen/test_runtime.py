@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hand import Written, access, expr, load, store, tile, written
 
+import castile
 from castile.codegen.runtime import CpuProgram, thread_count, threads_without_torch
 from castile.ir.cascade import Access, Param, Rank
 from castile.ir.errors import InputError
@@ -263,6 +264,7 @@ FORKED = """
 import os, numpy as np
 {first}
 from test_runtime import SCALED
+import castile
 from castile.codegen.runtime import CpuProgram, thread_count
 program = CpuProgram.build(SCALED)
 x = np.ones((600, 640), np.float32)
@@ -330,3 +332,16 @@ def test_an_empty_table_is_not_read(programs: dict[str, CpuProgram]) -> None:
 
 def test_axes_are_told_apart() -> None:
     assert access("X", "a b") == Access("X", (Rank("a"), Rank("b")))
+
+
+def test_a_launcher_reads_its_addresses_anew() -> None:
+    k = castile.compile(castile.parse("def f(X: f32[n]) -> Y:\n    Y[n] = X[n] + 1\n"), target="cpu")
+    x, more = np.arange(5, dtype=np.float32), np.arange(5, 10, dtype=np.float32)
+    out = np.empty(5, np.float32)
+    launch = k.launcher({"X": x}, [out])
+    assert launch is not None
+    places = [x.ctypes.data, out.ctypes.data]
+    launch([], places)
+    places[0] = more.ctypes.data
+    launch([], places)
+    np.testing.assert_array_equal(out, more + 1)
