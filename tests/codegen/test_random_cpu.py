@@ -42,10 +42,15 @@ class Drawn:
 def draw(seed: int) -> Drawn | None:
     """A cascade with inputs and a mapping; None where its own reads lie out of bounds."""
     case = random_case(seed)
-    c, rng = case.cascade, random.Random(seed)
-    inputs = {}
+    return under_a_mapping(seed, case.cascade, case.inputs)
+
+
+def under_a_mapping(seed: int, c: Cascade, values: Dict[str, Any]) -> Drawn | None:
+    """A cascade with its inputs in the declared types and a random mapping; None where its reads lie out of bounds."""
+    rng, inputs = random.Random(seed), {}
     for p in c.params:
-        array = np.asarray(case.inputs[p.name]).astype(numpy_dtype(p.dtype))
+        with np.errstate(all="ignore"):
+            array = np.asarray(values[p.name]).astype(numpy_dtype(p.dtype))
         inputs[p.name] = array if p.indices else array[()]
     try:
         evaluate(c, inputs)

@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 pytest.importorskip("torch")
 
 from test_examples_cpu import NAMES, drawn
-from test_random_cpu import disagreement, draw
+from test_random_cpu import Drawn, disagreement, draw
+from test_random_gradients_cpu import draw_gradient, unless_infinite
 
 import castile
 from castile.codegen.triton_interpret import InterpretProgram
@@ -25,13 +26,14 @@ from castile.ir.mapping import KNOBS
 from castile.passes.mapped import mapped
 
 SOME, MANY = 8, 400
+GRADIENTS, MANY_GRADIENTS = 24, 720
 
 
-def failure(seed: int) -> str:
-    d = draw(seed)
+def failure(d: Drawn | None) -> str:
+    """Where Triton is off under a drawn mapping and random knobs; "" where nowhere."""
     if d is None:
         return ""
-    rng = random.Random(seed)
+    rng = random.Random(d.seed)
     knobs = {k.name: rng.choice(k.values) for k in KNOBS.values() if k.target == "gpu" and rng.random() < 0.4}
     knobs |= {k: rng.choice(KNOBS[k].values) for k in ("hold", "align", "group") if rng.random() < 0.5}
     tiles = {r: min(8, d.program.mapping.tiles.get(r, 4)) for r in d.cascade.ranks}
@@ -42,18 +44,34 @@ def failure(seed: int) -> str:
     except InputError:  # an operation over more elements than Triton takes
         return ""
     text = disagreement(d, run)
-    return f"seed {seed} under {mapping}: {text}" if text else ""
+    return f"seed {d.seed} under {mapping}: {text}" if text else ""
 
 
 @pytest.mark.parametrize("seed", range(SOME))
 def test_random_cascades(seed: int) -> None:
-    assert not failure(seed)
+    assert not failure(draw(seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SOME, MANY, 8))
 def test_many_random_cascades(first: int) -> None:
-    assert not [text for seed in range(first, first + 8) if (text := failure(seed))]
+    assert not [text for seed in range(first, first + 8) if (text := failure(draw(seed)))]
+
+
+@pytest.mark.parametrize("first", range(0, GRADIENTS, 24))
+def test_gradients_of_random_cascades(first: int) -> None:
+    assert not gradient_failures(range(first, first + 24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(GRADIENTS, MANY_GRADIENTS, 24))
+def test_gradients_of_many_random_cascades(first: int) -> None:
+    assert not gradient_failures(range(first, first + 24))
+
+
+def gradient_failures(seeds: range) -> list[str]:
+    drawn = [d for seed in seeds if (d := draw_gradient(seed)) is not None]
+    return [text for d in drawn if (text := unless_infinite(d, failure(d)))]
 
 
 @pytest.mark.slow

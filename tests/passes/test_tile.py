@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interpreted import interpreted
 
 import castile
-from castile.codegen.arguments import param_shape
 from castile.ir.bound import judge
 from castile.ir.cascade import Access, Call, Const, Param, Rank
 from castile.ir.errors import VerifyError
-from castile.ir.evaluate import read_inputs
-from castile.ir.extents import resolve, shape_of
-from castile.ir.interpret import run_kernel
-from castile.ir.scalar import array_type
+from castile.ir.extents import resolve
 from castile.ir.tile import (
     Dot,
     Fold,
@@ -49,24 +46,13 @@ CASCADES = EXAMPLES.parents[1] / "examples" / "cascades"
 
 
 def interpret(derivation: Derivation, inputs: dict[str, object], tiling: Tiling) -> dict[str, np.ndarray]:
-    """Run all kernels of a cascade; every tensor that they write starts poisoned."""
+    """Map a derivation and run its kernels."""
     derived = derivation.cascade
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None and s.step}
-    arrays = read_inputs(derived, inputs)
-    extents = resolve(derived, {}, {n: a.shape for n, a in arrays.items()})
-    types = tensor_types(derived)
-    for e in derived.einsums:
-        for o in e.outputs:
-            held = array_type(types[o.name])
-            arrays[o.name] = np.full(shape_of(derived, o.name, extents), np.nan if held is np.float64 else 1, held)
+    extents = resolve(derived, {}, {n: np.shape(x) for n, x in inputs.items()})
     user = {m.name for m in derived.monoids} - {s.monoid.name for s in derivation.streams if s.monoid}
     program = tile_program(derived, tiling, steps=steps, extents=extents, user=user)
-    for p in program.scratch:
-        shape, held = param_shape(p, extents), array_type(p.dtype)
-        arrays[p.name] = np.full(shape, np.nan if held is np.float64 else 1, held)
-    for kernel in program.kernels:
-        run_kernel(kernel, arrays, extents)
-    return {o: arrays[o] for o in derived.outputs}
+    return interpreted(program, inputs, extents)
 
 
 @pytest.mark.parametrize("gauge", ["maximum", "exponent"])
