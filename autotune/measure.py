@@ -27,6 +27,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
+from ..codegen.compiler import find_compiler, warn_refusal
 from ..ir.cascade import Cascade
 from ..ir.dtypes import DTYPES
 from ..ir.errors import UsageError
@@ -161,6 +162,8 @@ class Worker:
                     raise self._death()
                 parts.append(part)
         reply: dict[str, Any] = json.loads(b"".join(parts))
+        if "refused" in reply:  # the worker's warnings are read by nobody
+            warn_refusal(find_compiler(), reply.pop("refused"))
         return reply
 
     def _death(self) -> WorkerDied:

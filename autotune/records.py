@@ -324,7 +324,8 @@ def recorded(c: Cascade, shapes: Mapping[str, int], target: str, device: str | N
         with Records(path, read_only=True) as records:
             found = records.best(c, shapes, device or device_name(target), target)
     except (CastileError, OSError, sqlite3.Error) as error:
-        warnings.warn(f"tuned mappings are not used: {str(error).splitlines()[0]}", stacklevel=2)
+        said = str(error).splitlines()[0]
+        warnings.warn(f"castile: tuned mappings are not used: {said}", RuntimeWarning, stacklevel=2)
         return None
     return found.mapping if found else None
 

@@ -346,7 +346,8 @@ def leader() -> CostModel | None:
             return CostModel.load(model_path())
         return shipped_model()
     except CastileError as error:
-        warnings.warn(f"the cost model is not used: {str(error).splitlines()[0]}", stacklevel=2)
+        said = str(error).splitlines()[0]
+        warnings.warn(f"castile: the cost model is not used: {said}", RuntimeWarning, stacklevel=2)
         return None
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..codegen import build as builds
-from ..codegen import targets
+from ..codegen import compiler, targets
 from ..ir.bound import compare, reference
 from ..ir.cascade import Cascade
 from ..ir.dtypes import numpy_dtype
@@ -309,6 +309,8 @@ def main(build: Build = built) -> None:
         except Exception as error:  # a candidate may raise what it likes, and must cost nothing else
             status = "compile_error" if request["op"] in ("build", "resources") else "crash"
             reply = {"status": status, "detail": f"{type(error).__name__}: {error}"[:2000]}
+        if slow := compiler.refused():
+            reply["refused"] = slow
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 

@@ -159,7 +159,7 @@ def compilers() -> list[Finding]:
                 "OpenMP",
                 "missing",
                 f"{name} -fopenmp does not build or run",
-                "without it, CPU kernels run on one thread",
+                "without it, CPU kernels start their threads at each call",
                 "install libgomp (GCC) or libomp (Clang)",
             ),
         ]

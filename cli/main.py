@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import bench, cache, costmodel, device, doctor, emit, explain, records, replay, report, run, tune, verify
-from .terminal import guarded
+from .terminal import guarded, warned
 
 
 class Commands(TyperGroup):
@@ -74,6 +75,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks `·` shows `?`
+    warnings.showwarning = warned
     try:
         app(prog_name="castile")
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,6 +142,19 @@ def complain(text: str, located: bool = False) -> None:
     first, _, rest = text.partition("\n")
     console = err()
     console.print(first if located else f"error: {first}", style="bold red")
+    if rest:
+        console.print(rest)
+
+
+def warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """How a warning is shown: one of castile's own as its errors are, any other with its place, as Python does."""
+    own = str(message).removeprefix("castile: ")
+    if own == str(message):
+        err().print(warnings.formatwarning(message, category, filename, lineno).rstrip())
+        return
+    first, _, rest = own.partition("\n")
+    console = err()
+    console.print(f"warning: {first}", style="yellow")
     if rest:
         console.print(rest)
 

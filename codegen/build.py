@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 
 from ..ir.errors import UsageError
-from .compiler import Compiler, find_compiler, header_ahead, key_of, library
+from .compiler import Compiler, find_compiler, header_ahead, key_of, library, refusal, warn_refusal
 from .cpp import INCLUDE, header, standalone
 
 SUFFIX, AHEAD = ".so", ".gch"
@@ -71,12 +71,16 @@ def build(source: str) -> Path:
 
 
 def load(source: str) -> ctypes.CDLL:
-    """The library made from a printed translation unit, loaded."""
+    """The library made from a printed translation unit, loaded; a warning where it is not built for this processor."""
     path = build(source)
     try:
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise UsageError(f"a compiled kernel does not load: {error}", hint=f"remove {path} and try again") from error
+    said = refusal(loaded)
+    if said:
+        warn_refusal(find_compiler(), said)
+    return loaded
 
 
 # The header, read ahead

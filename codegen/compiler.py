@@ -1,9 +1,14 @@
-"""The system's C++ compiler: which it is, what of this machine it builds for, and libraries from C++ text."""
+"""The system's C++ compiler: which it is, what of this machine it builds for, and libraries from C++ text.
+
+Where it does not build for this processor, the library remembers what it said, and whoever loads it is told so.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -11,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +30,16 @@ CANDIDATES = ("c++", "g++", "clang++")
 
 # Tried in turn: a compiler may lack OpenMP's runtime (Apple's clang) or the name of this machine's CPU. GCC spends a
 # third of its time on threading jumps, which kernels hardly have; Clang does not know the word.
+NATIVE = "-march=native"
 VARIANTS = (
-    ("-march=native", "-fopenmp", "-fno-thread-jumps"),
-    ("-march=native", "-fopenmp"),
-    ("-march=native", "-fopenmp-simd", "-pthread"),
+    (NATIVE, "-fopenmp", "-fno-thread-jumps"),
+    (NATIVE, "-fopenmp"),
+    (NATIVE, "-fopenmp-simd", "-pthread"),
     ("-fopenmp-simd", "-pthread"),
 )
+
+# The function of a library that tells what the compiler said of NATIVE, in those that were built without.
+REFUSED = "castile_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,9 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
                 text = standalone(unit) if ahead is None else unit
                 (Path(folder) / names[-1]).write_text(text, encoding="utf-8")
             for variant in VARIANTS:
+                if _is_slow(variant):
+                    with (Path(folder) / names[0]).open("a", encoding="utf-8") as unit:
+                        unit.write(_refusal(_first_error(said)))
                 status, output = _linked(compiler, variant, names, folder)
                 made = Path(folder) / "kernel.so"
                 if status == 0 and made.is_file():
@@ -152,6 +165,51 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
         f"the C++ compiler `{' '.join(compiler.command)}` fails: {_first_error(said)}",
         hint="set CXX to a C++17 compiler, such as g++ 9 or clang++ 10; a kernel that it refuses is a fault of castile",
     )
+
+
+def _is_slow(variant: Sequence[str]) -> bool:
+    """Whether kernels are many times slower than they could be here: without the processor's own vectors, on x86. On
+    ARM the header's vectors are part of every processor; and who names a processor gets that one."""
+    named = any(flag.startswith(("-march=", "-mcpu=")) for flag in (*variant, *more_flags()))
+    return not named and platform.machine() not in ("aarch64", "arm64")
+
+
+def _refusal(said: str) -> str:
+    """The function `REFUSED`, as text."""
+    text = json.dumps(said.encode("ascii", "replace").decode()[:400])
+    return f'\nextern "C" const char* {REFUSED}() {{ return {text}; }}\n'
+
+
+def refusal(library: ctypes.CDLL) -> str:
+    """What the compiler said before it built a library without this processor's vectors; "" where it built it with."""
+    function = getattr(library, REFUSED, None)
+    if function is None:
+        return ""
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+_refusals: dict[Compiler, str] = {}
+
+
+def warn_refusal(compiler: Compiler, said: str) -> None:
+    """Warn that a compiler does not build for this processor, the first time in this process."""
+    if compiler in _refusals:
+        return
+    _refusals[compiler] = said
+    problem = UsageError(
+        f"the C++ compiler `{' '.join(compiler.command)}` does not build for this processor: kernels are slow",
+        expected=f"a build with {NATIVE}",
+        got=said,
+        hint="set CXX to a newer g++ or clang++, or have it tried again after `castile cache clear`; what a new compiler"
+        " refuses is a fault of castile, please report it",
+    )
+    warnings.warn(f"castile: {problem}", RuntimeWarning, stacklevel=3)
+
+
+def refused() -> str:
+    """What was warned of in this process, for one that asked it to build; "" if nothing was."""
+    return next(iter(_refusals.values()), "")
 
 
 _cores = threading.Semaphore(cores())

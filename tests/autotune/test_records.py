@@ -204,7 +204,7 @@ def test_spoilt_files_are_refused_and_left(tmp_path: Path, what: str, monkeypatc
         assert str(path) in str(caught.value)
     assert path.read_bytes() == before
     monkeypatch.setenv("CASTILE_RECORDS", str(path))
-    with pytest.warns(UserWarning, match="tuned mappings are not used"):
+    with pytest.warns(RuntimeWarning, match="tuned mappings are not used"):
         assert recorded(castile.parse(TEXT), {"n": 64, "k": 512}, "cpu", "a CPU") is None
 
 

@@ -56,7 +56,7 @@ def test_a_compiler_without_openmp(castile: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     found = findings(castile("doctor", "--json"))
     assert found["OpenMP"]["state"] == "missing"
-    assert "one thread" in found["OpenMP"]["costs"]
+    assert "start their threads" in found["OpenMP"]["costs"]
 
 
 def test_an_unreadable_machine(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:

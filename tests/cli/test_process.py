@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -46,6 +47,23 @@ def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
     done = run("explain", CASCADES / "gemm.cascade", "--json", "--svg", tmp_path / "x.svg")
     assert json.loads(done.stdout)["name"] == "gemm"
     assert done.stderr.startswith("drew ")
+
+
+@pytest.mark.skipif(platform.machine() in ("aarch64", "arm64"), reason="every processor has the vectors there")
+def test_a_warning_is_shown_as_an_error_is(tmp_path: Path) -> None:
+    """What a compiler refuses is told once, without a place in castile's own text; beside JSON it is on stderr."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *march=native*) echo error: no >&2; exit 1;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    named = {"CXX": str(compiler), "CASTILE_CACHE_DIR": str(tmp_path / "cache"), "PYTHONWARNINGS": ""}
+    extents = ("--shape", "n=16", "k=32", "--json")
+    records = ("--records", tmp_path / "records.sqlite", "--trials", 2, "--budget", "30s")
+    for words in (("run", CASCADES / "softmax.cascade", "--random"), ("tune", "softmax", *records)):
+        done = run(*words, *extents, env={**os.environ, **named})
+        assert json.loads(done.stdout)
+        assert done.stderr.startswith(f"warning: the C++ compiler `{compiler}` does not build for this processor"), done
+        assert "got: error: no\nhint: " in done.stderr
+        assert done.stderr.count("warning: ") == 1
 
 
 def test_a_narrow_terminal_does_not_break_lines() -> None:

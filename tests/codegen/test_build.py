@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -167,11 +168,74 @@ def test_a_compiler_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest
         build.build(SOURCE % 13)
 
 
-def test_a_compiler_without_openmp(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Compilers that refuse something
+
+
+@pytest.fixture
+def on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(compiler, "_refusals", {})
+
+
+def refusing(path: Path, words: str, what: str) -> str:
+    """The real compiler behind a script that does ``what`` first where the command has these words."""
     real = compiler.find_compiler().command[0]
-    text = f'case "$*" in *"-fopenmp "*) exit 1;; esac\nexec {real} "$@"\n'
-    monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
-    assert answer(14) == 14
+    return script(path, f'case "$*" in *"{words}"*) {what};; esac\nexec {real} "$@"\n')
+
+
+@pytest.mark.parametrize("flag", ["-fno-thread-jumps", "-fopenmp "])
+def test_flags_that_matter_little(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_x86: None, flag: str
+) -> None:
+    monkeypatch.setenv("CXX", refusing(tmp_path / "c++", flag, "exit 1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert answer(14) == 14
+
+
+def test_a_processor_that_the_compiler_does_not_know(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_x86: None
+) -> None:
+    """One warning in each process, also where the libraries come from the cache."""
+    said = 'echo "In file:" >&2; echo "c++: error: bad value for \\"march\\"" >&2; exit 1'
+    monkeypatch.setenv("CXX", refusing(tmp_path / "c++", compiler.NATIVE, said))
+    for _ in ("compiled", "cached"):
+        with pytest.warns(RuntimeWarning, match="does not build for this processor") as caught:
+            assert [answer(n) for n in (16, 17)] == [16, 17]
+        (warning,) = caught
+        told = str(warning.message).split("\n")
+        assert told[0].startswith(f"castile: the C++ compiler `{tmp_path}/c++`")
+        assert told[1] == 'expected: a build with -march=native; got: c++: error: bad value for "march"'
+        assert told[2].startswith("hint: set CXX to a newer")
+        monkeypatch.setattr(compiler, "_refusals", {})
+
+
+def test_a_header_that_does_not_compile_for_a_processor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_x86: None
+) -> None:
+    (tmp_path / "no.h").write_text("#error no such vectors\n")
+    real = compiler.find_compiler().command[0]
+    also = f'exec {real} "$@" -include {tmp_path}/no.h'
+    monkeypatch.setenv("CXX", refusing(tmp_path / "c++", compiler.NATIVE, also))
+    monkeypatch.setattr(compiler, "_cores", threading.Semaphore(2))
+    monkeypatch.setattr(compiler, "cores", lambda: 2)
+    with pytest.warns(RuntimeWarning, match="got: .*error: #error no such vectors"):
+        assert [int(getattr(build.load(several(2)), name)()) for name in ("k0", "k1")] == [0, 1]
+
+
+@pytest.mark.parametrize("case", ["named", "arm"])
+def test_a_processor_that_is_not_missed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_x86: None, case: str
+) -> None:
+    monkeypatch.setenv("CXX", refusing(tmp_path / "c++", compiler.NATIVE, "exit 1"))
+    if case == "named":
+        named = {"x86_64": "-march=x86-64", "aarch64": "-march=armv8-a"}.get(os.uname().machine)
+        monkeypatch.setenv("CASTILE_CXXFLAGS", named or pytest.skip("no name of a processor is known here"))
+    else:
+        monkeypatch.setattr(compiler.platform, "machine", lambda: "aarch64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert answer(18) == 18
 
 
 def test_the_key_knows_what_matters(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +250,16 @@ def test_the_key_knows_what_matters(folder: Path, tmp_path: Path, monkeypatch: p
     assert len(set(keys)) == len(keys)
 
 
+def several(count: int) -> str:
+    """A unit of kernels k0, k1, …, each long enough for a compiler of its own."""
+    texts = [f'k{i}\nextern "C" int k{i}() {{ return {i}; }}\n{"// more" * 400}\n' for i in range(count)]
+    return f"// all\n{INCLUDE}\nnamespace castile {{\n" + "".join(KERNEL + t for t in texts) + END
+
+
 def test_kernels_are_shared_out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several compilers at once, each with some of the kernels, make what one makes."""
     names = [f"k{n}" for n in range(5)]
-    texts = [f'{n}\nextern "C" int {n}() {{ return {i}; }}\n{"// more" * 400}\n' for i, n in enumerate(names)]
-    source = f"// all\n{INCLUDE}\nnamespace castile {{\n" + "".join(KERNEL + t for t in texts) + END
+    source = several(5)
     assert shares(source, 1) == [source]
     units = shares(source, 2)
     assert len(units) == 2
