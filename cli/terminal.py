@@ -146,17 +146,17 @@ def complain(text: str, located: bool = False) -> None:
         console.print(rest)
 
 
-def warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
     """How a warning is shown: one of castile's own as its errors are, any other with its place, as Python does."""
+    console = err()
     own = str(message).removeprefix("castile: ")
     if own == str(message):
-        err().print(warnings.formatwarning(message, category, filename, lineno).rstrip())
+        console.print(warnings.formatwarning(message, category, filename, lineno).rstrip())
         return
-    first, _, rest = own.partition("\n")
-    console = err()
+    first, *rest = own.split("\n")
     console.print(f"warning: {first}", style="yellow")
-    if rest:
-        console.print(rest)
+    for line in rest:
+        console.print(line)
 
 
 def fail(message: str, hint: str = "") -> NoReturn:

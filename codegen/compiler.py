@@ -146,8 +146,8 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
                 (Path(folder) / names[-1]).write_text(text, encoding="utf-8")
             for variant in VARIANTS:
                 if _is_slow(variant):
-                    with (Path(folder) / names[0]).open("a", encoding="utf-8") as unit:
-                        unit.write(_refusal(_first_error(said)))
+                    with (Path(folder) / names[0]).open("a", encoding="utf-8") as first:
+                        first.write(_refusal(_first_error(said)))
                 status, output = _linked(compiler, variant, names, folder)
                 made = Path(folder) / "kernel.so"
                 if status == 0 and made.is_file():
@@ -201,8 +201,8 @@ def warn_refusal(compiler: Compiler, said: str) -> None:
         f"the C++ compiler `{' '.join(compiler.command)}` does not build for this processor: kernels are slow",
         expected=f"a build with {NATIVE}",
         got=said,
-        hint="set CXX to a newer g++ or clang++, or have it tried again after `castile cache clear`; what a new compiler"
-        " refuses is a fault of castile, please report it",
+        hint="set CXX to a newer g++ or clang++, or have it tried again after `castile cache clear`; what a new"
+        " compiler refuses is a fault of castile, please report it",
     )
     warnings.warn(f"castile: {problem}", RuntimeWarning, stacklevel=3)
 
