@@ -10,11 +10,11 @@ from fractions import Fraction
 from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
-from ..ir.dtypes import DTYPES
 from ..ir.print import print_expr
-from .brackets import conjuncts, negate, one_at_a_time
+from .brackets import conjuncts, negate
 from .emptiness import filled
-from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, lift, parts_of, scale
+from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, parts_of, scale
+from .integers import in_64_bits, is_integral, is_narrow
 from .normal import atom_nonnegative
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
@@ -99,7 +99,7 @@ class Lowering:
         return e
 
     def _sum(self, terms: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
-        terms = _in_64_bits(terms) if whole else terms
+        terms = in_64_bits(terms) if whole else terms
         multiple = self._multiple(terms) if len(terms) > 1 else None
         if multiple is not None:
             return self._reduced(terms, *multiple)
@@ -413,7 +413,7 @@ class Lowering:
         right = {m: -q for m, q in f.terms.items() if q < 0}
         one = next(iter(UNIT.terms))
         alone = {one: f.terms[one]} if one in f.terms else {}
-        if alone and _is_narrow(f):
+        if alone and is_narrow(f):
             left, right = ({m: q for m, q in side.items() if m != one} for side in (left, right))
             if not right:
                 return call(op, self.form(Form(left), whole=True), literal(-alone[one], True))
@@ -427,34 +427,6 @@ class Lowering:
             del right[one]
             op = "gt"
         return call(op, self.form(Form(left), whole=True), self.form(Form(right), whole=True))
-
-
-def _in_64_bits(terms: list[tuple[Monomial, Fraction]]) -> list[tuple[Monomial, Fraction]]:
-    """Terms of an integer sum, which is one of i64: data of 32 bits that would wrap on the way is widened first.
-
-    ``A + B - j`` -> ``i64(A) + i64(B) - j`` and ``3 * A`` -> ``3 * i64(A)``; ``A + j`` is one of i64 by itself.
-    """
-    if len(terms) > 1 and one_at_a_time([m for m, _ in terms]):
-        # A choice is no sum: it is of the type of what it chooses from.
-        return [t for term in terms for t in _in_64_bits([term])]
-    narrow = [_is_narrow_data(m) for m, _ in terms]
-    first = any(q > 0 for (m, q), n in zip(terms, narrow, strict=True) if not n and not m.is_one)
-    literal_too = any(m.is_one for m, _ in terms)
-    lone = len(terms) == 1 and terms[0][1] == 1
-    every = not lone and (sum(narrow) > 1 or (not first and (literal_too or all(narrow))))
-
-    def wide(m: Monomial) -> Monomial:
-        (atom, power), *rest = m.factors
-        return Monomial([(Atom("int", "cast:i64", (lift(atom),), dtype="i64"), power), *rest], m.exponent, m.brackets)
-
-    return [(wide(m) if n and (every or abs(q) != 1) else m, q) for (m, q), n in zip(terms, narrow, strict=True)]
-
-
-def _is_narrow_data(m: Monomial) -> bool:
-    """Whether a term is data of at most 32 bits, times a number."""
-    return bool(m.factors) and all(
-        a.kind in ("access", "int", "red") and a.name != "argmax" and DTYPES[a.dtype].bits <= 32 for a, _ in m.factors
-    )
 
 
 def _of_twos(m: Monomial) -> Monomial | None:
@@ -511,12 +483,6 @@ def _reads(v: Value, memo: dict[bytes, int]) -> int:
             deepest = max(deepest, 1)
         memo[v.digest] = deepest
     return memo[v.digest]
-
-
-def _is_narrow(f: Form) -> bool:
-    """Whether arithmetic on the parts of a form is done in 32 bits."""
-    atoms = [a for m in f.terms for a, _ in m.factors]
-    return not any(a.kind in ("rank", "extent", "poly") or a.name == "argmax" or a.dtype == "i64" for a in atoms)
 
 
 def _may_be_zero(a: Atom) -> bool:
@@ -583,19 +549,3 @@ def literal(q: Fraction, whole: bool) -> Expr:
     size = abs(q)
     e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 53 else Const(float(size))
     return call("neg", e) if q < 0 else e
-
-
-def is_integral(f: Form) -> bool:
-    """Whether every part of the form is an integer, so that its expression has an integer type."""
-    if not f.terms or all(m.brackets and not m.factors for m in f.terms):
-        return False
-    return all(
-        q.denominator == 1 and m.exponent is None and all(p > 0 and _integral_atom(a) for a, p in m.factors)
-        for m, q in f.terms.items()
-    )
-
-
-def _integral_atom(a: Atom) -> bool:
-    if a.kind == "poly":
-        return is_integral(_form(a.args[0]))
-    return a.kind in ("rank", "extent") or (a.kind in ("int", "access", "red") and a.dtype[0] in "iu")

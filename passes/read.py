@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
-from ..ir.dtypes import DTYPES, rounds, wrap
+from ..ir.dtypes import DTYPES, rounds
 from ..ir.extents import bindings
 from ..ir.ops import OPS
-from ..ir.scalar import convert as saturated
 from ..ir.types import WEAK_FLOAT, WEAK_INT, TypeChecker, compute_type, is_float, join, settle, tensor_types
 from ..ir.verify import scan_step
 from .brackets import FALSE, TRUE, bracket, compare, conjunction, disjunction, negate, pred
-from .casts import cast, number_in_f64
+from .casts import cast
 from .forms import ZERO, Atom, Form, Value, add, lift, neg, sub, values_inside
 from .functions import function
-from .lower import is_integral
+from .integers import as_float, as_truncated, folded, int_nonnegative, is_exact, is_integral, is_small, is_wide, widened
 from .normal import const, div, mul, nonnegative, select
 from .normal import power as raise_to
 from .rewriting import in_type_of, remake, rewrite
@@ -177,7 +174,7 @@ class Reader:
         if source == target and not DTYPES[source].is_float:
             return v
         if DTYPES[source].is_float:
-            v = _as_truncated(v, source, target)
+            v = as_truncated(v, source, target)
         return lift(Atom("int", f"cast:{target}", (v,), dtype=target))
 
     def _access(self, e: Access) -> Value:
@@ -219,7 +216,7 @@ class Reader:
         coming = frozenset().union(*(f.free for f in changed.values()))
         memo: dict[bytes, Value] = {}
         # Coordinates are i64, and so is arithmetic on them; an index that is read may be narrower.
-        wide = {r: f if _is_wide(f) else widened(f, "i64") for r, f in changed.items()}
+        wide = {r: f if is_wide(f) else widened(f, "i64") for r, f in changed.items()}
         inside: dict[bytes, Value] = {}
 
         def within(a: Atom) -> Form | Atom | None:
@@ -332,7 +329,7 @@ class Reader:
         if e.op in ("lt", "le", "gt", "ge", "eq", "ne"):
             integer = not any(is_float(self.checker.infer(a)) for a in e.args)
             return compare(
-                e.op, _number(args[0]), _number(args[1]), integer and all(_is_small(_number(a)) for a in args)
+                e.op, _number(args[0]), _number(args[1]), integer and all(is_small(_number(a)) for a in args)
             )
         if dtype == "bool":
             parts = [a for a in args if isinstance(a, Atom)]
@@ -349,7 +346,7 @@ class Reader:
 
     def _integer(self, op: str, args: tuple[Form, ...], dtype: str) -> Form:
         """Integer arithmetic: sums and multiples of ranks, extents and constants are exact; all else may wrap."""
-        exact = dtype == "i64" and all(_is_exact(a) for a in args)
+        exact = dtype == "i64" and all(is_exact(a) for a in args)
         match op:
             case "add" if exact:
                 return add(*args)
@@ -362,10 +359,10 @@ class Reader:
             case _:
                 values = [a.constant for a in args]
                 if all(v is not None and v.denominator == 1 for v in values):
-                    folded = _fold(op, [int(v) for v in values if v is not None], dtype)
-                    if folded is not None:
-                        return const(folded)
-                return lift(Atom("int", op, args, dtype=dtype, nonnegative=_int_nonnegative(op, args)))
+                    found = folded(op, [int(v) for v in values if v is not None], dtype)
+                    if found is not None:
+                        return const(found)
+                return lift(Atom("int", op, args, dtype=dtype, nonnegative=int_nonnegative(op, args)))
 
     def _float(self, op: str, args: tuple[Form, ...]) -> Form:
         match op:
@@ -385,42 +382,6 @@ class Reader:
                 return raise_to(args[0], int(exponent))
             case _:
                 return function(op, args)
-
-
-def as_float(v: Form, source: str, target: str) -> Form:
-    """An integer's value as a float: data is converted before float arithmetic, coordinates and extents are exact."""
-    if not DTYPES[source].is_integer or all(a.kind in ("rank", "extent") for m in v.terms for a, _ in m.factors):
-        return v
-    dtype = "f64" if target == "f64" else "f32"
-    if v.atom is not None and v.atom.dtype == dtype:
-        return v
-    return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v)))
-
-
-def _as_truncated(v: Form, source: str, target: str) -> Form:
-    """A float that is about to become an integer, told from the integer that its form may look like: floats saturate,
-    integers wrap. ``u32(-1.0)`` -> ``u32(0)``; ``u32(-1.0 * k)`` -> ``u32(f32(-k))``."""
-    if v.constant is not None:
-        return const(int(saturated(np.asarray(float(v.constant)), target)))
-    if not is_integral(v):
-        return v
-    dtype = "f64" if source == "f64" else "f32"
-    return v if v.atom is not None and v.atom.dtype == dtype else lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype))
-
-
-def widened(v: Form, dtype: str) -> Form:
-    """A value as one of a type in which the text computes, where nothing else says that it does."""
-    if dtype == "f64" and not is_integral(v):
-        return number_in_f64(v) or cast(dtype, v)
-    own = v.atom
-    if own is not None and own.dtype == dtype:
-        return v
-    return lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype, nonnegative=nonnegative(v) and dtype != "i32"))
-
-
-def _is_wide(f: Form) -> bool:
-    """Whether arithmetic on a form is done in i64."""
-    return any(a.kind in ("rank", "extent") or a.dtype == "i64" for m in f.terms for a, _ in m.factors)
 
 
 def _is_masked(v: Value) -> bool:
@@ -453,36 +414,3 @@ def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
         return None
 
     return visit
-
-
-def _is_small(f: Form) -> bool:
-    """Whether a difference with the form does not wrap in i64: it is made of coordinates and values of 32 bits."""
-    return all(
-        a.kind in ("rank", "extent") or a.name == "argmax" or DTYPES[a.dtype].bits <= 32
-        for m in f.terms
-        for a, _ in m.factors
-    )
-
-
-def _is_exact(f: Form) -> bool:
-    """Whether a form is made of ranks, extents and integers only, so that i64 arithmetic on it does not wrap."""
-    return all(
-        q.denominator == 1
-        and all(a.kind in ("rank", "extent") or a.dtype == "i64" or a.dtype == "i32" for a, _ in m.factors)
-        for m, q in f.terms.items()
-    )
-
-
-def _int_nonnegative(op: str, args: tuple[Form, ...]) -> bool:
-    return op in ("floordiv", "mod", "and", "rshift", "abs") and all(nonnegative(a) for a in args)
-
-
-def _fold(op: str, values: list[int], dtype: str) -> int | None:
-    """An operation on integer literals; None where it has no result or one that a literal does not hold."""
-    if (op in ("floordiv", "mod") and not values[1]) or not all(abs(v) < 1 << 53 for v in values):
-        return None
-    if op in ("lshift", "rshift") and not 0 <= values[1] < 64:
-        return None
-    with np.errstate(all="ignore"):
-        result = int(wrap(np.asarray(OPS[op].numpy(*(np.int64(v) for v in values)), np.int64), dtype))
-    return result if abs(result) < 1 << 53 else None

@@ -9,9 +9,9 @@ from .finish import Finisher
 from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
 from .fresh import fresh
 from .functions import exp
+from .integers import widened
 from .lower import Lowering
 from .normal import mul
-from .read import widened
 from .step import StepWriter
 from .stream import Component, Stream
 
