@@ -4,7 +4,7 @@ Normal forms, in which the algebra computes
     forms normal functions rewriting    values, their constructors, functions of them, substitution
     exponents orders centred            what exponentials share, what order lets through, moving bases
     casts integers                      rounding points; which forms are integers, how wide their arithmetic is
-    read lower write                    a cascade read into forms, forms back to expressions, a cascade written anew
+    read lower lower_atoms write        a cascade read into forms, forms back to expressions, a cascade written anew
     inline naming fresh room            maps where they are read, names for what is made, new ones, room for recursion
 
 Derivation

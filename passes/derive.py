@@ -17,7 +17,7 @@ from .extent import keeps_extents
 from .flags import followable, written_out
 from .forms import ONE_FRACTION, Atom, Form, Value, parts_of, values_inside
 from .ledger import Barrier
-from .lower import levels
+from .lower_atoms import levels
 from .places import ranking_behind
 from .room import fits, with_room
 from .stream import Stream

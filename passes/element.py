@@ -10,7 +10,8 @@ from .centred import centres, count_of
 from .emptiness import is_mask
 from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, neg, sub
 from .functions import aligned, exp, log
-from .lower import MINUS_INF, Lowering, call
+from .lower import Lowering
+from .lower_atoms import MINUS_INF, call
 from .normal import atom_nonnegative, mul, select
 from .normal import power as raise_to
 from .places import NOWHERE, split_masks

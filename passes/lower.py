@@ -5,25 +5,20 @@ What each reduction becomes is the caller's choice: an access to a tensor that h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from math import inf
 
-from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
+from ..ir.cascade import Const, Expr
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
 from .emptiness import filled
-from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Monomial, Value, add, parts_of, scale
-from .integers import in_64_bits, is_integral, is_narrow
+from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale
+from .integers import in_64_bits, is_integral
+from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, literal, zero
 from .normal import atom_nonnegative
-
-# What an atom becomes, where the caller decides; None leaves it to `Lowering`.
-Hook = Callable[[Atom], Expr | None]
 
 # ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
 LN2_PARTS = (0.6875, 0.005615234375, LN2 - 0.6875 - 0.005615234375)
-
-MINUS_INF: Expr = Call("neg", (Const(inf),))
 
 
 def show(v: Value) -> str:
@@ -31,11 +26,7 @@ def show(v: Value) -> str:
     return print_expr(Lowering().value(v))
 
 
-def call(op: str, *args: Expr) -> Expr:
-    return Call(op, args)
-
-
-class Lowering:
+class Lowering(Atoms):
     """Turns values into expressions.
 
     ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", with the gauge of each that
@@ -58,19 +49,6 @@ class Lowering:
         self.room = room
         self.guarded = guarded
         self.exponents = exponents
-        # Whether what is written is summed: there a factor that is 0 hides nothing in a product of two tiles.
-        self.inside = False
-
-    def value(self, v: Value) -> Expr:
-        return self.form(v) if isinstance(v, Form) else self.atom(v)
-
-    def float(self, f: Form) -> Expr:
-        """A form as a float: a literal with its point, integers converted."""
-        c = f.constant
-        if c is not None:
-            return literal(c, whole=False)
-        e = self.form(f)
-        return Cast("f32", e) if is_integral(f) else e
 
     # Sums
 
@@ -93,7 +71,7 @@ class Lowering:
             for m, q in every
             if _mask(m, q) is None
         ]
-        e = self._sum(terms, whole) if terms else _zero(masks)
+        e = self._sum(terms, whole) if terms else zero(masks)
         if masks:
             e = self._where([p for a in masks for p in a.args if isinstance(p, Atom)], e, MINUS_INF)
         return e
@@ -170,7 +148,7 @@ class Lowering:
         """The factors whose negatives have names: a sum's sign is fixed by its form, not by who wrote it."""
         if self.negated is None:
             return {}
-        found = {a: self.negated(_form(a.args[0])) for a, _ in m.factors if a.kind == "poly"}
+        found = {a: self.negated(as_form(a.args[0])) for a, _ in m.factors if a.kind == "poly"}
         return {a: e for a, e in found.items() if e is not None}
 
     def _product(self, m: Monomial, q: Fraction, whole: bool, turned: Mapping[Atom, Expr]) -> Expr:
@@ -186,7 +164,7 @@ class Lowering:
             if root and self.named is not None and self.named(Form({Monomial([(a, 1)]): ONE_FRACTION})) is not None:
                 under.append(_power(self.atom(a), -p))
             elif root:
-                base: Expr = call("rsqrt", self.form(_form(a.args[0])))
+                base: Expr = call("rsqrt", self.form(as_form(a.args[0])))
                 over.append(_power(base, -p))
             else:
                 e = self.form(_times_exp(a, m, p)) if inside == a else turned.get(a) or self.atom(a)
@@ -218,14 +196,8 @@ class Lowering:
         if m.exponent is None:
             return None
         sums = [a for a, p in m.factors if p > 0 and _sums_exponentials(a)]
-        alone = len(sums) == 1 and (self.named is None or self.named(_form(sums[0].args[0])) is None)
+        alone = len(sums) == 1 and (self.named is None or self.named(as_form(sums[0].args[0])) is None)
         return sums[0] if alone else None
-
-    def _where(self, parts: Iterable[Atom], e: Expr, otherwise: Expr) -> Expr:
-        """A select under several conditions, those outside under which alone others may read."""
-        for group in reversed(levels(parts)):
-            e = call("where", self._all(group), e, otherwise)
-        return e
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
         """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times what may be no number."""
@@ -318,116 +290,6 @@ class Lowering:
 
     # Atoms
 
-    def atom(self, a: Atom) -> Expr:
-        if self.hook is not None and (found := self.hook(a)) is not None:
-            return found
-        if self.room is None:
-            return self._atom(a)
-        if self.room == 0:
-            return Access("…")
-        self.room -= 1
-        found = self._atom(a)
-        self.room += 1
-        return found
-
-    def _atom(self, a: Atom) -> Expr:
-        match a.kind:
-            case "access":
-                return Access(a.name, tuple(self.form(_form(i), whole=True) for i in a.args))
-            case "rank":
-                return Rank(a.name)
-            case "extent":
-                return Extent(a.name)
-            case "ln2":
-                return Const(LN2)
-            case "inf":
-                return Const(inf)
-            case "poly" | "aligned":
-                return self.form(_form(a.args[0]))
-            case "cast":
-                return Cast(a.name, self.form(_form(a.args[0])))
-            case "lbr":
-                inner = a.args[0]
-                assert isinstance(inner, Atom)
-                return call("where", self.atom(inner), _zero([a]), MINUS_INF)
-            case "int":
-                return self._integer(a)
-            case "red":
-                return Reduce(a.name, a.ranks, tuple(self.body(a, x) for x in a.args))
-            case "pred":
-                return self._predicate(a)
-            case _:
-                return Call(a.name, tuple(self.value(x) for x in a.args))
-
-    def body(self, a: Atom, x: Value) -> Expr:
-        """The argument of a reduction: a float where the reduction is one."""
-        if isinstance(x, Atom):
-            return self.atom(x)
-        before, self.inside = self.inside, True
-        if a.dtype in ("f32", "f64"):
-            e = self.float(x)
-        else:
-            e = self.form(x, whole=None if a.name == "argmax" else True)
-        self.inside = before
-        return e
-
-    def _integer(self, a: Atom) -> Expr:
-        if a.name.startswith("cast:"):
-            return Cast(a.name[5:], self.value(a.args[0]))
-        return Call(a.name, tuple(self.form(x, whole=True) if isinstance(x, Form) else self.atom(x) for x in a.args))
-
-    def _predicate(self, a: Atom) -> Expr:
-        if a.name in ("true", "false"):
-            return Const(a.name == "true")
-        if a.name in ("ge0", "eq0"):
-            return self._comparison(_form(a.args[0]), "ge" if a.name == "ge0" else "eq")
-        if a.name == "not":
-            inner = a.args[0]
-            assert isinstance(inner, Atom)
-            if inner.name == "eq0":
-                return self._comparison(_form(inner.args[0]), "ne")
-            if inner.name == "eq":
-                return Call("ne", tuple(self.value(x) for x in inner.args))
-            return call("not", self.atom(inner))
-        if a.name in ("and", "or"):
-            return self._all(a.args, a.name)
-        if a.name.startswith("access:"):
-            return Access(a.name[7:], tuple(self.form(_form(i)) for i in a.args))
-        if a.name.startswith("red:"):
-            return Reduce(a.name[4:], a.ranks, tuple(self.value(x) for x in a.args))
-        return Call(a.name, tuple(self.value(x) for x in a.args))
-
-    def _all(self, parts: object, op: str = "and") -> Expr:
-        found = sorted((self.atom(p) for p in parts if isinstance(p, Atom)), key=print_expr)  # type: ignore[attr-defined]
-        e = found[0]
-        for p in found[1:]:
-            e = call(op, e, p)
-        return e
-
-    def _comparison(self, f: Form, op: str) -> Expr:
-        """``f >= 0`` with its negative terms on the other side: q - k >= 0 is q >= k, k - q - 1 >= 0 is k > q.
-
-        A number joins no data of 32 bits, which may wrap there: x + 1 >= 0 is x >= -1.
-        """
-        left = {m: q for m, q in f.terms.items() if q > 0}
-        right = {m: -q for m, q in f.terms.items() if q < 0}
-        one = next(iter(UNIT.terms))
-        alone = {one: f.terms[one]} if one in f.terms else {}
-        if alone and is_narrow(f):
-            left, right = ({m: q for m, q in side.items() if m != one} for side in (left, right))
-            if not right:
-                return call(op, self.form(Form(left), whole=True), literal(-alone[one], True))
-            if not left:
-                return call(op, literal(alone[one], True), self.form(Form(right), whole=True))
-            left, right = (
-                left | {m: q for m, q in alone.items() if q > 0},
-                right | {m: -q for m, q in alone.items() if q < 0},
-            )
-        if op == "ge" and right.get(one) == ONE_FRACTION and len(right) > 1:
-            del right[one]
-            op = "gt"
-        return call(op, self.form(Form(left), whole=True), self.form(Form(right), whole=True))
-
 
 def _of_twos(m: Monomial) -> Monomial | None:
     """A term without its factor ln 2; None where it has none."""
@@ -436,16 +298,11 @@ def _of_twos(m: Monomial) -> Monomial | None:
     return Monomial(left, m.exponent, m.brackets) if one else None
 
 
-def _form(v: Value) -> Form:
-    assert isinstance(v, Form)
-    return v
-
-
 def _sums_exponentials(a: Atom) -> bool:
     """Whether every term of a sum is an exponential, or a sum of them times something."""
     return a.kind == "poly" and all(
         t.exponent is not None or any(p > 0 and _sums_exponentials(b) for b, p in t.factors)
-        for t in _form(a.args[0]).terms
+        for t in as_form(a.args[0]).terms
     )
 
 
@@ -453,36 +310,8 @@ def _times_exp(a: Atom, m: Monomial, power: int) -> Form:
     """A sum with the exponential beside its power multiplied into its terms."""
     assert m.exponent is not None
     by = scale(m.exponent, Fraction(1, power))
-    terms = _form(a.args[0]).terms.items()
+    terms = as_form(a.args[0]).terms.items()
     return Form({Monomial(t.factors, add(t.exponent or Form({}), by), t.brackets): q for t, q in terms})
-
-
-def levels(parts: Iterable[Atom]) -> list[list[Atom]]:
-    """Conditions in groups, outermost first: what one asks may be there to be read only where those before it hold.
-
-    Those on coordinates alone come first, then those that read tensors in place, at other places, at places that are
-    read themselves, and so on.
-    """
-    every = [c for p in parts for c in (p.args if p.kind == "pred" and p.name == "and" else (p,))]
-    found: dict[int, list[Atom]] = {}
-    memo: dict[bytes, int] = {}
-    for p in dict.fromkeys(every):
-        assert isinstance(p, Atom)
-        found.setdefault(_reads(p, memo), []).append(p)
-    return [found[n] for n in sorted(found)]
-
-
-def _reads(v: Value, memo: dict[bytes, int]) -> int:
-    """How a value reads data: 0 not at all, 1 at ranks, 2 at computed places, 3 and more at places that it reads."""
-    if v.digest not in memo:
-        deepest = max((_reads(x, memo) for x in parts_of(v)), default=0)
-        if isinstance(v, Atom) and (v.kind == "access" or v.name.startswith("access:")):
-            bare = all(isinstance(i, Form) and i.atom is not None and i.atom.kind == "rank" for i in v.args)
-            deepest = 2 + deepest if deepest else 1 if bare else 2
-        elif isinstance(v, Atom) and (v.kind == "red" or v.name.startswith("red:")):
-            deepest = max(deepest, 1)
-        memo[v.digest] = deepest
-    return memo[v.digest]
 
 
 def _may_be_zero(a: Atom) -> bool:
@@ -503,11 +332,6 @@ def _is_none(a: Atom) -> bool:
 def _varies(a: Atom) -> bool:
     """Whether a factor has an element for each row, some of which may be no number, unlike a scale."""
     return bool(a.free) and a.kind not in ("rank", "int")
-
-
-def _zero(masks: Iterable[Atom]) -> Expr:
-    """What stands where masks that stand alone leave nothing out."""
-    return Cast("f64", Const(0.0)) if any(a.dtype == "f64" for a in masks) else Const(0.0)
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:
@@ -542,10 +366,3 @@ def _ratio(q: Fraction, whole: bool) -> tuple[Fraction, Fraction]:
     if q.numerator == 1 or q.denominator < 1 << 16:
         return Fraction(q.numerator), Fraction(q.denominator)
     return Fraction(float(q)), ONE_FRACTION
-
-
-def literal(q: Fraction, whole: bool) -> Expr:
-    """A number of either sign as a literal."""
-    size = abs(q)
-    e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 53 else Const(float(size))
-    return call("neg", e) if q < 0 else e

@@ -117,7 +117,7 @@ def _body(a: Atom) -> Form:
 
 def merged(names: list[tuple[str, str]]) -> list[tuple[str, Expr]]:
     """The assignments that merge two lists of (value, place) pairs, best first: b's are inserted into a's in turn."""
-    from .lower import call
+    from .lower_atoms import call
 
     body: list[tuple[str, Expr]] = []
 

@@ -22,7 +22,8 @@ from .centred import Centre, centres, lower_powers
 from .element import Elements
 from .forms import LN2, ONE_FRACTION, Atom, Form, lift, scale, sub
 from .functions import exp
-from .lower import MINUS_INF, Lowering, call, literal
+from .lower import Lowering
+from .lower_atoms import MINUS_INF, call, literal
 from .normal import mul
 from .normal import power as raise_to
 from .places import NOWHERE, merged

@@ -14,7 +14,8 @@ from .brackets import bracket, conjunction
 from .centred import Centre, centres
 from .forms import Form, Monomial, add, sub
 from .functions import exp
-from .lower import MINUS_INF, Lowering, call
+from .lower import Lowering
+from .lower_atoms import MINUS_INF, call
 from .stabilise import StreamWriter
 from .stream import Component
 
