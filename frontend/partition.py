@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from ..ir.errors import CastileError
-from .aten import HANDLERS
-from .fx import Lowering
+from .able import Able
 from .nodes import (
     ARITHMETIC,
     ATTENTION,
     COPIES,
     CREATION,
     DEAR,
-    FLEX,
     PRODUCTS,
     SOFTMAX,
     TAKEN,
@@ -35,7 +31,6 @@ from .nodes import (
     is_narrow,
     is_transposed,
     is_view,
-    jumps,
     numel,
     op_name,
     repeats,
@@ -94,17 +89,13 @@ class Partition:
     left: dict[Node, str] = field(default_factory=dict)
 
 
-class Partitioner:
+class Partitioner(Able):
     """Cuts one graph into regions."""
 
     def __init__(self, graph: Graph, always: bool = False) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.always = always
         self.order = {n: i for i, n in enumerate(graph.nodes)}
-        self.why: dict[Node, str] = {}
-        self._known: dict[Any, str] = {}
-        self.able = {n for n in graph.nodes if n.op == "call_function" and self._is_able(n)}
-        self._leave_what_jumps()
         self.copied = self._copied()
         self.after = self._in_sequence()
         self.group: dict[Node, int] = {}
@@ -148,60 +139,7 @@ class Partitioner:
                         found.append(Region([n], "product", reason="raced against torch's"))
         return found
 
-    # What castile can say
-
-    def _is_able(self, node: Node) -> bool:
-        name = op_name(node)
-        if name == "getitem":
-            return isinstance(node.args[0], Node) and op_name(node.args[0]) in HANDLERS
-        if name not in HANDLERS and name != FLEX:
-            self.why[node] = f"`{name or node.target}` has no cascade"
-            return False
-        signature = _signature(node)
-        if signature not in self._known:
-            self._known[signature] = self._trial(node)
-        if self._known[signature]:
-            self.why[node] = self._known[signature]
-        return not self._known[signature]
-
-    def _trial(self, node: Node) -> str:
-        """Why a node alone has no cascade; "" if it has one."""
-        for x in (*tensors_of(node), *(t for a in node.all_input_nodes for t in tensors_of(a))):
-            if x.device.type != "cpu":
-                return f"a tensor on {x.device.type}"
-            if any(isinstance(n, int) and n == 0 for n in x.shape):
-                return "an empty tensor"
-        try:
-            lowering = Lowering()
-            for a in node.all_input_nodes:
-                if tensors_of(a):
-                    if len(fakes(a)) > 1 or isinstance(a.meta.get("val"), (tuple, list)):
-                        return "a result of several tensors"
-                    lowering.take(a)
-            lowering.lower(node, False)
-            if not is_view(node) and op_name(node) not in CREATION:
-                _finish_alone(lowering, node)
-        except CastileError as error:
-            return error.message
-        except (TypeError, IndexError, KeyError, ValueError, AttributeError):
-            return f"`{op_name(node)}` is called in a way that castile does not know"
-        return ""
-
-    def _leave_what_jumps(self) -> None:
-        """What becomes an integer jumps where its last bit does: eager computes it, and the floats that lead there."""
-        todo = [n for n in self.able if jumps(n)]
-        seen: set[Node] = set()
-        while todo:
-            n = todo.pop()
-            if n in seen or n not in self.able:
-                continue
-            seen.add(n)
-            self.able.discard(n)
-            self.why[n] = "it becomes an integer, and a last bit would decide which"
-            for a in n.all_input_nodes:
-                floats = any(f.is_floating_point() for f in tensors_of(a))
-                if floats and (is_view(a) or is_map(op_name(a))):
-                    todo.append(a)
+    # What is copied, what has an order
 
     def _copied(self) -> set[Node]:
         """Pointwise nodes made of little or nothing: they are computed again wherever they are read."""
@@ -432,28 +370,3 @@ class Partitioner:
                 todo += u.users
             else:
                 yield u
-
-
-def _signature(node: Node) -> Any:
-    def of(a: Any) -> Any:
-        if isinstance(a, Node):
-            return tuple(
-                (f.dtype, tuple(map(str, f.shape)), f.device.type) if isinstance(f, torch.Tensor) else str(f)
-                for f in fakes(a)
-            )
-        if isinstance(a, (list, tuple)):
-            return tuple(map(of, a))
-        return (type(a).__name__, str(a))
-
-    return (op_name(node), of(node.args), of(tuple(sorted(node.kwargs.items()))), of(node), _used(node))
-
-
-def _used(node: Node) -> tuple[Any, ...]:
-    return tuple(sorted(str(u.args[1]) for u in node.users if op_name(u) == "getitem"))
-
-
-def _finish_alone(lowering: Lowering, node: Node) -> None:
-    lowering.finish([node], "trial")
-
-
-# A region's cascade
