@@ -17,6 +17,7 @@ SAMPLE = (
     "test_brackets_cpu.py",
     "test_build.py",
     "test_cpp.py",
+    "test_cpp_values.py",
     "test_examples_cpu.py",
     "test_gradients_cpu.py",
     "test_made.py",

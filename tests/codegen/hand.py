@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import castile
+from castile.codegen.runtime import CpuProgram
 from castile.ir.cascade import Access, Cascade, Expr, Param, Rank
 from castile.ir.tile import GridRank, HeldRank, Load, Op, Store, Tile, TileKernel
 
@@ -67,3 +69,11 @@ def written(
     tiles = tuple(GridRank(r, n) for r, n in grid.items())
     kept = tuple(HeldRank(r, n, r) for r, n in (held or {}).items())
     return Written(c, (TileKernel("f", (*c.params, *made), tuple(outputs), tiles, tuple(body), held=kept),))
+
+
+def built(every: Mapping[str, Written]) -> dict[str, CpuProgram]:
+    """Every program for the CPU, compiled in two goes at once."""
+    programs = list(every.values())
+    with ThreadPoolExecutor(2) as pool:
+        halves = list(pool.map(CpuProgram.build_all, (programs[::2], programs[1::2])))
+    return dict(zip([*list(every)[::2], *list(every)[1::2]], (*halves[0], *halves[1]), strict=True))

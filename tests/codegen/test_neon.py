@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_cpp
+import test_cpp_values
 import test_examples_cpu
 import test_vectors
 from foreign import NEON, Foreign
@@ -30,19 +31,21 @@ DRAWN = ("gemm_int4", "gemm_mxfp8", "conv1d_causal", "attention_decode_paged", "
 
 
 class Library(Mapping[str, Foreign]):
-    """The programs of `test_cpp` by name, each built when it is asked for."""
+    """The programs of `test_cpp` and `test_cpp_values` by name, each built when it is asked for."""
+
+    written = test_cpp.A | test_cpp_values.A
 
     def __init__(self, folder: Path) -> None:
-        self.made = cache(lambda name: Foreign(NEON, test_cpp.A[name], folder / name.replace(" ", "_")))
+        self.made = cache(lambda name: Foreign(NEON, self.written[name], folder / name.replace(" ", "_")))
 
     def __getitem__(self, name: str) -> Foreign:
         return self.made(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(test_cpp.A)
+        return iter(self.written)
 
     def __len__(self) -> int:
-        return len(test_cpp.A)
+        return len(self.written)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,8 @@ def test_operations(run: Any) -> None:
     test_cpp.test_a_zero_of_the_left_annihilates(run, "bf16")
     test_cpp.test_folds(run)
     test_cpp.test_gather(run)
-    test_cpp.test_functions(run, "exp", "f32")
-    test_cpp.test_functions(run, "sin", "f32")
-    test_cpp.test_casts(run, "f32")
-    test_cpp.test_casts(run, "f16")
-    test_cpp.test_integers(run, "far", "i32")
+    test_cpp_values.test_functions(run, "exp", "f32")
+    test_cpp_values.test_functions(run, "sin", "f32")
+    test_cpp_values.test_casts(run, "f32")
+    test_cpp_values.test_casts(run, "f16")
+    test_cpp_values.test_integers(run, "far", "i32")

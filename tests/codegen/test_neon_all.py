@@ -10,19 +10,16 @@ from test_cpp import (  # noqa: F401
     test_a_zero_of_the_left_annihilates,
     test_batched,
     test_bounds,
-    test_casts,
-    test_floats,
     test_folds,
-    test_functions,
     test_gather,
     test_gemm,
     test_guarded,
     test_hostile_names,
-    test_integers,
     test_online,
     test_scan,
     test_softmax,
 )
+from test_cpp_values import test_casts, test_floats, test_functions, test_integers  # noqa: F401
 from test_examples_cpu import NAMES
 from test_neon import run  # noqa: F401
 
