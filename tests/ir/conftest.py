@@ -1,4 +1,4 @@
-"""Makes the helpers beside these tests importable: `strategies`, `naive`."""
+"""Makes the helpers beside these tests importable: `strategies`, `naive`, `outcome` and the others that are no tests."""
 
 from __future__ import annotations
 
