@@ -1,4 +1,4 @@
-"""Makes the helpers beside these tests importable: `strategies`, `naive`, `outcome` and the others that are no tests."""
+"""Makes the helpers beside these tests importable by their names: `strategies`, `naive`, `outcome` and others."""
 
 from __future__ import annotations
 
