@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ir.cascade import Access, Expr, Extent, walk
+from ..ir.errors import InputError
 from ..ir.interval import is_affine
 from ..ir.tile import For, Load, Store, TileKernel, expressions, operations
 from .names import Names, safe
@@ -79,3 +80,16 @@ def entry_names(kernels: Sequence[TileKernel]) -> tuple[str, ...]:
     """The C symbol of each kernel."""
     names = Names()
     return tuple(names("entry", str(i), f"castile_{safe(k.name)}") for i, k in enumerate(kernels))
+
+
+def check_held(held: Mapping[str, int], extents: Mapping[str, int]) -> None:
+    """Raise `InputError` where a rank that one tile is to hold has more coordinates than the tile."""
+    for rank, size in held.items():
+        if extents.get(rank, 0) > size:
+            raise InputError(
+                f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",
+                rank=rank,
+                expected=f"at most {size}",
+                got=str(extents[rank]),
+                hint="compile it for these shapes",
+            )

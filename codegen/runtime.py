@@ -39,7 +39,7 @@ from .assembly import Assembly, Program, assemble
 from .build import load
 from .compiler import cores
 from .cpp import print_cpp
-from .interface import entry_names
+from .interface import check_held, entry_names
 
 # Signatures of which the checked plan is kept.
 PLANS = 64
@@ -341,15 +341,7 @@ class CpuProgram(Arguments):
     ) -> Iterator[tuple[int | None, int]]:
         """The words of a kernel: a number that is known, or the number of an address."""
         e = self.entries[kernel]
-        for rank, size in e.held.items():
-            if extents.get(rank, 0) > size:
-                raise InputError(
-                    f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",
-                    rank=rank,
-                    expected=f"at most {size}",
-                    got=str(extents[rank]),
-                    hint="compile it for these shapes",
-                )
+        check_held(e.held, extents)
         for f in e.fields:
             match f.kind:
                 case "pointer":

@@ -16,6 +16,7 @@ from ..ir.footprint import largest_rank, staged_bytes, tile_shapes
 from ..ir.mapping import Mapping as Knobs
 from ..ir.tile import TileKernel
 from .assembly import Program
+from .interface import check_held
 from .names import Names, safe
 from .triton_check import self_check
 from .triton_kernel import TAKEN, KernelPrinter, Printed, power_of_two
@@ -89,12 +90,4 @@ def _refuse(k: TileKernel, mapping: Knobs, target: str) -> None:
 def fits_held(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None:
     """Raise `InputError` where a rank that one tile is to hold has more coordinates than the tile."""
     for k in kernels:
-        for rank, size in ((h.of, h.size) for h in k.held):
-            if extents.get(rank, 0) > size:
-                raise InputError(
-                    f"this kernel keeps rank `{rank}` on chip and was compiled for fewer elements of it",
-                    rank=rank,
-                    expected=f"at most {size}",
-                    got=str(extents[rank]),
-                    hint="compile it for these shapes",
-                )
+        check_held({h.of: h.size for h in k.held}, extents)

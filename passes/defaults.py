@@ -261,8 +261,8 @@ def _banded(k: TileKernel) -> bool:
     return bool(loops) and all(op.phase == "full" or None not in op.own for op in loops)
 
 
-def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
-    """Tiles of a kernel that maps and folds: along memory."""
+def along_memory(k: TileKernel) -> dict[str, int]:
+    """The ranks that are the last axis of what a kernel loads and stores, and how many axes lie so with each."""
     params = {p.name: p for p in k.tensors}
     votes: dict[str, int] = {}
     for op in operations(k.body):
@@ -271,6 +271,12 @@ def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
             continue
         rank = access.indices[-1].name
         votes[rank] = votes.get(rank, 0) + len(params[access.tensor].indices)
+    return votes
+
+
+def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
+    """Tiles of a kernel that maps and folds: along memory."""
+    votes = along_memory(k)
     if not votes:
         return {}
     # Of two that lie along memory, one that fills vectors.

@@ -12,13 +12,12 @@ from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
 
-from ..ir.cascade import Rank
 from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import heaviest_last, scoped_sizes
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, integer_products, operations
-from .defaults import shared_rows
+from .defaults import along_memory, shared_rows
 from .registers import chained, copies, register_bytes, registers_free
 
 # The least side of a matrix product.
@@ -284,14 +283,7 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
 
 def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
     """Tiles of a kernel that maps and folds: along memory."""
-    params = {p.name: p for p in k.tensors}
-    votes: dict[str, int] = {}
-    for op in operations(k.body):
-        access = op.source if isinstance(op, Load) else op.target if isinstance(op, Store) else None
-        if access is None or not access.indices or not isinstance(access.indices[-1], Rank):
-            continue
-        rank = access.indices[-1].name
-        votes[rank] = votes.get(rank, 0) + len(params[access.tensor].indices)
+    votes = along_memory(k)
     found = dict.fromkeys((g.rank for g in k.grid), 1)
     loops = [op.rank for op in operations(k.body) if isinstance(op, For) and op.size > 1]
     if not votes:
