@@ -8,18 +8,16 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from variants import Case, built, program_of
+from judged import within_bound
+from variants import Case, built, drawn, program_of
 
 import castile
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
-from castile.ir.bound import judge
-from castile.ir.dtypes import numpy_dtype
-from castile.ir.extents import resolve, shape_of
+from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
 from castile.passes.mapped import Mapped, default_mapping, mapped
 
@@ -80,6 +78,9 @@ CASES: dict[str, Case] = {
 }
 NAMES = sorted(CASES)
 
+# Zero points; other integers are of every size.
+RANGES = {"zero": (0, 16)}
+
 
 def program(name: str) -> Mapped:
     return program_of(CASES[name])
@@ -90,52 +91,37 @@ def library(variant: str) -> dict[str, CpuProgram]:
     return built(CASES, variant)
 
 
-def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:
-    rng = np.random.default_rng(3)
-    given: dict[str, Any] = {}
-    for p in c.params:
-        shape, dtype = shape_of(c, p.name, resolve(c, sizes)), numpy_dtype(p.dtype)
-        if np.issubdtype(dtype, np.integer):
-            low, high = (0, 16) if p.name == "zero" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-            given[p.name] = rng.integers(low, high, shape, dtype=dtype)
-        else:
-            given[p.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
-    return given
-
-
-def check(c: castile.Cascade, run: Any, given: dict[str, Any]) -> None:
-    for judgement in judge(c, given, {c.outputs[0]: run(**given)}):
-        assert judgement.ok, str(judgement)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_made_operands_on_this_cpu(name: str) -> None:
     c = castile.parse(CASES[name][0])
-    check(c, library("native")[name], inputs(c, CASES[name][1]))
+    given = drawn(c, CASES[name][1], RANGES)
+    within_bound(c, given, library("native")[name](**given))
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is of x86-64")
 @pytest.mark.parametrize("name", NAMES)
 def test_made_operands_on_avx2(name: str) -> None:
     c = castile.parse(CASES[name][0])
-    check(c, library("haswell")[name], inputs(c, CASES[name][1]))
+    given = drawn(c, CASES[name][1], RANGES)
+    within_bound(c, given, library("haswell")[name](**given))
 
 
 @pytest.mark.parametrize("name", ["grouped 1", "grouped 9"])
 def test_weights_in_another_order_of_memory(name: str) -> None:
     c = castile.parse(CASES[name][0])
-    given = inputs(c, CASES[name][1])
-    check(c, library("native")[name], {n: np.asfortranarray(x) for n, x in given.items()})
+    given = drawn(c, CASES[name][1], RANGES)
+    given = {n: np.asfortranarray(x) for n, x in given.items()}
+    within_bound(c, given, library("native")[name](**given))
 
 
 @pytest.mark.parametrize("name", ["grouped 1", "grouped 9"])
 def test_weights_that_are_all_zero_points(name: str) -> None:
     """The sums that a group's product is made of cancel, and what is left lies within the bound."""
     c = castile.parse(CASES[name][0])
-    given = inputs(c, CASES[name][1])
+    given = drawn(c, CASES[name][1], RANGES)
     given["W"][:] = 0x55555555
     given["zero"][:] = 5
-    check(c, library("native")[name], given)
+    within_bound(c, given, library("native")[name](**given))
 
 
 def test_what_is_made_is_in_no_tile() -> None:

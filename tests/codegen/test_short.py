@@ -8,18 +8,16 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from variants import Case, built, program_of
+from judged import within_bound
+from variants import Case, built, drawn, program_of
 
 import castile
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
-from castile.ir.bound import judge
-from castile.ir.dtypes import numpy_dtype
-from castile.ir.extents import resolve, shape_of
+from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
 from castile.passes.mapped import Mapped, default_mapping
 
@@ -97,6 +95,9 @@ CASES: dict[str, Case] = {
 }
 NAMES = sorted(CASES)
 
+# Scales near one; of other types every byte there is, the least and the greatest among them.
+RANGES = {"sa": (120, 135), "sb": (120, 135)}
+
 
 def program(name: str) -> Mapped:
     return program_of(CASES[name])
@@ -107,25 +108,6 @@ def library(variant: str) -> dict[str, CpuProgram]:
     return built(CASES, variant)
 
 
-def inputs(c: castile.Cascade, sizes: dict[str, int]) -> dict[str, Any]:
-    """Every byte there is, the least and the greatest among them; scales near one."""
-    rng = np.random.default_rng(3)
-    given: dict[str, Any] = {}
-    for p in c.params:
-        shape, dtype = shape_of(c, p.name, resolve(c, sizes)), numpy_dtype(p.dtype)
-        if np.issubdtype(dtype, np.integer):
-            low, high = (120, 135) if p.name in ("sa", "sb") else (np.iinfo(dtype).min, int(np.iinfo(dtype).max) + 1)
-            given[p.name] = rng.integers(low, high, shape, dtype=dtype)
-        else:
-            given[p.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
-    return given
-
-
-def check(c: castile.Cascade, run: Any, given: dict[str, Any]) -> None:
-    for judgement in judge(c, given, {c.outputs[0]: run(**given)}):
-        assert judgement.ok, str(judgement)
-
-
 VARIANTS = ["native", *(["haswell", "x86-64-v2"] if platform.machine() in ("x86_64", "AMD64") else [])]
 
 
@@ -133,32 +115,34 @@ VARIANTS = ["native", *(["haswell", "x86-64-v2"] if platform.machine() in ("x86_
 @pytest.mark.parametrize("name", NAMES)
 def test_short_numbers(name: str, variant: str) -> None:
     c = castile.parse(CASES[name][0])
-    check(c, library(variant)[name], inputs(c, CASES[name][1]))
+    given = drawn(c, CASES[name][1], RANGES)
+    within_bound(c, given, library(variant)[name](**given))
 
 
 @pytest.mark.parametrize("name", ["i8 i8", "i8 i8 few", "f8e4m3 f8e4m3", "example ternary"])
 def test_another_order_of_memory(name: str) -> None:
     c = castile.parse(CASES[name][0])
-    given = inputs(c, CASES[name][1])
-    check(c, library("native")[name], {n: np.asfortranarray(x) if x.ndim else x for n, x in given.items()})
+    given = drawn(c, CASES[name][1], RANGES)
+    given = {n: np.asfortranarray(x) if x.ndim else x for n, x in given.items()}
+    within_bound(c, given, library("native")[name](**given))
 
 
 @pytest.mark.parametrize("least", [-128, 127])
 def test_sums_that_are_as_large_as_can_be(least: int) -> None:
     c = castile.parse(CASES["i8 i8"][0])
-    given = {n: np.full_like(x, least if n == "A" else -128) for n, x in inputs(c, CASES["i8 i8"][1]).items()}
-    check(c, library("native")["i8 i8"], given)
+    given = {n: np.full_like(x, least if n == "A" else -128) for n, x in drawn(c, CASES["i8 i8"][1], RANGES).items()}
+    within_bound(c, given, library("native")["i8 i8"](**given))
 
 
 @pytest.mark.parametrize("name", ["f8e4m3 wide", "f8e5m2 f8e4m3"])
 def test_every_float_of_eight_bits(name: str) -> None:
     """Each code as A times one: subnormal numbers, infinities and NaN are themselves."""
     c = castile.parse(CASES[name][0])
-    given = inputs(c, CASES[name][1])
+    given = drawn(c, CASES[name][1], RANGES)
     a = given["A"]
     a[:] = np.resize(np.arange(256, dtype=np.uint8), a.shape).view(a.dtype)
     a[1:] = np.where(np.isfinite(a[1:].astype(np.float32)), a[1:], a.dtype.type(0))
-    check(c, library("native")[name], given)
+    within_bound(c, given, library("native")[name](**given))
 
 
 def test_bytes_are_multiplied_as_bytes() -> None:
