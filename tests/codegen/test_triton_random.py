@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +12,14 @@ from judged import within_bound
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from test_examples_cpu import NAMES, drawn
+from test_gradients_cpu import SMOOTH, gradient
 from test_random_cpu import Drawn, disagreement, draw
 from test_random_gradients_cpu import draw_gradient, unless_infinite
 
 import castile
 from castile.codegen.triton_interpret import InterpretProgram
-from castile.ir.dtypes import DTYPES, numpy_dtype
-from castile.ir.errors import CastileError, InputError
-from castile.ir.extents import resolve, shape_of
+from castile.ir.errors import InputError
+from castile.ir.extents import resolve
 from castile.ir.mapping import KNOBS
 from castile.passes.mapped import mapped
 
@@ -75,19 +73,8 @@ def gradient_failures(seeds: range) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_of_the_examples(name: str) -> None:
-    c, inputs = drawn(name)
-    wrt = tuple(p.name for p in c.params if p.indices and DTYPES[p.dtype].is_float and DTYPES[p.dtype].bits >= 16)
-    try:
-        g = castile.grad(c, wrt=wrt)
-    except CastileError as error:
-        pytest.skip(str(error))
-    extents = resolve(c, {}, {n: np.shape(x) for n, x in inputs.items()})
-    rng = np.random.default_rng(7)
-    given: dict[str, Any] = {p.name: inputs[p.name] for p in g.params if p.name in inputs}
-    for p in g.params:
-        if p.name not in given:
-            given[p.name] = rng.standard_normal(shape_of(g, p.name, extents)).astype(numpy_dtype(p.dtype))
+    g, given = gradient(name, ()) or pytest.fail("it has a gradient")
     got = castile.compile(g, "interpret", resolve(g, {}, {n: np.shape(x) for n, x in given.items()}))(**given)
     within_bound(g, given, got)
