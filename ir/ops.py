@@ -29,8 +29,10 @@ class Op:
     ``derivative`` has one text per argument, None where the operation has none. ``at_zero`` and ``at_neg_inf``
     are f(0) and f(-inf) where those are 0 or -inf: a mask commutes with the function exactly there.
     ``identity`` is the two-sided identity element, ``inverse`` the operation that undoes this one. ``monotone`` holds
-    "+", "-" or "" per argument. ``nonnegative`` says that the result is never below 0. ``cost`` is (unit, operations),
-    unit "vector" or "special". ``ulps`` bounds the error in f32 of the implementations that castile emits.
+    "+", "-" or "" per argument. ``nonnegative`` says that the result is never below 0. ``triton`` and ``cpp`` spell the
+    call. Triton's operators are ``symbol``; where Triton means something else than the language, or lacks a function,
+    `codegen/triton_expr.py` has a case for it. ``cost`` is (unit, operations), unit "vector" or "special". ``ulps``
+    bounds the error in f32 of the implementations that castile emits.
     """
 
     name: str
@@ -81,31 +83,31 @@ _special = ("special", 1)
 # A row: spelling, type rule and meaning; then derivative and algebra; then the targets' spellings, cost and error.
 _ROWS = (
     Op("add", 2, "arith", np.add, "+", ADD, ("1.0", "1.0"), ("+", "+"), identity=0.0, inverse="sub", commutes=True,
-       triton="{a} + {b}", cpp="{a} + {b}"),
+       cpp="{a} + {b}"),
     Op("sub", 2, "arith", np.subtract, "-", ADD, ("1.0", "-1.0"), ("+", "-"),
-       triton="{a} - {b}", cpp="{a} - {b}"),
+       cpp="{a} - {b}"),
     Op("mul", 2, "arith", np.multiply, "*", MUL, ("b", "a"), identity=1.0, inverse="div", commutes=True,
-       triton="{a} * {b}", cpp="{a} * {b}"),
+       cpp="{a} * {b}"),
     Op("div", 2, "divide", np.divide, "/", MUL, ("1.0 / b", "-(y / b)"),
-       triton="{a} / {b}", cpp="{a} / {b}", cost=("vector", 4)),
+       cpp="{a} / {b}", cost=("vector", 4)),
     Op("floordiv", 2, "arith", np.floor_divide, "//", MUL, ("0.0", None),
-       triton="{a} // {b}", cpp="floordiv({a}, {b})", cost=("vector", 4)),
+       cpp="floordiv({a}, {b})", cost=("vector", 4)),
     Op("mod", 2, "arith", np.mod, "%", MUL, ("1.0", None),
-       triton="{a} % {b}", cpp="floormod({a}, {b})", cost=("vector", 4)),
+       cpp="floormod({a}, {b})", cost=("vector", 4)),
     Op("pow", 2, "power", np.power, "**", POWER, ("b * a ** (b - 1)", None)),
     Op("neg", 1, "arith", np.negative, "-", UNARY, ("-1.0",), ("-",), at_zero=0.0,
-       triton="-{a}", cpp="-{a}"),
-    Op("lt", 2, "compare", np.less, "<", COMPARE, triton="{a} < {b}", cpp="{a} < {b}"),
-    Op("le", 2, "compare", np.less_equal, "<=", COMPARE, triton="{a} <= {b}", cpp="{a} <= {b}"),
-    Op("gt", 2, "compare", np.greater, ">", COMPARE, triton="{a} > {b}", cpp="{a} > {b}"),
-    Op("ge", 2, "compare", np.greater_equal, ">=", COMPARE, triton="{a} >= {b}", cpp="{a} >= {b}"),
-    Op("eq", 2, "compare", np.equal, "==", COMPARE, commutes=True, triton="{a} == {b}", cpp="{a} == {b}"),
-    Op("ne", 2, "compare", np.not_equal, "!=", COMPARE, commutes=True, triton="{a} != {b}", cpp="{a} != {b}"),
-    Op("and", 2, "logic", np.bitwise_and, "&", AND, identity=True, commutes=True, triton="{a} & {b}", cpp="{a} & {b}"),
-    Op("or", 2, "logic", np.bitwise_or, "|", OR, identity=False, commutes=True, triton="{a} | {b}", cpp="{a} | {b}"),
-    Op("not", 1, "logic", np.invert, "~", UNARY, triton="~{a}", cpp="~{a}"),
-    Op("lshift", 2, "integer", np.left_shift, "<<", SHIFT, triton="{a} << {b}", cpp="{a} << {b}"),
-    Op("rshift", 2, "integer", np.right_shift, ">>", SHIFT, triton="{a} >> {b}", cpp="{a} >> {b}"),
+       cpp="-{a}"),
+    Op("lt", 2, "compare", np.less, "<", COMPARE, cpp="{a} < {b}"),
+    Op("le", 2, "compare", np.less_equal, "<=", COMPARE, cpp="{a} <= {b}"),
+    Op("gt", 2, "compare", np.greater, ">", COMPARE, cpp="{a} > {b}"),
+    Op("ge", 2, "compare", np.greater_equal, ">=", COMPARE, cpp="{a} >= {b}"),
+    Op("eq", 2, "compare", np.equal, "==", COMPARE, commutes=True, cpp="{a} == {b}"),
+    Op("ne", 2, "compare", np.not_equal, "!=", COMPARE, commutes=True, cpp="{a} != {b}"),
+    Op("and", 2, "logic", np.bitwise_and, "&", AND, identity=True, commutes=True, cpp="{a} & {b}"),
+    Op("or", 2, "logic", np.bitwise_or, "|", OR, identity=False, commutes=True, cpp="{a} | {b}"),
+    Op("not", 1, "logic", np.invert, "~", UNARY, cpp="~{a}"),
+    Op("lshift", 2, "integer", np.left_shift, "<<", SHIFT, cpp="{a} << {b}"),
+    Op("rshift", 2, "integer", np.right_shift, ">>", SHIFT, cpp="{a} >> {b}"),
     Op("where", 3, "select", np.where, derivative=(None, "where(a, 1.0, 0.0)", "where(a, 0.0, 1.0)"),
        triton="tl.where({a}, {b}, {c})", cpp="select({a}, {b}, {c})"),
     Op("minimum", 2, "arith", np.minimum, identity=INF, commutes=True, monotone=("+", "+"),
