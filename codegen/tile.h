@@ -42,6 +42,7 @@
 #include "tile_loops.h"
 #include "tile_short.h"
 #include "tile_amx.h"
+#include "tile_pack.h"
 #include "tile_dot.h"
 #include "tile_few.h"
 #include "tile_made.h"

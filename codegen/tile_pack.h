@@ -1,0 +1,290 @@
+// Operands of products as the micro-kernel reads them: rows of A where they lie or copied, B packed into panels.
+#pragma once
+
+namespace castile {
+namespace {
+
+// Accumulators, a row of B and one broadcast of A must fit the register file: 6 x 4 + 4 + 1 of 32, or 6 x 2 + 2 + 1 of 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int PANEL_VECTORS = 4;
+#else
+constexpr int PANEL_VECTORS = 2;
+#endif
+constexpr int BLOCK_ROWS = 6;
+constexpr int PANEL = PANEL_VECTORS * LANES;
+
+// A matrix by its strides: element (i, j) lies at data[i * row + j * column].
+template <class T>
+struct Matrix {
+  T* data;
+  int64_t row, column;
+};
+
+// Operands as the micro-kernel reads them: pairs of bf16 along k, a word each, where the machine multiplies such; else f32.
+#if defined(__AVX512BF16__)
+template <class Operand>
+constexpr bool PAIRS = std::is_same_v<Operand, bf16>;
+#else
+template <class Operand>
+constexpr bool PAIRS = false;
+#endif
+
+template <class Operand>
+struct Traits {
+  using Unit = std::conditional_t<PAIRS<Operand>, uint32_t, float>;
+  static constexpr int COUNT = PAIRS<Operand> ? 2 : 1, LEAD = 0;
+};
+template <class A, class B>
+struct Traits<Whole<A, B>> : WholeTraits<Whole<A, B>> {};
+
+template <class Operand>
+using Unit = typename Traits<Operand>::Unit;
+
+// Units along k.
+template <class Operand>
+constexpr int64_t depth(int64_t k) {
+  return (k + Traits<Operand>::COUNT - 1) / Traits<Operand>::COUNT;
+}
+
+template <class Operand, class T>
+CASTILE_INLINE uint32_t pair(T low, T high) {
+  return uint32_t(to<Operand>(low).raw) | uint32_t(to<Operand>(high).raw) << 16;
+}
+
+#if defined(__AVX512F__)
+// into[j * PANEL + i] = from[i * row + j] for 16 x 16 words, of which ``read`` gives a row.
+template <class B, class F>
+CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, F read) {
+  __m512i a[16], b[16];
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; ++i) a[i] = read(from + i * row);
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+  }
+  CASTILE_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const int j = (i & 3) + (i & 4 ? 4 : 0);
+    _mm512_storeu_si512(into + j * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(into + (j + 8) * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+  }
+}
+#endif
+
+#if defined(__AVX512BF16__)
+// 2 * LANES neighbours of two rows as pairs: those of the first LANES columns, and of the others.
+struct Beside {
+  __m512i left, right;
+};
+struct BesideOrder {
+  uint16_t lane[2][2 * LANES];
+  constexpr BesideOrder() : lane() {
+    for (int i = 0; i < 2 * LANES; ++i) {
+      lane[i / LANES][i % LANES * 2] = uint16_t(i);
+      lane[i / LANES][i % LANES * 2 + 1] = uint16_t(2 * LANES + i);
+    }
+  }
+};
+template <class B>
+CASTILE_INLINE Beside beside(const B* low, const B* high) {
+  static constexpr BesideOrder ORDER;
+  const __m512i a = halves_of(low), b = halves_of(high);
+  return {_mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[0]), b),
+          _mm512_permutex2var_epi16(a, _mm512_loadu_si512(ORDER.lane[1]), b)};
+}
+#endif
+
+// Rows of B that are asked for ahead of those that are packed: a panel has a few lines of each, which nobody foresees.
+constexpr int64_t PACK_AHEAD = 16;
+
+// One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
+template <class Operand, class B>
+inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* panel) {
+  [[maybe_unused]] constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
+  int64_t done = 0;  // units along k
+#if defined(__AVX512F__)
+  // Columns that lie along k: their words go by squares of 16.
+  const auto by_squares = [&](auto read) {
+    constexpr int64_t COUNT = Traits<Operand>::COUNT;
+    if (b.row != 1 || width % 16 != 0) return;
+    for (; (done + 16) * COUNT <= k; done += 16) {
+      for (int64_t q = 0; q < width; q += 16) {
+        uint32_t* const into = reinterpret_cast<uint32_t*>(panel) + done * PANEL + q;
+        transpose(b.data + done * COUNT + q * b.column, b.column, into, read);
+      }
+    }
+  };
+  (void)by_squares;
+  if constexpr (AS_IT_IS && sizeof(B) == 4) by_squares([](const B* p) CASTILE_INLINED { return _mm512_loadu_si512(p); });
+#endif
+#if defined(__AVX512BF16__)
+  if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) by_squares([](const B* p) CASTILE_INLINED { return halves_of(p); });
+#endif
+  if constexpr (IS_WHOLE<Operand>) {
+#if defined(__AVX512F__)
+    if constexpr (Traits<Operand>::COUNT == 4) {
+      constexpr uint32_t RAISED_BY = Traits<Operand>::IS_RAISED ? RAISE : 0;
+      by_squares([](const B* p) CASTILE_INLINED { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(RAISED_BY))); });
+    }
+#endif
+    uint32_t* const into = reinterpret_cast<uint32_t*>(panel);
+    pack_whole<Operand, B>(b.data, b.row, b.column, done, k, width, PANEL, into);
+  } else {
+#if defined(__AVX512BF16__)
+  if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) {
+    if (b.column == 1 && width == PANEL) {
+      for (; done < k / 2; ++done) {
+        const B* const low = b.data + 2 * done * b.row;
+        CASTILE_UNROLL
+        for (int64_t q = 0; q < PANEL; q += 2 * LANES) {
+          prefetch(low + PACK_AHEAD * b.row + q), prefetch(low + (PACK_AHEAD + 1) * b.row + q);
+          const Beside both = beside(low + q, low + b.row + q);
+          _mm512_storeu_si512(panel + done * PANEL + q, both.left);
+          _mm512_storeu_si512(panel + done * PANEL + q + LANES, both.right);
+        }
+      }
+    }
+  }
+#endif
+  for (int64_t p = done; p < depth<Operand>(k); ++p) {
+    Unit<Operand>* const into = panel + p * PANEL;
+    with_stride(b.column, [&](auto step) {
+      if constexpr (PAIRS<Operand>) {
+        const B* const low = b.data + 2 * p * b.row;
+        if (2 * p + 1 < k) {
+          const B* const high = low + b.row;
+          CASTILE_SIMD
+          for (int64_t q = 0; q < width; ++q) into[q] = pair<Operand>(low[q * step], high[q * step]);
+        } else {
+          for (int64_t q = 0; q < width; ++q) into[q] = to<Operand>(low[q * step]).raw;
+        }
+      } else {
+        const B* const from = b.data + p * b.row;
+        CASTILE_SIMD
+        for (int64_t q = 0; q < width; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
+      }
+    });
+    for (int64_t q = width; q < PANEL; ++q) into[q] = 0;
+  }
+  }
+}
+
+// B[k, n] as panels, one after another.
+template <class Operand, class B>
+inline void pack(Matrix<const B> b, int64_t k, int64_t n, void* panels) {
+  for (int64_t j = 0; j < n; j += PANEL) {
+    Unit<Operand>* const panel = static_cast<Unit<Operand>*>(panels) + j * depth<Operand>(k);
+    pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, at_most(PANEL, n - j), panel);
+  }
+}
+
+// Calls body(i, j, column) for m rows and k columns, along memory.
+template <class F>
+CASTILE_INLINE void along_memory(int64_t column, int64_t m, int64_t k, F body) {
+  if (column == 1) {
+    for (int64_t i = 0; i < m; ++i) {
+      CASTILE_SIMD
+      for (int64_t j = 0; j < k; ++j) body(i, j, std::integral_constant<int64_t, 1>());
+    }
+  } else {
+    for (int64_t j = 0; j < k; ++j) {
+      for (int64_t i = 0; i < m; ++i) body(i, j, column);
+    }
+  }
+}
+
+// Rows of A that lie as the micro-kernel reads them: along k, and in need of no change. No others are told.
+template <class Operand, class A>
+CASTILE_INLINE bool lie_as_read(Matrix<const A> a, int64_t k) {
+  constexpr int64_t COUNT = Traits<Operand>::COUNT;
+  const bool in_words = a.row % COUNT == 0 && k % COUNT == 0 && reinterpret_cast<uintptr_t>(a.data) % sizeof(uint32_t) == 0;
+  if constexpr (IS_WHOLE<Operand>) return COUNT == 4 && !Traits<Operand>::LEAD && a.column == 1 && in_words;
+  else if constexpr (std::is_same_v<A, Operand>) return a.column == 1 && (PAIRS<Operand> ? in_words : sizeof(A) == 4);
+  else return false;
+}
+
+// A as the micro-kernel reads it: where it lies if its rows lie along k and need no change, else copied.
+template <class Operand, class A>
+Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy);
+template <class Operand, class A>
+CASTILE_INLINE Matrix<const Unit<Operand>> rows_of(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if (lie_as_read<Operand, A>(a, k)) {
+    return {reinterpret_cast<const Unit<Operand>*>(a.data), a.row / Traits<Operand>::COUNT, 1};
+  }
+  return copied_rows<Operand, A>(a, m, k, copy);
+}
+template <class Operand, class A>
+Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy) {
+  if constexpr (IS_WHOLE<Operand>) {
+    using W = Traits<Operand>;
+    using U = Unit<Operand>;
+    const int64_t width = depth<Operand>(k) + W::LEAD;
+    copy_whole<Operand, A>(a.data, a.row, a.column, m, k, width, reinterpret_cast<uint32_t*>(copy));
+    return {reinterpret_cast<const U*>(copy) + W::LEAD, width, 1};
+  } else if constexpr (PAIRS<Operand>) {
+    const int64_t n = depth<Operand>(k);
+    uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
+#if defined(__AVX512BF16__)
+    if constexpr (IN_BF16<A>) {
+      if (a.column == 1) {
+        for (int64_t i = 0; i < m; ++i) {
+          const A* const from = a.data + i * a.row;
+          int64_t p = 0;
+          for (; p + 2 * LANES <= k; p += 2 * LANES) _mm512_storeu_si512(into + i * n + p / 2, halves_of(from + p));
+          for (; p + 1 < k; p += 2) into[i * n + p / 2] = pair<Operand>(from[p], from[p + 1]);
+          if (p < k) into[i * n + p / 2] = to<Operand>(from[p]).raw;
+        }
+        return {into, n, 1};
+      }
+    }
+#endif
+    along_memory(a.column, m, k / 2, [&](int64_t i, int64_t p, auto column) {
+      const A* const from = a.data + i * a.row + 2 * p * column;
+      into[i * n + p] = pair<Operand>(from[0], from[column]);
+    });
+    for (int64_t i = 0; i < m && k % 2; ++i) {
+      into[i * n + n - 1] = to<Operand>(a.data[i * a.row + (k - 1) * a.column]).raw;
+    }
+    return {into, n, 1};
+  } else {
+    along_memory(a.column, m, k, [&](int64_t i, int64_t j, auto column) {
+      copy[i * k + j] = to<float>(to<Operand>(a.data[i * a.row + j * column]));
+    });
+    return {copy, k, 1};
+  }
+}
+
+// What `pack` made of k rows of B, from its first column on or from others.
+template <class Operand>
+struct Panels {
+  const Unit<Operand>* data;
+  int64_t height;  // units along k
+
+  CASTILE_INLINE Panels(const void* packed, int64_t k)
+      : data(static_cast<const Unit<Operand>*>(packed)), height(depth<Operand>(k)) {}
+
+  // From a column on, a multiple of PANEL, or from a row on, an even one.
+  CASTILE_INLINE Panels from_column(int64_t j) const { return {data + j * height, height}; }
+  CASTILE_INLINE Panels from_row(int64_t p) const { return {data + depth<Operand>(p) * PANEL, height}; }
+
+ private:
+  CASTILE_INLINE Panels(const Unit<Operand>* from, int64_t high) : data(from), height(high) {}
+};
+
+}  // namespace
+}  // namespace castile
