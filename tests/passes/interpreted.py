@@ -19,7 +19,9 @@ def interpreted(program: Program, inputs: Mapping[str, Any], extents: Mapping[st
     c = program.cascade
     arrays = read_inputs(c, inputs)
     written = {p.name: p for k in program.kernels for p in k.tensors if p.name in k.outputs}
-    for p in (*written.values(), *program.scratch):
+    # How many pieces there are is known of scratch tensors, not of what a kernel writes.
+    written |= {p.name: p for p in program.scratch}
+    for p in written.values():
         held = array_type(p.dtype)
         arrays[p.name] = np.full(param_shape(p, extents), np.nan if held is np.float64 else 1, held)
     for kernel in program.kernels:
