@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.cascade import Access, Einsum, Expr, Monoid, Output, Rank, Reduce
+from ..ir.types import is_float
 from .finish import Finisher
 from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
 from .fresh import fresh
 from .functions import exp
 from .integers import widened
-from .lower import Lowering
+from .lower import Lowering, is_integral
 from .normal import mul
 from .step import StepWriter
 from .stream import Component, Stream
@@ -68,6 +69,8 @@ class Writer(Finisher):
             if claimed or e.output.dtype is not None or set(e.output.ranks) != set(value.free):
                 continue
             done = self._finished(value)
+            if is_integral(done) and is_float(self.reader.types[name]):
+                continue  # coordinates are equal to it that must stay integers, as indices
             if done == value or nesting(done, self.depths) > DEEP:
                 self.maps.setdefault(done.digest, name)
                 self.mapped[name] = done

@@ -239,3 +239,16 @@ def test_integers_keep_the_width_in_which_they_were_added(level: str) -> None:
     want, got = evaluate(c, given), evaluate(derive(c, level).cascade, given)
     for name, value in want.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize("bias", ["-1.0 * k", "2.0 * k"])
+def test_a_float_that_equals_a_coordinate_is_no_index(bias: str, level: str) -> None:
+    text = f"""
+def f(X: f32[k]) -> Y:
+    T[k] = {bias}
+    Y = sum[k](where(2 * k < extent(k), X[2 * k], X[k]) * T[k])
+"""
+    x = np.arange(7.0) - 2
+    want = sum((x[2 * k] if 2 * k < 7 else x[k]) * (-k if "-" in bias else 2 * k) for k in range(7))
+    assert evaluate(derive(castile.parse(text), level).cascade, {"X": x})["Y"] == want
