@@ -45,6 +45,7 @@ class Ledger:
     room: int = 2 * MAX_TERMS
     opened: int = 0
     bare: set[bytes] = field(default_factory=set)
+    infinite: dict[bytes, bool] = field(default_factory=dict)
     centred: dict[bytes, Atom] = field(default_factory=dict)
     powers: dict[bytes, tuple[Atom, int]] = field(default_factory=dict)
     barriers: dict[tuple[bytes, tuple[str, ...]], Barrier] = field(default_factory=dict)

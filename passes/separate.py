@@ -163,7 +163,7 @@ class Reductions(Orders):
         outer, inner = [], []
         for a, p in m.factors:
             # A sum of nothing is 0, which no multiple of an infinity is.
-            if not a.free & over and a.kind not in ("lbr", "inf"):
+            if not a.free & over and not self._is_infinite(a):
                 outer.append((a, p))
                 continue
             moved = self._cast(a, p, over)
@@ -199,6 +199,16 @@ class Reductions(Orders):
         # What leaves had kept the exponential small: a maximum, or the very sum that it is divided by.
         bared = bool(in_e.terms) and (bool(out_e.terms) or any(self._holds_bare(a) for a, _ in outer))
         return Monomial(outer, out_e, out_b), Monomial(inner, in_e, in_b), bared
+
+    def _is_infinite(self, a: Atom) -> bool:
+        """Whether a factor may be an infinity that the text writes: that of a mask, also under what is added to it."""
+        if a.kind != "poly":
+            return a.kind in ("lbr", "inf")
+        if a.digest not in self.infinite:
+            inner = a.args[0]
+            assert isinstance(inner, Form)
+            self.infinite[a.digest] = any(self._is_infinite(b) for m in inner.terms for b, _ in m.factors)
+        return self.infinite[a.digest]
 
     def _cast(self, a: Atom, p: int, over: frozenset[str]) -> tuple[Monomial, Monomial] | None:
         """A movable cast lets factors pass that do not vary over the ranks: (what leaves, what stays)."""
@@ -239,7 +249,7 @@ class Reductions(Orders):
             content = ONE_FRACTION
             if len(terms) == 1:
                 content, body = terms[0][1], Form({terms[0][0]: ONE_FRACTION})
-            infinite = any(a.kind in ("lbr", "inf") for m, _ in terms for a, _ in m.factors)
+            infinite = any(self._is_infinite(a) for m, _ in terms for a, _ in m.factors)
             missing = [r for r in ranks if r not in body.free and not infinite]
             kept = tuple(r for r in ranks if r not in missing)
             value = body
