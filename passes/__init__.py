@@ -5,7 +5,7 @@ Normal forms, in which the algebra computes
     exponents orders centred            what exponentials share, what order lets through, moving bases
     casts integers                      rounding points; which forms are integers, how wide their arithmetic is
     read lower lower_atoms write        a cascade read into forms, forms back to expressions, a cascade written anew
-    inline naming fresh room            maps where they are read, names for what is made, new ones, room for recursion
+    inline naming fresh room wide       maps where they are read, names of what is made, new ones, recursion, f64
 
 Derivation
     pipeline derive                     the passes in a flat list, each run recorded; the way through all of them

@@ -22,6 +22,7 @@ from .places import ranking_behind
 from .room import fits, with_room
 from .stream import Stream
 from .told import Block, Step, Teller
+from .wide import in_f64
 
 LEVELS = ("none", "defer", "full")
 
@@ -145,7 +146,8 @@ class _Deriver(Teller):
         order = {name: i for i, name in enumerate(o.name for e in c.einsums for o in e.outputs)}
         for name in sorted(c.outputs, key=lambda n: order[n]):
             self._output(name)
-        derived = self._with_types(replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids()))
+        written = replace(c, einsums=tuple(self.einsums), monoids=self._used_monoids())
+        derived = self._with_types(in_f64(written, {s.einsum.name for s in self.streams if s.einsum is not None}))
         if not keeps_extents(c, derived, self.reader.instances):
             return (self._unknown_extent(),)
         if not fits(derived):

@@ -10,8 +10,8 @@ from .finish import Finisher
 from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
 from .fresh import fresh
 from .functions import exp
-from .integers import widened
-from .lower import Lowering, is_integral
+from .integers import is_integral, widened
+from .lower import Lowering
 from .normal import mul
 from .step import StepWriter
 from .stream import Component, Stream
