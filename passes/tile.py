@@ -7,7 +7,7 @@ rank inside the kernel and reads its earlier entries from its own output. A mono
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.cascade import (
@@ -21,6 +21,7 @@ from ..ir.cascade import (
     Param,
     Rank,
     Reduce,
+    children,
     free_ranks,
     tensors_read,
     walk,
@@ -164,8 +165,8 @@ def _followers(
         if is_map(x) and x.name not in c.outputs and (x.reductions or sum(1 for _ in walk(expr)) <= INLINE_NODES):
             inlined[x.name] = (x.output.ranks, _converted(replace(x, expr=expr), types))
             continue
-        reads = [n for n in walk(expr) if isinstance(n, Access) and n.tensor not in known]
-        if not all(n.indices == rows.get(n.tensor) for n in reads):
+        reads = [(n, bound) for n, bound in _reads(expr) if n.tensor not in known]
+        if not all(n.indices == rows.get(n.tensor) and bound.isdisjoint(free_ranks(n)) for n, bound in reads):
             continue
         if not reads and not _along(x, expr, e, inline):
             continue
@@ -177,6 +178,16 @@ def _followers(
             found.append(replace(x, expr=expr))
             rows[x.name] = tuple(Rank(r) for r in x.output.ranks)
     return found
+
+
+def _reads(e: Expr, bound: frozenset[str] = frozenset()) -> Iterator[tuple[Access, frozenset[str]]]:
+    """The accesses in an expression, each with the ranks that the reductions around it bind: a row's rank, bound anew,
+    is another one."""
+    if isinstance(e, Access):
+        yield e, bound
+    inner = bound.union(e.ranks) if isinstance(e, Reduce) else bound
+    for kid in children(e):
+        yield from _reads(kid, inner)
 
 
 def _along(x: Einsum, expr: Expr, e: Einsum, inline: Inliner) -> bool:

@@ -149,6 +149,17 @@ def f(X: f32[i], T: f32[i], n: i32) -> (A, B):
     agrees(text, {"X": np.arange(3.0), "T": np.ones(3), "n": np.array(100)}, Tiling(2, 2, 2), "none")
 
 
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_rows_that_are_bound_anew_are_others(level: str) -> None:
+    text = """
+def f(X: f32[n, e], t: i32[e]) -> (L, Y):
+    L[n] = sum[e](X[n, e])
+    Y[n] = sum[e](X[n, e] * sum[n](where(t[e] == n, exp(L[n]), 0.0)))
+"""
+    given = {"X": np.arange(36.0).reshape(9, 4) / 32, "t": np.array([3, 0, 8, 1])}
+    agrees(text, given, Tiling(16, 2, 2, hold=True, group=True), level)
+
+
 def test_a_state_over_the_rank_that_it_reduces() -> None:
     text = """
 @monoid(identity=(1.0, 0.0))
