@@ -48,6 +48,8 @@ class KernelPrinter(Grid, Memory, Dots):
         name = self.names("tensor", p.name)
         if p.name in self.by_value and p.dtype != "f64":
             row = DTYPES[p.dtype]
+            if p.dtype == "bf16":  # before Triton 3.9 the interpreter makes no such number
+                return f"tl.full((), {name}, tl.float32).to(tl.bfloat16)"
             value = f"tl.full((), {name}, {'tl.int32' if row.kind == 'bool' else held(p.dtype)})"
             return f"{value} != 0" if row.kind == "bool" else value
         text = f"tl.load({name})"
