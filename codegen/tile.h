@@ -18,6 +18,10 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -41,6 +45,8 @@
 #include "tile_functions.h"
 #include "tile_loops.h"
 #include "tile_short.h"
+#include "tile_matrix.h"
+#include "tile_pack.h"
 #include "tile_amx.h"
 #include "tile_pack.h"
 #include "tile_dot.h"

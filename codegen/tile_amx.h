@@ -1,12 +1,6 @@
 // Products of bf16 by the matrix unit of Intel's processors (AMX), where there is one and the system lets it be used.
 #pragma once
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__linux__)
-#define CASTILE_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace castile {
 namespace {
 
@@ -37,9 +31,13 @@ struct Tiles {
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
   };
-  CASTILE_INLINE Tiles() {
+  // Of m rows of A; those of B, in registers 6 and 7, have all that there are.
+  CASTILE_INLINE explicit Tiles(int64_t m) {
     Shapes shapes;
-    for (int t = 0; t < 8; ++t) shapes.row_bytes[t] = TILE * sizeof(uint32_t), shapes.rows[t] = TILE;
+    for (int t = 0; t < 8; ++t) {
+      shapes.row_bytes[t] = TILE * sizeof(uint32_t);
+      shapes.rows[t] = uint8_t(t < 6 ? at_most(m, TILE) : TILE);
+    }
     // The instructions are opaque to the compiler: it must not believe that nobody reads what it stores.
     asm volatile("" ::"r"(&shapes) : "memory");
     _tile_loadconfig(&shapes);
@@ -49,16 +47,19 @@ struct Tiles {
   CASTILE_INLINE ~Tiles() { _tile_release(); }
 };
 
-// Sums of TALL ? 32 : 16 rows and 32 columns over TILE pairs along k, onto those in registers 0 to 3.
+// Sums of TALL ? 32 : 16 rows and 32 columns over TILE pairs along k, onto those in registers 0 to 3. Columns lie in slices of
+// 16. Loads stand between products, each as late as it can.
 template <bool TALL>
-CASTILE_INLINE void add_tiles(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row) {
-  _tile_loadd(6, b, b_row * int64_t(sizeof *b));
-  _tile_loadd(7, b + TILE, b_row * int64_t(sizeof *b));
-  _tile_loadd(4, a, a_row * int64_t(sizeof *a));
+CASTILE_INLINE void add_tiles(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_slice) {
+  const int64_t row_bytes = a_row * int64_t(sizeof *a);
+  constexpr int64_t B_BYTES = TILE * int64_t(sizeof *b);
+  _tile_loadd(6, b, B_BYTES);
+  _tile_loadd(4, a, row_bytes);
   _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, b + b_slice, B_BYTES);
   _tile_dpbf16ps(1, 4, 7);
   if constexpr (TALL) {
-    _tile_loadd(5, a + TILE * a_row, a_row * int64_t(sizeof *a));
+    _tile_loadd(5, a + TILE * a_row, row_bytes);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
@@ -66,68 +67,109 @@ CASTILE_INLINE void add_tiles(const uint32_t* a, int64_t a_row, const uint32_t* 
 
 // Pairs past the last whole tile along k, with zeros after them.
 struct TileRest {
+  static constexpr int64_t SLICE = TILE * TILE;
   alignas(64) uint32_t a[TILE_BLOCK * TILE];
-  alignas(64) uint32_t b[TILE * 2 * TILE_BLOCK];
+  alignas(64) uint32_t b[2 * TILE_BLOCK / TILE * SLICE];
 };
 
+// Sums of k pairs into a place whose rows lie ``row`` apart, over what is there or onto it.
 template <bool TALL>
-CASTILE_INLINE void sum_tiles(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, int64_t k,
-                              const TileRest& rest, int64_t column, float* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (TALL) {
-    _tile_zero(2);
-    _tile_zero(3);
+CASTILE_INLINE void sum_tiles(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_slice, int64_t k,
+                              const TileRest& rest, int64_t column, float* sums, int64_t row, bool accumulate) {
+  const int64_t row_bytes = row * int64_t(sizeof *sums);
+  float* const lower = sums + TILE * row;
+  if (accumulate) {
+    _tile_loadd(0, sums, row_bytes);
+    _tile_loadd(1, sums + TILE, row_bytes);
+    if constexpr (TALL) {
+      _tile_loadd(2, lower, row_bytes);
+      _tile_loadd(3, lower + TILE, row_bytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (TALL) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
   int64_t p = 0;
-  for (; p + TILE <= k; p += TILE) add_tiles<TALL>(a + p, a_row, b + p * b_row, b_row);
-  if (p < k) add_tiles<TALL>(rest.a, TILE, rest.b + column, 2 * TILE_BLOCK);
-  constexpr int64_t ROW_BYTES = TILE_BLOCK * int64_t(sizeof(float));
-  _tile_stored(0, sums, ROW_BYTES);
-  _tile_stored(1, sums + TILE, ROW_BYTES);
+  for (; p + TILE <= k; p += TILE) add_tiles<TALL>(a + p, a_row, b + p * TILE, b_slice);
+  if (p < k) add_tiles<TALL>(rest.a, TILE, rest.b + column / TILE * TileRest::SLICE, TileRest::SLICE);
+  _tile_stored(0, sums, row_bytes);
+  _tile_stored(1, sums + TILE, row_bytes);
   if constexpr (TALL) {
-    _tile_stored(2, sums + TILE * TILE_BLOCK, ROW_BYTES);
-    _tile_stored(3, sums + TILE * TILE_BLOCK + TILE, ROW_BYTES);
+    _tile_stored(2, lower, row_bytes);
+    _tile_stored(3, lower + TILE, row_bytes);
   }
 }
 
-// All of m >= TILE rows of one panel of at most 2 * TILE_BLOCK columns, of which ``width`` exist and all may be read; k
-// pairs. The last rows are taken with those before them, as registers are not cut, and go where they belong alone.
+// Where a block's sums go that do not lie as registers are stored: rows from ``first`` on, at most ``width`` columns.
+template <class Put>
+CASTILE_INLINE void put_block(const Put& put, int64_t i, int64_t j, const float* sums, int64_t first, int64_t rows,
+                              int64_t width) {
+  if (width >= TILE_BLOCK) {
+    auto place = put.from(i + first, j);
+    for (int64_t r = first; r < rows; ++r) {
+      place.whole(0, load(sums + r * TILE_BLOCK));
+      place.whole(LANES, load(sums + r * TILE_BLOCK + LANES));
+      place.next();
+    }
+    return;
+  }
+  for (int64_t r = first; r < rows; ++r) {
+    for (int64_t c = 0; c < width; c += LANES) put.some(i + r, j + c, load(sums + r * TILE_BLOCK + c), width - c);
+  }
+}
+
+// All m rows of one panel, of which ``width`` columns exist and all may be read; k pairs. The last rows are taken with
+// those before them, as registers are not cut, and go where they belong alone. A sum is added up in the same order wherever
+// its block lies.
 template <class Put>
 CASTILE_APART void dot_tiles(const Put& put, int64_t j0, const uint32_t* a, int64_t a_row, const uint32_t* b,
-                             int64_t b_row, int64_t width, int64_t m, int64_t k) {
-  const Tiles tiles;
+                             int64_t b_slice, int64_t width, int64_t m, int64_t k) {
   const int64_t whole = k / TILE * TILE, left = k - whole;
   TileRest rest;
-  for (int64_t p = 0; p < TILE && left; ++p) {
-    for (int64_t j = 0; j < 2 * TILE_BLOCK; ++j) rest.b[p * 2 * TILE_BLOCK + j] = p < left ? b[(whole + p) * b_row + j] : 0;
+  for (int64_t s = 0; s < 2 * TILE_BLOCK / TILE && left; ++s) {
+    for (int64_t p = 0; p < TILE; ++p) {
+      const uint32_t* const from = b + s * b_slice + (whole + p) * TILE;
+      for (int64_t j = 0; j < TILE; ++j) rest.b[s * TileRest::SLICE + p * TILE + j] = p < left ? from[j] : 0;
+    }
   }
-  const int64_t rows = m < TILE_BLOCK ? TILE : TILE_BLOCK;
+  const int64_t rows = m >= TILE_BLOCK ? TILE_BLOCK : at_most(m, TILE);
   for (int64_t i = 0; i < m; i += rows) {
-    const int64_t from = at_most(i, m - rows);
+    const int64_t from = at_most(i, m - rows), first = i - from;
     const uint32_t* const ai = a + from * a_row;
     for (int64_t r = 0; r < rows && left; ++r) {
-      for (int64_t p = 0; p < TILE; ++p) rest.a[r * TILE + p] = p < left ? ai[r * a_row + whole + p] : 0;
+      const uint32_t* const end = ai + r * a_row + whole;
+      for (int64_t p = 0; p < TILE; ++p) rest.a[r * TILE + p] = p < left ? end[p] : 0;
     }
     for (int64_t j = 0; j < width; j += TILE_BLOCK) {
+      const uint32_t* const bj = b + j / TILE * b_slice;
+      const auto sum = [&](float* sums, int64_t row, bool accumulate) CASTILE_INLINED {
+        asm volatile("" ::"r"(&rest), "r"(sums) : "memory");
+        if (rows == TILE_BLOCK) sum_tiles<true>(ai, a_row, bj, b_slice, k, rest, j, sums, row, accumulate);
+        else sum_tiles<false>(ai, a_row, bj, b_slice, k, rest, j, sums, row, accumulate);
+        asm volatile("" ::"r"(sums) : "memory");
+      };
+      const int64_t some = at_most(TILE_BLOCK, width - j);
       alignas(64) float sums[TILE_BLOCK * TILE_BLOCK];
-      asm volatile("" ::"r"(&rest) : "memory");
-      if (rows == TILE_BLOCK) sum_tiles<true>(ai, a_row, b + j, b_row, k, rest, j, sums);
-      else sum_tiles<false>(ai, a_row, b + j, b_row, k, rest, j, sums);
-      asm volatile("" ::"r"(sums) : "memory");
-      if (j + TILE_BLOCK <= width) {
-        auto place = put.from(i, j0 + j);
-        for (int64_t r = i - from; r < rows; ++r) {
-          place.whole(0, load(sums + r * TILE_BLOCK));
-          place.whole(LANES, load(sums + r * TILE_BLOCK + LANES));
-          place.next();
+      if constexpr (TO_MEMORY<Put>) {
+        if (some == TILE_BLOCK && first == 0) {
+          sum(put.c.data + i * put.c.row + j0 + j, put.c.row, put.accumulate);
+          continue;
         }
-      } else {
-        for (int64_t r = i - from; r < rows; ++r) {
-          for (int64_t c = 0; j + c < width; c += LANES) {
-            put.some(from + r, j0 + j + c, load(sums + r * TILE_BLOCK + c), width - j - c);
+        if (put.accumulate) {
+          std::fill_n(sums, TILE_BLOCK * TILE_BLOCK, 0.0f);
+          for (int64_t r = first; r < rows; ++r) {
+            std::copy_n(put.c.data + (from + r) * put.c.row + j0 + j, some, sums + r * TILE_BLOCK);
           }
         }
+        sum(sums, TILE_BLOCK, put.accumulate);
+        put_block(Put{put.c, false}, from, j0 + j, sums, first, rows, some);
+      } else {
+        sum(sums, TILE_BLOCK, false);
+        put_block(put, from, j0 + j, sums, first, rows, some);
       }
     }
   }

@@ -283,18 +283,15 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
     }
   }
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local + k * PANEL);
-  for (int64_t j = 0; j < n; j += PANEL) {
-    const int64_t width = at_most(PANEL, n - j);
+  const auto panel_of = [&](int64_t j, int64_t width) CASTILE_INLINED -> Panel<const U> {
     if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
-      if (width == PANEL && b.column == 1) {
-        dot_columns(Into{c, accumulate}, j, rows, b.data + j, b.row, width, m, k);
-        continue;
-      }
+      if (width == PANEL && b.column == 1) return {b.data + j, b.row, LANES};
     }
     U* const panel = reinterpret_cast<U*>(local);
     pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, width, panel);
-    dot_columns(Into{c, accumulate}, j, rows, static_cast<const U*>(panel), PANEL, width, m, depth<Operand>(k));
-  }
+    return panel_at<const U>(panel, depth<Operand>(k));
+  };
+  dot_panels(Into{c, accumulate}, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // How large a number is, by its bits without the sign; from ENDLESS on it is an infinity or no number.

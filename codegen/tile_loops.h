@@ -270,5 +270,21 @@ CASTILE_INLINE int64_t worth(int64_t threads, double work) {
   return work < 20000.0 ? 1 : at_most(threads, 1 + int64_t(work / 20000.0));
 }
 
+// Where in n numbers those lie, to a vector's length, that are between the least and the greatest of m others.
+template <class T>
+inline Span between(const T* others, int64_t m, const T* numbers, int64_t n) {
+  T least = others[0], greatest = others[0];
+  for (int64_t i = 1; i < m; ++i) least = minimum(least, others[i]), greatest = maximum(greatest, others[i]);
+  const auto any = [&](int64_t from, int64_t last) {
+    bool found = false;
+    for (int64_t i = from; i < last; ++i) found |= (numbers[i] >= least) & (numbers[i] <= greatest);
+    return found;
+  };
+  Span span = {0, n};
+  while (span.first + LANES <= n && !any(span.first, span.first + LANES)) span.first += LANES;
+  while (span.last - LANES >= span.first && !any(span.last - LANES, span.last)) span.last -= LANES;
+  return span;
+}
+
 }  // namespace
 }  // namespace castile

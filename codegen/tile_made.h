@@ -137,17 +137,18 @@ constexpr int64_t height(int64_t k) {
 }
 
 template <class Operand, int PERIOD, class Make>
-inline void pack_panel_made(Make make, int64_t k, int64_t j, int64_t n, Unit<Operand>* panel) {
+inline void pack_panel_made(Make make, int64_t k, int64_t j, int64_t n, Unit<Operand>* data) {
   using U = Made<Make>;
+  const Panel<Unit<Operand>> panel = panel_at(data, height<Operand, PERIOD>(k));
   for (int64_t p = 0; p < k; p += PERIOD) {
-    Unit<Operand>* const into = panel + p / PERIOD * U::DEPTH * PANEL;
+    Unit<Operand>* const into = panel.data + p / PERIOD * U::DEPTH * panel.row;
     CASTILE_UNROLL
     for (int v = 0; v < PANEL_VECTORS; ++v) {
       const int64_t left = n - j - v * LANES;
       U made{};
       if (left > 0) made = make(p, j + v * LANES, left);
       CASTILE_UNROLL
-      for (int i = 0; i < U::DEPTH; ++i) store(into + i * PANEL + v * LANES, made.data[i]);
+      for (int i = 0; i < U::DEPTH; ++i) store(into + i * panel.row + v * panel.slice, made.data[i]);
     }
   }
 }
@@ -173,10 +174,11 @@ inline void dot_packed_made(Put put, Matrix<const A> a, const void* panels, int6
                             float* local) {
   using U = Unit<Operand>;
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
-  for (int64_t j = 0; j < n; j += PANEL) {
-    const U* const panel = static_cast<const U*>(panels) + j * height<Operand, PERIOD>(k);
-    dot_columns(put, j, rows, panel, PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
-  }
+  const int64_t high = height<Operand, PERIOD>(k);
+  const auto panel_of = [&](int64_t j, int64_t) CASTILE_INLINED {
+    return panel_at(static_cast<const U*>(panels) + j * high, high);
+  };
+  dot_panels(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Two
@@ -299,10 +301,11 @@ inline void dot_made_anyhow(Put put, Matrix<const A> a, Make make, int64_t m, in
   U* const panel = reinterpret_cast<U*>(local);
   float* const rest = local + PANEL * (k + PERIOD);
   const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest);
-  for (int64_t j = 0; j < n; j += PANEL) {
+  const auto panel_of = [&](int64_t j, int64_t) CASTILE_INLINED {
     pack_panel_made<Operand, PERIOD>(make, k, j, n, panel);
-    dot_columns(put, j, rows, static_cast<const U*>(panel), PANEL, at_most(PANEL, n - j), m, depth<Operand>(k));
-  }
+    return panel_at<const U>(panel, height<Operand, PERIOD>(k));
+  };
+  dot_panels(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // The same; of rows that lie as they are read and columns that are TILED, by pointers alone.

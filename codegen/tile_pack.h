@@ -1,50 +1,8 @@
-// Operands of products as the micro-kernel reads them: rows of A where they lie or copied, B packed into panels.
+// Operands of products as these read them: B in panels, A along k.
 #pragma once
 
 namespace castile {
 namespace {
-
-// Accumulators, a row of B and one broadcast of A must fit the register file: 6 x 4 + 4 + 1 of 32, or 6 x 2 + 2 + 1 of 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int PANEL_VECTORS = 4;
-#else
-constexpr int PANEL_VECTORS = 2;
-#endif
-constexpr int BLOCK_ROWS = 6;
-constexpr int PANEL = PANEL_VECTORS * LANES;
-
-// A matrix by its strides: element (i, j) lies at data[i * row + j * column].
-template <class T>
-struct Matrix {
-  T* data;
-  int64_t row, column;
-};
-
-// Operands as the micro-kernel reads them: pairs of bf16 along k, a word each, where the machine multiplies such; else f32.
-#if defined(__AVX512BF16__)
-template <class Operand>
-constexpr bool PAIRS = std::is_same_v<Operand, bf16>;
-#else
-template <class Operand>
-constexpr bool PAIRS = false;
-#endif
-
-template <class Operand>
-struct Traits {
-  using Unit = std::conditional_t<PAIRS<Operand>, uint32_t, float>;
-  static constexpr int COUNT = PAIRS<Operand> ? 2 : 1, LEAD = 0;
-};
-template <class A, class B>
-struct Traits<Whole<A, B>> : WholeTraits<Whole<A, B>> {};
-
-template <class Operand>
-using Unit = typename Traits<Operand>::Unit;
-
-// Units along k.
-template <class Operand>
-constexpr int64_t depth(int64_t k) {
-  return (k + Traits<Operand>::COUNT - 1) / Traits<Operand>::COUNT;
-}
 
 template <class Operand, class T>
 CASTILE_INLINE uint32_t pair(T low, T high) {
@@ -52,9 +10,9 @@ CASTILE_INLINE uint32_t pair(T low, T high) {
 }
 
 #if defined(__AVX512F__)
-// into[j * PANEL + i] = from[i * row + j] for 16 x 16 words, of which ``read`` gives a row.
+// into[j * into_row + i] = from[i * row + j] for 16 x 16 words, of which ``read`` gives a row.
 template <class B, class F>
-CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, F read) {
+CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, int64_t into_row, F read) {
   __m512i a[16], b[16];
   CASTILE_UNROLL
   for (int i = 0; i < 16; ++i) a[i] = read(from + i * row);
@@ -80,8 +38,8 @@ CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, F read
   CASTILE_UNROLL
   for (int i = 0; i < 8; ++i) {
     const int j = (i & 3) + (i & 4 ? 4 : 0);
-    _mm512_storeu_si512(into + j * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_si512(into + (j + 8) * PANEL, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    _mm512_storeu_si512(into + j * into_row, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(into + (j + 8) * into_row, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
   }
 }
 #endif
@@ -114,7 +72,8 @@ constexpr int64_t PACK_AHEAD = 16;
 
 // One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
 template <class Operand, class B>
-inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* panel) {
+inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* data) {
+  const Panel<Unit<Operand>> panel = panel_at(data, depth<Operand>(k));
   [[maybe_unused]] constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
   int64_t done = 0;  // units along k
 #if defined(__AVX512F__)
@@ -124,8 +83,8 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
     if (b.row != 1 || width % 16 != 0) return;
     for (; (done + 16) * COUNT <= k; done += 16) {
       for (int64_t q = 0; q < width; q += 16) {
-        uint32_t* const into = reinterpret_cast<uint32_t*>(panel) + done * PANEL + q;
-        transpose(b.data + done * COUNT + q * b.column, b.column, into, read);
+        uint32_t* const into = reinterpret_cast<uint32_t*>(panel.data + done * panel.row + q / LANES * panel.slice);
+        transpose(b.data + done * COUNT + q * b.column, b.column, into, panel.row, read);
       }
     }
   };
@@ -142,7 +101,7 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
       by_squares([](const B* p) CASTILE_INLINED { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(RAISED_BY))); });
     }
 #endif
-    uint32_t* const into = reinterpret_cast<uint32_t*>(panel);
+    uint32_t* const into = reinterpret_cast<uint32_t*>(data);
     pack_whole<Operand, B>(b.data, b.row, b.column, done, k, width, PANEL, into);
   } else {
 #if defined(__AVX512BF16__)
@@ -154,32 +113,36 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
         for (int64_t q = 0; q < PANEL; q += 2 * LANES) {
           prefetch(low + PACK_AHEAD * b.row + q), prefetch(low + (PACK_AHEAD + 1) * b.row + q);
           const Beside both = beside(low + q, low + b.row + q);
-          _mm512_storeu_si512(panel + done * PANEL + q, both.left);
-          _mm512_storeu_si512(panel + done * PANEL + q + LANES, both.right);
+          Unit<Operand>* const into = panel.data + done * panel.row + q / LANES * panel.slice;
+          _mm512_storeu_si512(into, both.left);
+          _mm512_storeu_si512(into + panel.slice, both.right);
         }
       }
     }
   }
 #endif
   for (int64_t p = done; p < depth<Operand>(k); ++p) {
-    Unit<Operand>* const into = panel + p * PANEL;
-    with_stride(b.column, [&](auto step) {
-      if constexpr (PAIRS<Operand>) {
-        const B* const low = b.data + 2 * p * b.row;
-        if (2 * p + 1 < k) {
-          const B* const high = low + b.row;
-          CASTILE_SIMD
-          for (int64_t q = 0; q < width; ++q) into[q] = pair<Operand>(low[q * step], high[q * step]);
+    for (int64_t q0 = 0; q0 < PANEL; q0 += LANES) {
+      Unit<Operand>* const into = panel.data + p * panel.row + q0 / LANES * panel.slice;
+      const int64_t some = at_least(0, at_most(LANES, width - q0));
+      with_stride(b.column, [&](auto step) {
+        if constexpr (PAIRS<Operand>) {
+          const B* const low = b.data + 2 * p * b.row + q0 * step;
+          if (2 * p + 1 < k) {
+            const B* const high = low + b.row;
+            CASTILE_SIMD
+            for (int64_t q = 0; q < some; ++q) into[q] = pair<Operand>(low[q * step], high[q * step]);
+          } else {
+            for (int64_t q = 0; q < some; ++q) into[q] = to<Operand>(low[q * step]).raw;
+          }
         } else {
-          for (int64_t q = 0; q < width; ++q) into[q] = to<Operand>(low[q * step]).raw;
+          const B* const from = b.data + p * b.row + q0 * step;
+          CASTILE_SIMD
+          for (int64_t q = 0; q < some; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
         }
-      } else {
-        const B* const from = b.data + p * b.row;
-        CASTILE_SIMD
-        for (int64_t q = 0; q < width; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
-      }
-    });
-    for (int64_t q = width; q < PANEL; ++q) into[q] = 0;
+      });
+      for (int64_t q = some; q < LANES; ++q) into[q] = 0;
+    }
   }
   }
 }
@@ -280,11 +243,22 @@ struct Panels {
 
   // From a column on, a multiple of PANEL, or from a row on, an even one.
   CASTILE_INLINE Panels from_column(int64_t j) const { return {data + j * height, height}; }
-  CASTILE_INLINE Panels from_row(int64_t p) const { return {data + depth<Operand>(p) * PANEL, height}; }
+  CASTILE_INLINE Panels from_row(int64_t p) const {
+    return {data + depth<Operand>(p) * panel_at(data, height).row, height};
+  }
+  CASTILE_INLINE Panel<const Unit<Operand>> at(int64_t j) const { return panel_at(data + j * height, height); }
 
  private:
   CASTILE_INLINE Panels(const Unit<Operand>* from, int64_t high) : data(from), height(high) {}
 };
+
+// Of n columns, those in whole panels before some; and the others in whole vectors up to some.
+CASTILE_INLINE int64_t panels_before(int64_t first, int64_t n) {
+  return at_least(0, at_most(first, n)) / PANEL * PANEL;
+}
+CASTILE_INLINE int64_t vectors_to(int64_t last, int64_t n) {
+  return at_least(0, at_most((last + LANES - 1) / LANES * LANES, n));
+}
 
 }  // namespace
 }  // namespace castile
