@@ -48,7 +48,6 @@
 #include "tile_matrix.h"
 #include "tile_pack.h"
 #include "tile_amx.h"
-#include "tile_pack.h"
 #include "tile_dot.h"
 #include "tile_few.h"
 #include "tile_made.h"

@@ -1,4 +1,4 @@
-// Products of matrices: operands packed into panels, blocks of sums held in registers.
+// Products of matrices: blocks of sums held in registers, over rows and panels as `tile_pack.h` lays them.
 #pragma once
 
 namespace castile {
