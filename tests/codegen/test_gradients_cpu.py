@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,10 @@ from castile.ir.evaluate import evaluate
 from castile.ir.extents import resolve, shape_of
 from castile.passes.grad import forward, grad
 from castile.passes.mapped import Mapped, default_mapping, mapped
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "passes"))
+
+from interpreted import interpreted
 
 # Its only output is a place, which has no derivative.
 SMOOTH = [n for n in NAMES if n not in ("argmax", "argmax_softmax", "gemm_argmax")]
@@ -94,6 +100,19 @@ def test_scattered_gradients_at_odd_extents(extents: dict[str, int]) -> None:
     run = CpuProgram.build(program(g, given, scatter=1).program)
     assert [p.name for p in run.scratch] == ["D", "dQ_sum"]
     results = dict(zip(g.outputs, run(**given), strict=True))
+    assert all(j.ok for j in judge(g, given, results))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_mapped_for_more_rows(name: str) -> None:
+    """Examples are small, and with eight rows and more other Einsums share a kernel: so they are mapped for 16."""
+    g, given = gradient(name, ()) or pytest.fail("it has a gradient")
+    extents = resolve(g, {}, {n: np.shape(x) for n, x in given.items()})
+    large = {r: max(16, n) for r, n in extents.items()}
+    kernels = mapped(g, default_mapping(g, "cpu", large), large).program
+    with np.errstate(all="ignore"):
+        results = interpreted(kernels, given, program(g, given).sizes)
     assert all(j.ok for j in judge(g, given, results))
 
 
