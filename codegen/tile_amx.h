@@ -131,18 +131,17 @@ CASTILE_APART void dot_tiles(const Put& put, int64_t j0, const uint32_t* a, int6
   const int64_t whole = k / TILE * TILE, left = k - whole;
   TileRest rest;
   for (int64_t s = 0; s < 2 * TILE_BLOCK / TILE && left; ++s) {
-    for (int64_t p = 0; p < TILE; ++p) {
-      const uint32_t* const from = b + s * b_slice + (whole + p) * TILE;
-      for (int64_t j = 0; j < TILE; ++j) rest.b[s * TileRest::SLICE + p * TILE + j] = p < left ? from[j] : 0;
-    }
+    const uint32_t* const from = b + s * b_slice + whole * TILE;
+    uint32_t* const into = rest.b + s * TileRest::SLICE;
+    std::fill_n(std::copy_n(from, left * TILE, into), (TILE - left) * TILE, 0u);
   }
   const int64_t rows = m >= TILE_BLOCK ? TILE_BLOCK : at_most(m, TILE);
   for (int64_t i = 0; i < m; i += rows) {
     const int64_t from = at_most(i, m - rows), first = i - from;
     const uint32_t* const ai = a + from * a_row;
     for (int64_t r = 0; r < rows && left; ++r) {
-      const uint32_t* const end = ai + r * a_row + whole;
-      for (int64_t p = 0; p < TILE; ++p) rest.a[r * TILE + p] = p < left ? end[p] : 0;
+      const __mmask16 there = __mmask16((1u << left) - 1);
+      _mm512_store_si512(rest.a + r * TILE, _mm512_maskz_loadu_epi32(there, ai + r * a_row + whole));
     }
     for (int64_t j = 0; j < width; j += TILE_BLOCK) {
       const uint32_t* const bj = b + j / TILE * b_slice;
