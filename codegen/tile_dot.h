@@ -57,8 +57,8 @@ CASTILE_INLINE void dot_rows(const Put& put, int64_t i, int64_t j, int64_t rows,
 // All rows of one panel of columns, of which ``width`` exist. The rows are split evenly: 16 are 6 + 5 + 5, as a block
 // of few rows waits for loads.
 template <int VECTORS, class Put, class U>
-inline void dot_panel(const Put& put, int64_t j, Matrix<const U> a, Panel<const U> b, int64_t width, int64_t m,
-                      int64_t k) {
+inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int64_t a_column, const U* b, int64_t b_row,
+                      int64_t b_slice, int64_t width, int64_t m, int64_t k) {
   constexpr int64_t COLUMNS = VECTORS * LANES;
   // Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
   // for a function takes the compiler as long as the rest of a kernel.
@@ -66,14 +66,14 @@ inline void dot_panel(const Put& put, int64_t j, Matrix<const U> a, Panel<const 
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
-    const U* const ai = a.data + i * a.row;
+    const U* const ai = a + i * a_row;
     if (width == COLUMNS && (to_memory || (VECTORS == PANEL_VECTORS && rows == BLOCK_ROWS))) {
-      if constexpr (to_memory) dot_rows<VECTORS>(put, i, j, rows, ai, a.row, a.column, b.data, b.row, b.slice, k);
-      else dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, ai, a.row, a.column, b.data, b.row, b.slice, k);
+      if constexpr (to_memory) dot_rows<VECTORS>(put, i, j, rows, ai, a_row, a_column, b, b_row, b_slice, k);
+      else dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, ai, a_row, a_column, b, b_row, b_slice, k);
     } else {
       Element<U> edge[BLOCK_ROWS * COLUMNS];
       const Into<Element<U>> into = {{edge, COLUMNS, 1}, false};
-      dot_rows<VECTORS>(into, 0, 0, rows, ai, a.row, a.column, b.data, b.row, b.slice, k);
+      dot_rows<VECTORS>(into, 0, 0, rows, ai, a_row, a_column, b, b_row, b_slice, k);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < width; c += LANES) put.some(i + r, j + c, load(&edge[r * COLUMNS + c]), width - c);
       }
@@ -101,8 +101,8 @@ CASTILE_INLINE void dot_panels(const Put& put, Matrix<const U> a, int64_t m, int
   for (int64_t j = 0; j < n; j += PANEL) {
     const int64_t width = at_most(PANEL, n - j);
     const Panel<const U> b = panel_of(j, width);
-    if (width <= LANES) dot_panel<1>(put, j, a, b, width, m, k);
-    else dot_panel<PANEL_VECTORS>(put, j, a, b, width, m, k);
+    if (width <= LANES) dot_panel<1>(put, j, a.data, a.row, a.column, b.data, b.row, b.slice, width, m, k);
+    else dot_panel<PANEL_VECTORS>(put, j, a.data, a.row, a.column, b.data, b.row, b.slice, width, m, k);
   }
 }
 
