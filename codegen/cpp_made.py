@@ -165,7 +165,7 @@ class Makers(Dots):
 
     def _prepare(self, op: Dot, plan: DotPlan) -> None:
         """Before a strip: pack the operand that all its rows share, and look whether it is finite if that matters."""
-        if op.annihilates and self.places[op.right] is plan.right and not plan.batch and not plan.over:
+        if op.annihilates and self.places.get(op.right) is plan.right and not plan.batch and not plan.over:
             self._all_finite(op, plan)
         long = {r for r in plan.right.tile.axes if self.axes[r].size != 1}
         maker = self.makers.get(plan.right.tile.name)

@@ -6,21 +6,21 @@ baked in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from ..ir.cascade import Cascade
 from ..ir.device import DEVICES, device_of
 from ..ir.errors import InputError, UsageError
-from ..ir.footprint import largest_rank, staged_bytes, tile_shapes
+from ..ir.footprint import staged_bytes
 from ..ir.mapping import Mapping as Knobs
 from ..ir.tile import TileKernel
 from .assembly import Program
 from .interface import check_held
 from .names import Names, safe
 from .triton_check import self_check
-from .triton_kernel import TAKEN, KernelPrinter, Printed, power_of_two
+from .triton_kernel import TAKEN, KernelPrinter, Printed
 from .triton_module import LAUNCH, Module
+from .triton_scope import largest_operation
 
 # Elements of the largest tile that Triton takes.
 LARGEST_TILE = 1 << 20
@@ -64,8 +64,7 @@ def print_kernels(program: Program, mapping: Knobs, target: str) -> tuple[Printe
 
 def _refuse(k: TileKernel, mapping: Knobs, target: str) -> None:
     """Refuse what need not be compiled to know that it does not fit."""
-    rank = largest_rank(k)
-    most = max((math.prod(map(power_of_two, s)) for s in tile_shapes(k)), default=0)
+    most, rank = largest_operation(k)
     if most > LARGEST_TILE:
         raise InputError(
             f"an operation of kernel `{k.name}` goes over more elements than Triton takes",

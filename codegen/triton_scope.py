@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,23 @@ from dataclasses import dataclass
 from ..ir.cascade import Expr, Param
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
+from ..ir.footprint import scoped, scoped_sizes
 from ..ir.mapping import Mapping
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Tile, TileKernel, integer_products, operations, verify_kernel
+from ..ir.tile import (
+    Dot,
+    Fold,
+    For,
+    Load,
+    Map,
+    Op,
+    Store,
+    Tile,
+    TileKernel,
+    integer_products,
+    operations,
+    tiles_of,
+    verify_kernel,
+)
 from ..ir.types import TypeChecker
 from .interface import checked_axes, runtime_ranks
 from .names import Names
@@ -259,6 +275,28 @@ def least_blocks(k: TileKernel) -> dict[str, int]:
     sizes = {g.rank: g.size for g in k.grid} | {h.rank: h.size for h in k.held}
     visit(k.body, sizes, {})
     return least
+
+
+def largest_operation(k: TileKernel) -> tuple[int, str]:
+    """The elements that the largest operation of a kernel goes over, as vectors, and the rank to tile smaller for less.
+
+    A `Dot` that is no matrix product is a sum over all its products.
+    """
+    least, tiles = least_blocks(k), tiles_of(k)
+    most, found = 0, k.grid[0].rank if k.grid else ""
+    for op, sizes in scoped(k.body, scoped_sizes(k)):
+        if isinstance(op, For):
+            continue
+        axes = op.axes if isinstance(op, Store) else op.tile.axes
+        if isinstance(op, Fold):
+            axes += op.over
+        if isinstance(op, Dot):
+            long = {t: tuple(a for a in tiles[t].axes if sizes[a] != 1) for t in (op.left, op.right, op.tile.name)}
+            axes += op.over if dot_groups(op, long, long[op.tile.name]) is None else ()
+        blocks = {a: max(power_of_two(sizes[a]), least.get(a, 1)) for a in axes}
+        if (elements := math.prod(blocks.values())) > most:
+            most, found = elements, max(blocks, key=lambda a: blocks[a], default=found)
+    return most, next((h.of for h in k.held if h.rank == found), found)
 
 
 def kept_types(k: TileKernel) -> dict[str, str]:

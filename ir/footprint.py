@@ -90,7 +90,7 @@ def largest_rank(k: TileKernel) -> str:
 
 
 def _spaces(k: TileKernel) -> Iterator[tuple[tuple[str, ...], dict[str, int]]]:
-    for op, sizes in _scoped(k.body, scoped_sizes(k)):
+    for op, sizes in scoped(k.body, scoped_sizes(k)):
         match op:
             case Fold(tile=tile, over=over):
                 yield (*tile.axes, *over), sizes
@@ -100,11 +100,12 @@ def _spaces(k: TileKernel) -> Iterator[tuple[tuple[str, ...], dict[str, int]]]:
                 yield axes, sizes
 
 
-def _scoped(body: tuple[Op, ...], sizes: dict[str, int]) -> Iterator[tuple[Op, dict[str, int]]]:
+def scoped(body: tuple[Op, ...], sizes: dict[str, int]) -> Iterator[tuple[Op, dict[str, int]]]:
+    """Each operation, those of loops after their loop, with the tile sizes of the ranks in scope."""
     for op in body:
         yield op, sizes
         if isinstance(op, For):
-            yield from _scoped(op.body, {**sizes, op.rank: op.size})
+            yield from scoped(op.body, {**sizes, op.rank: op.size})
 
 
 @dataclass

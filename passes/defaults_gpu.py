@@ -7,7 +7,7 @@ whole rows along memory. No operation may go over more elements than the registe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
@@ -16,7 +16,7 @@ from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import heaviest_last, scoped_sizes
 from ..ir.mapping import Mapping
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, integer_products, operations
+from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, integer_products, operations, tiles_of
 from .defaults import along_memory, shared_rows
 from .registers import chained, copies, register_bytes, registers_free
 
@@ -62,6 +62,8 @@ def gpu_mapping(
         held = {h.rank for h in k.held}
         if _contracts(k):
             found, most = _contraction(k, extents, device)
+            # Of what the products do not know, so much as there is, or one where other kernels would take more.
+            found = {g.rank: g.size for g in k.grid if g.size > 1 or g.rank in tiles} | found
             warps = max(warps, most)
             stages = 3 if device.target in ("cuda:90", "cuda:100") and _narrow(k) else 2
             if "wmma" in device.features and chained(k):
@@ -239,46 +241,81 @@ def _narrow(k: TileKernel) -> bool:
 
 def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tuple[dict[str, int], int]:
     """Tiles of a kernel with dots, and its warps."""
+    dots = _products(k)
+    narrow = _narrow(k)
+    if any(not op.accumulate for op in dots):
+        found = _squares(k, dots, extents, 128 if narrow else 32, 64 if narrow else 32)
+        return _stream(k, dots, extents, device, found)
+    return _squares(k, dots, extents, 128 if narrow else 32, 64), 8 if narrow else 4
+
+
+def _squares(k: TileKernel, dots: Collection[Dot], extents: Dict[str, int], wide: int, deep: int) -> dict[str, int]:
+    """Tiles of products' sides: ``wide`` of what programs share out, ``deep`` of what they loop over.
+
+    What both operands have and the sums keep is a batch of products, not a side of one.
+    """
     grid = {g.rank for g in k.grid}
     loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
-    dots = _products(k)
-    streamed = any(not op.accumulate for op in dots)
-    narrow = _narrow(k)
-    wide = 128 if narrow else 32
-    depth = 64 if narrow and not streamed else 32
+    batch = {r for op in dots for r in op.tile.axes if all(r not in group for group in _groups(op, k))}
     found: dict[str, int] = {}
     for op in dots:
-        for r in op.tile.axes:
-            if r in grid:
-                found[r] = wide
-        for r in (*op.over, *op.tile.axes):
-            if r in loops:
-                found[r] = (64 if narrow else 32) if streamed else (depth if narrow else 64)
-    if streamed:
-        # What the state keeps along the last rank of the output is held whole.
-        for op in dots:
-            column = next((r for r in reversed(op.tile.axes) if r in grid), None)
-            if op.accumulate and column is not None and len([r for r in op.tile.axes if r in grid]) > 1:
-                found[column] = _up(extents[column])
-        head = max([prod(_up(extents.get(h.of, h.size)) for h in k.held[:1]), SIDE])
-        tensor = bool(device.features & {"wgmma", "tcgen05"})
-        # A mask that annihilates takes registers of its own, and so do operands that lie in registers.
-        masked = any(op.annihilates for op in dots)
-        if narrow and masked and "tcgen05" in device.features:
-            found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
-        bodies = [[x for x in op.body if isinstance(x, Dot)] for op in operations(k.body) if isinstance(op, For)]
-        many = any(len(body) > 2 for body in bodies)
-        made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
-        # What is computed for a product that others hang on lies with every warp, on some units twice.
-        computed = "wmma" in device.features and any({op.left, op.right} & made for op in chained(k))
-        if narrow and (masked or many or computed) and not tensor:
-            found |= {r: 32 for op in dots for r in (*op.over, *op.tile.axes) if r in loops}
-            if "wmma" in device.features:
-                rows = SIDE if computed else 32 if many else 64
-                found |= {r: rows for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
-            return found, 8
-        return found, 8 if not narrow or head > 64 or masked or device.target != "cuda:90" else 4
-    return found, 8 if narrow or streamed else 4
+        for group in _groups(op, k):
+            # A loop takes two coordinates at least, so that there is something to reduce.
+            for ranks, size, least in ((grid - batch, wide, 1), (loops - batch, deep, 2)):
+                for r, n in _shared_out([r for r in group if r in ranks], size, extents, least).items():
+                    found[r] = max(n, found.get(r, 1))
+    return found | dict.fromkeys(batch & (grid | loops), 1)
+
+
+def _stream(
+    k: TileKernel, dots: Collection[Dot], extents: Dict[str, int], device: Device, found: Dict[str, int]
+) -> tuple[dict[str, int], int]:
+    """Tiles of a stream of contractions, given those of its products' sides, and its warps."""
+    found, narrow = dict(found), _narrow(k)
+    grid = {g.rank for g in k.grid}
+    # What the state keeps along the last rank of the output is held whole.
+    for op in dots:
+        column = next((r for r in reversed(op.tile.axes) if r in grid), None)
+        if op.accumulate and column is not None and len([r for r in op.tile.axes if r in grid]) > 1:
+            found[column] = _up(extents[column])
+    head = max([prod(_up(extents.get(h.of, h.size)) for h in k.held[:1]), SIDE])
+    # A mask that annihilates takes registers of its own, and so do operands that lie in registers.
+    masked = any(op.annihilates for op in dots)
+    loops = [op for op in operations(k.body) if isinstance(op, For)]
+    less = {op.rank: min(32, found[op.rank]) for op in loops if op.rank in found}
+    if narrow and masked and "tcgen05" in device.features:
+        found |= less
+    many = any(sum(isinstance(x, Dot) for x in op.body) > 2 for op in loops)
+    made = {op.tile.name for op in operations(k.body) if isinstance(op, Map)}
+    # What is computed for a product that others hang on lies with every warp, on some units twice.
+    computed = "wmma" in device.features and any({op.left, op.right} & made for op in chained(k))
+    if narrow and (masked or many or computed) and not device.features & {"wgmma", "tcgen05"}:
+        found |= less
+        if "wmma" in device.features:
+            rows = SIDE if computed else 32 if many else 64
+            own = {r for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
+            found |= {r: min(rows, found[r]) for r in own}
+        return found, 8
+    return found, 8 if not narrow or head > 64 or masked or device.target != "cuda:90" else 4
+
+
+def _groups(op: Dot, k: TileKernel) -> tuple[list[str], ...]:
+    """The ranks of each side of a product: rows, columns and depth."""
+    left, right = (tiles_of(k)[t].axes for t in (op.left, op.right))
+    rows = [r for r in op.tile.axes if r in left and r not in right]
+    columns = [r for r in op.tile.axes if r in right and r not in left]
+    return rows, columns, list(op.over)
+
+
+def _shared_out(ranks: list[str], size: int, extents: Dict[str, int], least: int) -> dict[str, int]:
+    """Tiles of the ranks of one side, which together make up its size: the last one has as much of it as it fills and
+    the others' ``least`` leave."""
+    found = {}
+    for i, r in reversed([*enumerate(ranks)]):
+        most = max(1, size // least**i)
+        found[r] = min(most, _up(extents.get(r, most))) if i else most
+        size //= found[r]
+    return found
 
 
 def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
@@ -289,7 +326,8 @@ def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
     if not votes:
         return found
     along = max(votes, key=lambda r: votes[r])
-    found |= dict.fromkeys(loops, 16)
+    # Of several loops one more goes over rows together.
+    found |= {r: 16 if r in [x for x in loops if x != along][-1:] else 1 for r in loops}
     found[along] = ROW if along in loops or not loops else 128
     if along in found and k.grid and along != k.grid[-1].rank and _up(extents.get(along, 1)) < ROW:
         # Short rows are taken several at a time.
@@ -316,6 +354,9 @@ def _shrink(k: TileKernel, tiles: dict[str, int], most: int) -> None:
                 continue
             axes = op.axes if isinstance(op, Store) else op.tile.axes
             if isinstance(op, Fold) and op not in exact:
+                axes = (*axes, *op.over)
+            if isinstance(op, Dot) and not all(any(size(r) > 1 for r in side) for side in _groups(op, k)[:2]):
+                # Without rows or columns it is a sum of products.
                 axes = (*axes, *op.over)
             # Three axes and more are reduced through shared memory and slow to compile.
             few = len([r for r in axes if size(r) > 1]) <= 2

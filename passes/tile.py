@@ -36,6 +36,7 @@ from .inline import Inliner
 from .join import Scatter, join
 from .split import split
 from .step import Let, Step, Take
+from .tile_products import mask_of
 from .tile_scope import Frame
 from .tile_stream import Streams
 from .tiling import Tiling
@@ -232,12 +233,14 @@ class _Builder(Streams):
             self.sizes[r] = size
         for r in ranks:
             self.sizes[r] = 1 if r in self.counts else self.tiling.ranks.get(r, self.sizes.get(r, 1))
-        room = ON_CHIP * ON_CHIP
+        room, choices, chosen = ON_CHIP * ON_CHIP, VECTOR, self._chosen()
         for r in reversed(self._whole(ranks)):
             given, extent = self.tiling.ranks.get(r, 0), max(1, self.extents[r])
             size = given if self.tiling.hold and given >= extent else min(ON_CHIP, -(-extent // VECTOR) * VECTOR)
-            if size <= room:
+            # Where conditions alone know a rank, each of its coordinates looks at everything that is summed.
+            if size <= (choices if r in chosen else room):
                 self.sizes[r], room = size, room // size
+                choices //= size if r in chosen else 1
         for r in ranks:
             if any(r not in o.ranks for o in (*e.outputs, *(m.output for m in after))):
                 # Its only tile runs where the rank is empty too, and then has no coordinate.
@@ -317,6 +320,11 @@ class _Builder(Streams):
             inner += [n for s in self.step if isinstance(s, Take) for n in walk(s.element) if isinstance(n, Reduce)]
         lacking = {r for n in inner for r in ranks if r not in free_ranks(n) and r not in self.counts}
         return [r for r in ranks if r in lacking and self.extents.get(r, ON_CHIP + 1) <= ON_CHIP]
+
+    def _chosen(self) -> frozenset[str]:
+        """The ranks that only say which terms of a sum belong to them, as those of a scatter do."""
+        known = [free_ranks(mask_of(n.arg)[1]) for n in self.e.reductions if n.op == "sum"]
+        return frozenset(self.e.output.ranks).difference(*known) if known and self.step is None else frozenset()
 
     def _mixed(self, scanned: str) -> tuple[str, ...]:
         """Output ranks along which a step reads other entries than its own: they stay in one program."""

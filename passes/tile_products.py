@@ -18,11 +18,22 @@ from .tile_loops import Loops
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The operands of a contraction by their tiles, and the type to which it rounds them."""
+    """The operands of a contraction by their tiles, the type to which it rounds them, and whether a 0 of the left one
+    is to hide what it meets on the right."""
 
     left: str
     right: str
     operand: str | None
+    annihilates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fallen:
+    """The factors of a contraction's operands, and whether a mask goes to both of them or to the left one alone."""
+
+    left: list[Expr]
+    right: list[Expr]
+    both: bool
 
 
 # The integers up to which bf16 holds all, and the floats.
@@ -45,23 +56,40 @@ class Products(Loops):
         self, e: Reduce, outer: Iterable[str] | None = None, mask: Expr | None = None, whole: bool = False
     ) -> Pair | None:
         """The two operands of a product that no guard limits; of integers, ``whole``, as bytes."""
-        factors = factors_of(e.arg)
+        found = self._fallen_apart(e, outer, mask)
+        if found is None:
+            return None
+        if whole:
+            if any(self._byte(multiplied(part)) is None for part in (found.left, found.right)):
+                return None
+            whole_left, whole_right = self._bytes("left", found.left), self._bytes("right", found.right)
+            return Pair(whole_left, whole_right, None) if whole_left is not None and whole_right is not None else None
+        operand = self._operand((found.left, found.right))
+        left = self._operand_of("left", found.left, operand, mask)
+        right = self._operand_of("right", found.right, operand, mask if found.both else None)
+        return Pair(left, right, operand, mask is not None and not found.both)
+
+    def _fallen_apart(self, e: Reduce, outer: Iterable[str] | None = None, mask: Expr | None = None) -> Fallen | None:
+        """The factors of a sum of products as two operands that share only what is summed and what all results share;
+        None where they are no two. ``outer`` are the ranks of the results, if the sum does not say them."""
         over = frozenset(e.ranks)
         scope = frozenset().union(*(f.ranks for f in self.frames)) - over
         wide = frozenset(r for r in scope if self.sizes.get(r, 1) > 1)
+        factors = self._quotients(e.arg, wide)
         sides = [self._varies(f) & wide for f in factors]
-        if len(factors) < 2:
-            return None
         exclusive = [s for s in sides if s]
-        if not exclusive:
+        if len(factors) < 2 or not exclusive:
             return None
         first = exclusive[0]
+        both = False
         if mask is not None:
-            # The mask goes to the left operand, which must vary with all that it varies with.
+            # The mask goes to the left operand, which must vary with all that it varies with; one that leaves a term
+            # out of all sums goes to both, so that nothing meets an infinity.
             wanted = self._varies(mask) & wide
             first = next((s for s in exclusive if wanted <= s), frozenset())
             if not first:
                 return None
+            both = not wanted
         left = [f for f, s in zip(factors, sides, strict=True) if s <= first]
         right = [f for f, s in zip(factors, sides, strict=True) if not s <= first]
         mine = frozenset().union(*(self._varies(f) & wide for f in left))
@@ -71,33 +99,41 @@ class Products(Loops):
         if not all(over <= frozenset().union(*map(self._varies, part)) for part in (left, right)):
             return None
         result = (frozenset(outer) if outer is not None else self._outer(e, None)) & wide
-        if mine | theirs != result:
-            return None
-        if whole:
-            if any(self._byte(multiplied(part)) is None for part in (left, right)):
-                return None
-            whole_left, whole_right = self._bytes("left", left), self._bytes("right", right)
-            return Pair(whole_left, whole_right, None) if whole_left is not None and whole_right is not None else None
-        operand = self._operand((left, right), result)
-        names = []
-        for base, part in (("left", left), ("right", right)):
-            narrow = self._narrow(part)
-            if operand is not None and narrow is not None and not (mask is not None and base == "left"):
-                access = self._access(narrow, None, self.types[narrow.tensor])
-                assert isinstance(access, Access)
-                names.append(access.tensor)
-                continue
-            e_part = multiplied(part)
-            value = self.value(e_part, None)
-            if mask is not None and base == "left":
-                value = Call("where", (self.value(mask, None), value, Const(0.0)))
-            plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
-            made = not isinstance(e_part, Access) or e_part.tensor not in self.c.param_of
-            if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
-                value = self._operand_tile(base, value, operand or "f32")
-            assert isinstance(value, Access)
-            names.append(value.tensor)
-        return Pair(names[0], names[1], operand)
+        return Fallen(left, right, both) if mine | theirs == result else None
+
+    def _operand_of(self, base: str, part: list[Expr], operand: str | None, mask: Expr | None) -> str:
+        """The tile of one operand: a tensor's own where it is nothing but that, and is rounded as it lies."""
+        e, narrow = multiplied(part), self._narrow(part)
+        if operand is not None and narrow is not None:
+            value = self._access(narrow, None, self.types[narrow.tensor])
+            if mask is None:
+                assert isinstance(value, Access)
+                return value.tensor
+        else:
+            value = self.value(e, None)
+        if mask is not None:
+            value = Call("where", (self.value(mask, None), value, Const(0.0)))
+        plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
+        made = not isinstance(e, Access) or e.tensor not in self.c.param_of
+        if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
+            value = self._operand_tile(base, value, operand or "f32")
+        assert isinstance(value, Access)
+        return value.tensor
+
+    def _quotients(self, e: Expr, wide: frozenset[str]) -> list[Expr]:
+        """The factors of a product, of which one may be a quotient: a divisor stays with a factor that varies with all
+        that it varies with, with one that is computed where there is a choice."""
+        match e:
+            case Call(op="mul", args=(a, b)):
+                return self._quotients(a, wide) + self._quotients(b, wide)
+            case Call(op="div", args=(a, b)):
+                factors, wanted = self._quotients(a, wide), self._varies(b) & wide
+                places = [i for i, f in enumerate(factors) if wanted <= self._varies(f) & wide]
+                if len(factors) > 1 and places:
+                    i = max(places, key=lambda i: not isinstance(factors[i], Access))
+                    factors[i] = Call("div", (factors[i], b))
+                    return factors
+        return [e]
 
     def _bytes(self, base: str, part: Sequence[Expr]) -> str | None:
         """The tile of an operand that is whole numbers of 8 bits; None where it is none."""
@@ -152,7 +188,7 @@ class Products(Loops):
         short = ("bf16", "f16", *(EIGHT if self.tiling.narrow else ()))
         return e if self.types[e.tensor] in short and e.indices else None
 
-    def _operand(self, parts: Iterable[list[Expr]], result: frozenset[str]) -> str | None:
+    def _operand(self, parts: Iterable[list[Expr]]) -> str | None:
         """The type to which a contraction rounds its operands: that of both, or bf16 where one is, if that is allowed.
 
         A format with the range of f32 may stand for the other operand (design, section 2: numerics).
@@ -253,8 +289,14 @@ def multiplied(factors: Sequence[Expr]) -> Expr:
 
 
 def mask_of(e: Expr) -> tuple[Expr | None, Expr]:
-    """``where(p, value, 0.0)`` as (p, value), nested conditions joined; (None, e) for anything else."""
-    if isinstance(e, Call) and e.op == "where" and e.args[2] == Const(0.0):
-        inner, value = mask_of(e.args[1])
-        return (e.args[0] if inner is None else Call("and", (e.args[0], inner))), value
-    return None, e
+    """``where(p, value, 0.0)`` as (p, value), ``where(p, 0.0, value)`` as (not p, value), nested conditions joined;
+    (None, e) for anything else."""
+    match e:
+        case Call(op="where", args=(p, value, Const(value=0.0))):
+            keep = p
+        case Call(op="where", args=(p, Const(value=0.0), value)):
+            keep = Call("not", (p,))
+        case _:
+            return None, e
+    inner, value = mask_of(value)
+    return (keep if inner is None else Call("and", (keep, inner))), value

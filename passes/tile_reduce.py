@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf
+from math import inf, prod
 
-from ..ir.cascade import Access, Call, Cast, Const, Expr, Reduce
+from ..ir.cascade import Access, Call, Cast, Const, Expr, Reduce, walk
 from ..ir.dtypes import DTYPES
 from ..ir.ops import REDUCTIONS
 from ..ir.tile import Dot, Fold, Map, Tile
 from ..ir.types import compute_type, settle
+from .fuse import VECTOR
 from .phases import bracket, without
 from .tile_products import Products, mask_of
 
@@ -30,12 +31,25 @@ class Reductions(Products):
                 return frame.made[key]
         frame = self.frames[-1]
         plain = e.op in REDUCTIONS and e.op != "argmax"
-        held = self._hold(e) if plain else None
+        held = self._hold(e) if plain and (len(self.frames) == 1 or self._fits(e)) else None
         e = held or self._unshadowed(e)
         self.bound += e.ranks
         frame.made[key] = self._reduced(e, guard, held is not None)
         del self.bound[len(self.bound) - len(e.ranks) :]
         return frame.made[key]
+
+    def _fits(self, e: Reduce) -> bool:
+        """Whether a reduction inside a loop may take all of its ranks at once: results of other reductions would have
+        to be kept for each of these, unless it contracts them or has few."""
+        if not any(isinstance(n, Reduce) for n in walk(e.arg)):
+            return True
+        mask, inside = mask_of(e.arg) if e.op == "sum" else (None, e.arg)
+        if e.op == "sum" and self._fallen_apart(replace(e, args=(inside,)), None, mask) is not None:
+            return True
+        scope = self._varies(e.arg) & frozenset().union(*(f.ranks for f in self.frames)) - {*e.ranks}
+        rows = [r for r in scope if self.sizes.get(r, 1) > 1]
+        extents = [self.extents.get(self.origin.get(r, r), 1) for r in e.ranks]
+        return len(rows) < 2 or prod(extents) <= VECTOR
 
     def _reduced(self, e: Reduce, guard: Expr | None, held: bool = False) -> Expr:
         if e.op in self.c.monoid_of:
@@ -77,9 +91,13 @@ class Reductions(Products):
                 self.frames[-1].ops.append(Map(total, Call("add", (Access(total.name), whole))))
             return
         mask, inside = mask_of(e.arg) if e.op == "sum" and self._reads_inside(e.arg) else (None, e.arg)
-        if e.op == "sum" and (pair := self._factors(replace(e, args=(inside,)), guard, mask=mask)) is not None:
-            masked = mask is not None
-            self.frames[-1].ops.append(Dot(total, pair.left, pair.right, over, accumulate, pair.operand, masked))
+        pair = None
+        if e.op == "sum" and DTYPES[total.dtype].is_float:
+            # Where a loop's bounds know a condition, a term may vary with less than the sum.
+            pair = self._factors(replace(e, args=(inside,)), guard, total.axes, mask)
+        if pair is not None:
+            dot = Dot(total, pair.left, pair.right, over, accumulate, pair.operand, pair.annihilates)
+            self.frames[-1].ops.append(dot)
             return
         value = self.value(e.arg, guard)
         if e.op not in ("any", "all") and settle(self.checker.infer(value)) == "bool":

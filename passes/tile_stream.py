@@ -95,7 +95,7 @@ class Streams(Reductions):
         if old != Access(new.name):
             ops.append(Map(new, old))
         if pair is not None:
-            ops.append(Dot(new, pair.left, pair.right, over, True, pair.operand, mask is not None))
+            ops.append(Dot(new, pair.left, pair.right, over, True, pair.operand, pair.annihilates))
         else:
             assert value is not None
             ops.append(Fold(new, s.op, over, value, accumulate=True))
@@ -184,7 +184,7 @@ class Streams(Reductions):
         ops.append(Load(before, Access(x.name, tuple(map(Rank, x.output.ranks)))))
         ops.append(Map(total, Access(before.name)))
         if pair is not None:
-            ops.append(Dot(total, pair.left, pair.right, over, True, pair.operand, mask is not None))
+            ops.append(Dot(total, pair.left, pair.right, over, True, pair.operand, pair.annihilates))
         else:
             assert value is not None
             ops.append(Fold(total, "sum", over, value, accumulate=True))

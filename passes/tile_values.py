@@ -10,6 +10,7 @@ from ..ir.interval import interval
 from ..ir.ops import OPS
 from ..ir.tile import Load
 from ..ir.types import compute_type
+from .inline import renamed
 from .tile_scope import Scope
 
 
@@ -87,10 +88,17 @@ class Values(Scope):
         It is the axis's own, or one that its rank's extent keeps in bounds, or limited by its form; or the cascade
         reads there under no condition.
         """
+        e = self._meant(e)
         if e in self.inside:
             return True
         axes = enumerate(zip(e.indices, self.c.indices_of(e.tensor), strict=True)) if e.indices else ()
         return all(i == j or (e.tensor, axis, i) in self.bounded or within(i, j) for axis, (i, j) in axes)
+
+    def _meant(self, e: Access) -> Access:
+        """A read with the ranks that stand under another name, whose extents they have, where it keeps them apart."""
+        found = renamed(e, self.origin)
+        assert isinstance(found, Access)
+        return found if len(free_ranks(found)) == len(free_ranks(e)) else e
 
     def _reads_inside(self, e: Expr) -> bool:
         """Whether all that an expression reads lies inside its tensor whatever guards it."""

@@ -50,6 +50,12 @@ def f(A: f32[m, k], B: f32[k, n]) -> C:
     P[k] = where(k < 31, -1, 1) + k % 2
     C[m, n] = sum[k](A[m, k] * (B[k, n] * P[k] - where(k % 7 > k % 32, k // 4, k // 3)))
 """
+# A condition on the summed rank alone is on both operands, and one of rows on the left one; a divisor is with its like.
+DIVIDED = """
+def f(A: bf16[m, k], B: bf16[k, n], w: f32[k], s: f32[m]) -> C:
+    C[m, n] = sum[k](where(w[k] > 0.0, A[m, k] * B[k, n] / (w[k] + s[m] ** 2), 0.0))
+"""
+BANDED = DIVIDED.replace("w[k] > 0.0", "(w[k] > 0.0) & (k <= 3 * m)").replace("bf16", "f32")
 
 # Few rows, which are multiplied as the operand is made; some; and more than a strip of them.
 CASES: dict[str, Case] = {
@@ -74,6 +80,9 @@ CASES: dict[str, Case] = {
     "placed": (PLACED, {"m": 21, "n": 70, "k": 83}, None),
     "placed 2": (PLACED, {"m": 2, "n": 70, "k": 64}, None),
     "placed bf16": (PLACED.replace("A: f32", "A: bf16"), {"m": 21, "n": 70, "k": 83}, None),
+    "divided": (DIVIDED, {"m": 21, "n": 70, "k": 83}, None),
+    "divided 2": (DIVIDED, {"m": 2, "n": 70, "k": 83}, None),
+    "banded": (BANDED, {"m": 21, "n": 70, "k": 83}, None),
     "rounded": (ROUNDED, {"m": 21, "n": 70, "k": 83}, None),
 }
 NAMES = sorted(CASES)
@@ -121,6 +130,15 @@ def test_weights_that_are_all_zero_points(name: str) -> None:
     given = drawn(c, CASES[name][1], RANGES)
     given["W"][:] = 0x55555555
     given["zero"][:] = 5
+    within_bound(c, given, library("native")[name](**given))
+
+
+@pytest.mark.parametrize("name", ["divided", "divided 2", "banded"])
+def test_terms_that_are_left_out_may_be_anything(name: str) -> None:
+    c = castile.parse(CASES[name][0])
+    given = drawn(c, CASES[name][1], RANGES)
+    out = given["w"] <= 0
+    given["A"][:, out], given["B"][out] = np.inf, np.nan
     within_bound(c, given, library("native")[name](**given))
 
 

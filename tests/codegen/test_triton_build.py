@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +22,12 @@ torch = pytest.importorskip("torch")
 import castile  # noqa: E402
 from castile.codegen.triton import print_triton, standalone  # noqa: E402
 from castile.codegen.triton_build import CudaProgram, compiled_digest, resources  # noqa: E402
+from castile.codegen.triton_scope import largest_operation  # noqa: E402
 from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
+from castile.ir.footprint import tile_shapes  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
+from castile.passes.defaults_gpu import KNOBS  # noqa: E402
 from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
 from castile.passes.tile import TileProgram  # noqa: E402
 
@@ -29,6 +35,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CASCADES = ROOT / "examples" / "cascades"
 # What to do where kernels have changed.
 AGAIN = "run benchmarks/bench_cross_compile.py and commit its rows"
+GPUS = tuple(t for t, d in DEVICES.items() if d.is_gpu)
+# Their gradients hold inner reductions of several heads, tables or sequences.
+SOME_GRADIENTS = ("attention_mla", "attention_pair_bias", "attention_two_pass", "gemm_int4_tiles", "retnet_parallel")
 MATRIX = {"cuda:80": "mma", "cuda:90": "wgmma", "hip:gfx942": "mfma"}
 
 
@@ -76,6 +85,44 @@ def test_tiles_that_cannot_fit_are_refused_before_compiling() -> None:
     with pytest.raises(InputError, match="shared memory") as caught:
         CudaProgram.build(program, mapping, "cuda:89")
     assert "tile rank" in caught.value.hint
+
+
+def test_what_triton_pads_and_multiplies_out_counts() -> None:
+    """Rows of a product are at least 16, and a contraction without columns is a sum over all its products."""
+    text = "def f(A: f32[m, k], B: f32[k, n]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[k, n])\n"
+    c = castile.parse(text)
+    mapping = Mapping(tiles={"m": 4, "n": 512, "k": 512}, knobs=KNOBS)
+    (k,) = mapped(c, mapping, {"m": 4, "n": 512, "k": 512}).kernels
+    assert largest_operation(k) == (512 * 512, "n")
+    (k,) = mapped(c, Mapping(tiles={"m": 4, "n": 64, "k": 16}, knobs=KNOBS), {"m": 4, "n": 512, "k": 512}).kernels
+    assert largest_operation(k) == (16 * 64, "n")
+    scores = castile.load(CASCADES / "attention_monoid.cascade")
+    for k in mapped(scores, Mapping(knobs=KNOBS), nominal(scores)).kernels:
+        assert largest_operation(k)[0] >= max(math.prod(s) for s in tile_shapes(k))
+
+
+@pytest.mark.parametrize("name", SOME_GRADIENTS)
+def test_default_mappings_of_gradients_fit(name: str) -> None:
+    fit(name, ("interpret", "cuda:90"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in CASCADES.glob("*.cascade")))
+def test_default_mappings_fit_on_every_architecture(name: str) -> None:
+    fit(name, ("interpret", *GPUS))
+
+
+def fit(name: str, targets: Iterable[str]) -> None:
+    """An example and its gradient, at nominal extents, are printed under their default mappings."""
+    c = castile.load(CASCADES / f"{name}.cascade")
+    kinds = [c]
+    with contextlib.suppress(castile.CastileError):
+        kinds.append(castile.grad(c))
+    for x in kinds:
+        extents = nominal(x)
+        for target in targets:
+            mapping = default_mapping(x, target, extents)
+            print_triton(mapped(x, mapping, extents).program, mapping, target)
 
 
 def test_what_only_the_binary_tells_is_refused_after_compiling() -> None:

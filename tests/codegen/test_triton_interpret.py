@@ -20,6 +20,7 @@ from test_examples_cpu import CASCADES, NAMES, TILINGS, drawn, fitting  # noqa: 
 import castile  # noqa: E402
 from castile.codegen.triton import print_triton  # noqa: E402
 from castile.codegen.triton_interpret import InterpretProgram  # noqa: E402
+from castile.ir.dtypes import numpy_dtype  # noqa: E402
 from castile.ir.errors import InputError  # noqa: E402
 from castile.ir.extents import resolve  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
@@ -265,6 +266,15 @@ EDGES = {
         "X: f32[n], v: f32", "Y[n] = where(-inf < v * n, inf * X[n], 2.0)", {"X": np.ones(3, "f4"), "v": np.float32(2)},
     ),
     "a cast to its own type": ("X: i64[n]", "Y[n] = i64(X[n] << 3) + n", {"X": np.arange(3)}),
+    "terms that all sums leave out": (
+        "A: bf16[m, n], B: bf16[n, p], w: f32[n]",
+        "Y[m, p] = sum[n](where(w[n] == 0.0, 0.0, A[m, n] * B[n, p] / w[n]))",
+        {
+            "A": np.where(np.arange(24) % 3 == 1, np.inf, np.ones((17, 24))).astype(numpy_dtype("bf16")),
+            "B": np.where(np.arange(24)[:, None] % 3 == 1, np.nan, np.full((24, 18), 2.0)).astype(numpy_dtype("bf16")),
+            "w": (np.arange(24) % 3 != 1).astype("f4") * 4,
+        },
+    ),
     "a sum over nothing, held": (
         "A: f32[m, n], B: f32[n, p]", "Y[m, p] = 1.0 + sum[n](A[m, n] * B[n, p])",
         {"A": np.zeros((3, 0), "f4"), "B": np.zeros((0, 5), "f4")},

@@ -79,7 +79,12 @@ def test_what_an_unrolled_loop_loads_early_counts() -> None:
 def test_no_more_warps_than_have_rows_unless_registers_are_scarce(target: str) -> None:
     c = castile.load(CASCADES / "attention_decode.cascade")
     mapping = default_mapping(c, target, nominal(c))
-    assert mapping.knob("warps") == (8 if target in ("hip:gfx1100", "cuda:90") else 4 if "cuda" in target else 2)
+    # Each has 8 columns of the scores on most of NVIDIA's; on matrix cores of AMD's two have all rows.
+    wanted = {"cuda:90": 4, "hip:gfx942": 2, "hip:gfx950": 2}.get(target, 8)
+    assert mapping.knob("warps") == wanted
+    if "wmma" not in device_of(target).features:
+        made = mapped(c, mapping, nominal(c)).kernels
+        assert wanted == 2 or all(copies(k, device_of(target), wanted) == 1 for k in made)
 
 
 def test_one_stage_where_tiles_of_the_next_turn_would_wait_in_registers() -> None:

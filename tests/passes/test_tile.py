@@ -191,6 +191,47 @@ def test_a_contraction_becomes_a_dot() -> None:
     assert sum(isinstance(op, Dot) for k in program.kernels for op in operations(k.body)) == 1
 
 
+def kernels_of(c: castile.Cascade, /, **extents: int) -> list[TileKernel]:
+    """The kernels of a cascade, derived, with inner reductions held."""
+    full = derive(c)
+    derived = full.cascade
+    steps = {s.einsum.name: s.step for s in full.streams if s.einsum is not None and s.step}
+    sizes = {r: extents.get(r, 512) for r in c.ranks}
+    return list(tile_program(derived, Tiling(hold=True), steps=steps, extents=sizes).kernels)
+
+
+def test_a_quotient_and_a_condition_leave_a_sum_of_products_a_contraction() -> None:
+    """What divides goes with a factor that varies as it does; a condition on what is summed goes with both."""
+    text = """def f(A: f32[m, k], B: f32[k, n], w: f32[k], s: f32[m]) -> C:
+    C[m, n] = sum[k](where(w[k] == 0.0, 0.0, A[m, k] * B[k, n] / (w[k] * s[m])))
+"""
+    (kernel,) = kernels_of(castile.parse(text))
+    (dot,) = [op for op in operations(kernel.body) if isinstance(op, Dot)]
+    assert not dot.annihilates
+    made = {op.tile.name: str(op.expr) for op in operations(kernel.body) if isinstance(op, Map)}
+    assert all("where" in made[t] for t in (dot.left, dot.right))
+    apart = castile.parse(text.replace("s: f32[m]", "s: f32[m, n, k]").replace("s[m]", "s[m, n, k]"))
+    assert not any(isinstance(op, Dot) for k in kernels_of(apart) for op in operations(k.body))
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_causal", "attention_mla", "attention_pair_bias"])
+def test_gradients_of_attention_are_contractions(name: str) -> None:
+    """What a gradient sums over queries, keys or features has one row left, or is a product of matrices."""
+    g = castile.grad(castile.load(CASCADES / f"{name}.cascade"))
+    for kernel in kernels_of(g, d=64, f=64, c=64, r=64, b=2, h=4, s=3):
+        for op in operations(kernel.body):
+            assert not isinstance(op, Fold) or len(op.tile.axes) < 2 or {*op.over} <= {"b", "s"}, str(op)
+
+
+def test_what_products_make_is_not_held_for_every_sequence() -> None:
+    """A sum over b of products that vary with two ranks more is a loop, unless b is small."""
+    g = castile.grad(castile.load(CASCADES / "retnet_parallel.cascade"))
+    for sequences, held in ((64, False), (4, True)):
+        kernels = kernels_of(g, d=64, f=64, b=sequences)
+        (kernel,) = [k for k in kernels if "ddecay" in k.outputs]
+        assert any(h.of == "b" for h in kernel.held) == held
+
+
 def test_text_names_every_operation() -> None:
     text = str(tile_program(castile.load(CASCADES / "gemm.cascade"), Tiling(8, 4, 16)).kernels[0])
     assert "grid m:4, n:8" in text
