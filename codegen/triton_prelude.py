@@ -194,8 +194,8 @@ def infinite_part(left, right, total, DEPTH: tl.constexpr, FLIP: tl.constexpr):
     # What infinities and NaNs add to a product in which a weight of 0 gives 0 even against them: rare, so one by one.
     at = tl.arange(0, DEPTH)
     for i in range(DEPTH):
-        a = tl.sum(tl.where(at[None, :] == i, left, 0.0), 1)[:, None].to(tl.float32)
-        b = tl.sum(tl.where(at[:, None] == i, right, 0.0), 0)[None, :].to(tl.float32)
+        a = tl.sum(tl.where(at[None, :] == i, left, 0.0), len(left.shape) - 1, True).to(tl.float32)
+        b = tl.sum(tl.where(at[:, None] == i, right, 0.0), len(right.shape) - 2, True).to(tl.float32)
         finite = (a - a) == 0 if FLIP else (b - b) == 0
         total += tl.where(finite | (a == 0) | (b == 0), 0.0, a * b)
     return total

@@ -246,7 +246,9 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
     if any(not op.accumulate for op in dots):
         found = _squares(k, dots, extents, 128 if narrow else 32, 64 if narrow else 32)
         return _stream(k, dots, extents, device, found)
-    return _squares(k, dots, extents, 128 if narrow else 32, 64), 8 if narrow else 4
+    # In f32 a depth of several ranks is half as deep: factors of these are computed, in registers.
+    deep = 64 if narrow or all(len(op.over) == 1 for op in dots) else 32
+    return _squares(k, dots, extents, 128 if narrow else 32, deep), 8 if narrow else 4
 
 
 def _squares(k: TileKernel, dots: Collection[Dot], extents: Dict[str, int], wide: int, deep: int) -> dict[str, int]:
@@ -260,9 +262,8 @@ def _squares(k: TileKernel, dots: Collection[Dot], extents: Dict[str, int], wide
     found: dict[str, int] = {}
     for op in dots:
         for group in _groups(op, k):
-            # A loop takes two coordinates at least, so that there is something to reduce.
-            for ranks, size, least in ((grid - batch, wide, 1), (loops - batch, deep, 2)):
-                for r, n in _shared_out([r for r in group if r in ranks], size, extents, least).items():
+            for ranks, size in ((grid - batch, wide), (loops - batch, deep)):
+                for r, n in _shared_out([r for r in group if r in ranks], size, extents).items():
                     found[r] = max(n, found.get(r, 1))
     return found | dict.fromkeys(batch & (grid | loops), 1)
 
@@ -307,13 +308,11 @@ def _groups(op: Dot, k: TileKernel) -> tuple[list[str], ...]:
     return rows, columns, list(op.over)
 
 
-def _shared_out(ranks: list[str], size: int, extents: Dict[str, int], least: int) -> dict[str, int]:
-    """Tiles of the ranks of one side, which together make up its size: the last one has as much of it as it fills and
-    the others' ``least`` leave."""
+def _shared_out(ranks: list[str], size: int, extents: Dict[str, int]) -> dict[str, int]:
+    """Tiles of the ranks of one side, which together make up its size: the last one has as much of it as it fills."""
     found = {}
-    for i, r in reversed([*enumerate(ranks)]):
-        most = max(1, size // least**i)
-        found[r] = min(most, _up(extents.get(r, most))) if i else most
+    for r in reversed(ranks):
+        found[r] = max(1, size) if r == ranks[0] else max(1, min(size, _up(extents.get(r, size))))
         size //= found[r]
     return found
 

@@ -22,10 +22,12 @@ class Loops(Values):
     """Opens and closes loops."""
 
     def _open(self, ranks: tuple[str, ...], size: int, known: bool = False) -> None:
+        wanted = {r: self.tiling.ranks.get(self.origin.get(r, r), size) if size > 1 else 1 for r in ranks}
+        if size > 1 and all(n == 1 for n in wanted.values()):
+            # Tiles of one element would leave nothing to reduce.
+            wanted[ranks[-1]] = 2
         for r in ranks:
-            # A tile of one element would leave nothing to reduce.
-            wanted = self.tiling.ranks.get(self.origin.get(r, r), size)
-            self.sizes[r] = max(2, wanted) if size > 1 else 1
+            self.sizes[r] = wanted[r]
             self.looped.add(r)
             self.frames.append(Frame({r}, known))
 
