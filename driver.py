@@ -21,6 +21,7 @@ from .codegen.memo import recall
 from .ir.cascade import Cascade
 from .ir.errors import UsageError
 from .ir.extents import resolve
+from .ir.machine import cores, second_cache
 from .ir.mapping import Mapping
 from .passes import account
 from .passes.count import count_passes
@@ -131,7 +132,8 @@ def _variant(
     if target != "cpu" or os.environ.get("CASTILE_DUMP"):
         chosen, program, source = made()
         return Variant(extents, chosen, source, cache(partial(targets.build, program.program, chosen, target)), origin)
-    words = (str(c), mapping.to_json() if mapping else "", json.dumps(dict(extents)))
+    # The default mapping follows the machine.
+    words = (str(c), mapping.to_json() if mapping else f"{cores()} {second_cache()}", json.dumps(dict(extents)))
     found = recall(("variant", *words), written)
     chosen = Mapping.from_json(found["mapping"])
     return Variant(extents, chosen, found["source"], cache(partial(targets.load, found, c)), origin)

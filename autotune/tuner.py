@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from ..codegen import targets
-from ..codegen.compiler import cores
 from ..costmodel.model import CostModel
 from ..costmodel.shipped import shipped_model
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError, UsageError
 from ..ir.extents import resolve
 from ..ir.key import content_key
+from ..ir.machine import cores
 from ..ir.mapping import Mapping as Tuned
 from .dataset import row_of
 from .measure import ROUNDS, Limits, Measurer, Outcome

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ir.machine import cores
 from .terminal import Json, emit, out
 
 if TYPE_CHECKING:
@@ -76,13 +77,12 @@ def machine() -> list[Finding]:
     python = f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}"
     good = sys.version_info >= (3, 10)
     cpu = cpu_facts()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     return [
         Finding("machine", "castile", "ok", _version(("castile",)) or "not installed: run from a checkout"),
         Finding("machine", "Python", "ok" if good else "missing", python, *(() if good else ("castile needs 3.10",))),
         Finding("machine", "platform", "info", platform.platform()),
-        Finding("machine", "CPU", "info", f"{cpu['model']}, {cores} of {os.cpu_count()} cores usable{threads}"),
+        Finding("machine", "CPU", "info", f"{cpu['model']}, {cores()} of {os.cpu_count()} cores usable{threads}"),
         Finding("machine", "vectors", "info", ", ".join(cpu["isa"]) or "unknown"),
         Finding("machine", "caches", "info", ", ".join(cpu["caches"]) or "unknown"),
     ]

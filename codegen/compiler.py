@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 
 from ..ir.errors import UsageError
+from ..ir.machine import cores
 from .cpp import FLAGS, header, shares, standalone
 
 CANDIDATES = ("c++", "g++", "clang++")
@@ -98,13 +99,6 @@ def cpu_identity() -> str:
 
 
 @cache
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def more_flags() -> tuple[str, ...]:
     """What ``CASTILE_CXXFLAGS`` adds to every build: sanitizers, another ``-march``."""
     try:

@@ -22,6 +22,7 @@ import numpy as np
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, VerifyError
 from ..ir.extents import LARGEST_EXTENT
+from ..ir.machine import cores
 from .arguments import (
     Arguments,
     Layout,
@@ -37,7 +38,6 @@ from .arguments import (
 )
 from .assembly import Assembly, Program, assemble
 from .build import load
-from .compiler import cores
 from .cpp import print_cpp
 from .interface import check_held, entry_names
 

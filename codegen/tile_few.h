@@ -4,11 +4,21 @@
 namespace castile {
 namespace {
 
-// With so few rows (fewer where its rows lie along n), B is read where it lies: packing it would cost more than it saves.
+// With so few rows B is read where it lies: packing it would cost more than it saves. FEW_ROWS where it lies along k; where
+// its rows lie along n, FEW_ACROSS, of which registers hold FEW_SUMS.
 constexpr int64_t FEW_ROWS = 8;
 constexpr int FEW_BLOCK = 4;
+#if defined(__AVX512F__)
 template <class B>
-constexpr int64_t FEW_ACROSS = PAIRS<B> ? FEW_ROWS : FEW_BLOCK;
+constexpr int FEW_SUMS = PAIRS<B> || std::is_same_v<B, float> ? 8 : FEW_BLOCK;
+template <class B>
+constexpr int64_t FEW_ACROSS = std::is_same_v<B, float> ? 16 : FEW_SUMS<B>;
+#else
+template <class B>
+constexpr int FEW_SUMS = FEW_BLOCK;
+template <class B>
+constexpr int64_t FEW_ACROSS = FEW_SUMS<B>;
+#endif
 
 template <class Operand, class B>
 constexpr bool READS_AS_IT_IS = std::is_same_v<B, Operand> && (std::is_same_v<B, float> || std::is_same_v<B, bf16>);
@@ -158,11 +168,36 @@ inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
   }
 }
 
+// Adds a row of B to the sums of each row of C, or a pair of rows, which are brought side by side once for all of them.
+template <int ROWS, class B>
+CASTILE_INLINE void add_next(Vector* left, Vector* right, const FewUnit<B>* a, int64_t a_row, const B* b, int64_t b_row) {
 #if defined(__AVX512BF16__)
-// As `add_rows`, by pairs of rows of B, which are brought side by side once for all rows of C; k is even, and n a multiple
-// of 2 * LANES. Sums stay in registers, so that B is asked for in short steps and not in bursts.
-template <int ROWS>
-inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, int64_t n, int64_t k, int64_t ahead) {
+  if constexpr (PAIRS<B>) {
+    const Beside x = beside(b, b + b_row);
+    CASTILE_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      int32_t both;
+      std::memcpy(&both, a + i * a_row, 4);
+      const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
+      left[i] = (Vector)_mm512_dpbf16_ps((__m512)left[i], y, (__m512bh)x.left);
+      right[i] = (Vector)_mm512_dpbf16_ps((__m512)right[i], y, (__m512bh)x.right);
+    }
+    return;
+  }
+#endif
+  const Vector x = load(b), y = load(b + LANES);
+  CASTILE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    const float weight = to<float>(a[i * a_row]);
+    left[i] += weight * x, right[i] += weight * y;
+  }
+}
+
+// As `add_rows`; k is even where B is taken by pairs, and n a multiple of 2 * LANES. Sums stay in registers, so that B is
+// asked for in short steps and not in bursts.
+template <int ROWS, class B>
+inline void add_steps(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, int64_t ahead) {
+  constexpr int64_t STEP = PAIRS<B> ? 2 : 1;
   for (int64_t j = 0; j < n; j += 2 * LANES) {
     Vector left[ROWS], right[ROWS];
     CASTILE_UNROLL
@@ -170,19 +205,13 @@ inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, in
       const float* const at = c.data + i * c.row + j;
       left[i] = load(at), right[i] = load(at + LANES);
     }
-    for (int64_t p = 0; p < k; p += 2) {
-      const bf16* const low = b.data + p * b.row + j;
-      const bf16* const high = low + b.row;
-      if (ahead) prefetch(low + ahead), prefetch(high + ahead);
-      const Beside x = beside(low, high);
-      CASTILE_UNROLL
-      for (int i = 0; i < ROWS; ++i) {
-        int32_t both;
-        std::memcpy(&both, a.data + i * a.row + p, 4);
-        const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
-        left[i] = (Vector)_mm512_dpbf16_ps((__m512)left[i], y, (__m512bh)x.left);
-        right[i] = (Vector)_mm512_dpbf16_ps((__m512)right[i], y, (__m512bh)x.right);
+    for (int64_t p = 0; p < k; p += STEP) {
+      const B* const from = b.data + p * b.row + j;
+      if (ahead) {
+        prefetch(from + ahead);
+        prefetch(from + ahead + (STEP == 2 ? b.row : LANES));
       }
+      add_next<ROWS, B>(left, right, a.data + p, a.row, from, b.row);
     }
     CASTILE_UNROLL
     for (int i = 0; i < ROWS; ++i) {
@@ -191,7 +220,16 @@ inline void add_pairs(Matrix<float> c, FewRows<bf16> a, Matrix<const bf16> b, in
     }
   }
 }
-#endif
+
+// The same for as many rows as there are, at most ROWS.
+template <class B, int ROWS = FEW_SUMS<B>>
+CASTILE_INLINE void add_steps_of(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n,
+                                 int64_t k, int64_t ahead) {
+  if constexpr (ROWS > 1) {
+    if (m < ROWS) return add_steps_of<B, ROWS - 1>(c, a, b, m, n, k, ahead);
+  }
+  add_steps<ROWS, B>(c, a, b, n, k, ahead);
+}
 
 // A few rows of B, which lie along n, are added to a few rows of C.
 template <int ROWS, class B>
@@ -234,27 +272,38 @@ constexpr int64_t FEW_STEPS = 16;
 template <class B>
 inline void add_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
                      int64_t ahead) {
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<B, bf16>) {
-    const int64_t whole = n / (2 * LANES) * (2 * LANES);
-    if (k % 2 == 0 && whole > 0) {
-      switch (m) {
-        case 1: add_pairs<1>(c, a, b, whole, k, ahead); break;
-        case 2: add_pairs<2>(c, a, b, whole, k, ahead); break;
-        case 3: add_pairs<3>(c, a, b, whole, k, ahead); break;
-        case 4: add_pairs<4>(c, a, b, whole, k, ahead); break;
-        case 5: add_pairs<5>(c, a, b, whole, k, ahead); break;
-        case 6: add_pairs<6>(c, a, b, whole, k, ahead); break;
-        case 7: add_pairs<7>(c, a, b, whole, k, ahead); break;
-        default: add_pairs<8>(c, a, b, whole, k, ahead); break;
-      }
-      c.data += whole, b.data += whole, n -= whole;
-    }
+  const int64_t whole = !PAIRS<B> || k % 2 == 0 ? n / (2 * LANES) * (2 * LANES) : 0;
+  int64_t blocks = (m + FEW_SUMS<B> - 1) / FEW_SUMS<B>;
+  for (int64_t i = 0; i < m && whole > 0; --blocks) {
+    const int64_t rows = (m - i + blocks - 1) / blocks;
+    add_steps_of<B>({c.data + i * c.row, c.row, 1}, a.from(i, 0), b, rows, whole, k, i ? 0 : ahead);
+    i += rows;
   }
-#endif
+  c.data += whole, b.data += whole, n -= whole;
   if (n > 0) dot_part<B>(c, a, b, m, n, k, true, 0);
-  (void)ahead;
 }
+
+#if defined(CASTILE_AMX)
+// Rows of B that are brought into a panel together, a tile deep: what comes next is asked for meanwhile.
+constexpr int64_t FEW_TILES = 2 * TILE;
+
+// A few rows of C where rows of B lie along n, by the matrix unit.
+template <class A, class B>
+inline void add_tiles_across(Matrix<float> c, Matrix<const A> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                             bool accumulate, float* local) {
+  using U = Unit<bf16>;
+  U* const panel = reinterpret_cast<U*>(local);
+  const Matrix<const U> rows = rows_of<bf16, A>(a, m, k, local + k * PANEL);
+  for (int64_t p = 0; p < k; p += FEW_TILES) {
+    const int64_t steps = at_most(FEW_TILES, k - p);
+    const Matrix<const U> ap = {rows.data + p / 2 * rows.column, rows.row, rows.column};
+    dot_panels(Into<float>{c, accumulate || p > 0}, ap, m, n, depth<bf16>(steps), [&](int64_t j, int64_t width) CASTILE_INLINED {
+      pack_panel<bf16, B>({b.data + p * b.row + j, b.row, 1}, steps, width, panel, FEW_TILES);
+      return panel_at<const U>(panel, depth<bf16>(steps));
+    });
+  }
+}
+#endif
 
 // As `dot_packed`, where B lies anyhow: panel by panel is packed into ``local``, which holds (PANEL + m) * k floats. If
 // ORDERED, a row's sums are taken as they are among many rows, even where there are few.
@@ -263,6 +312,13 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
                 float* local) {
   using U = Unit<Operand>;
   if constexpr (READS_AS_IT_IS<Operand, B> && !ORDERED) {
+#if defined(CASTILE_AMX)
+    if constexpr (PAIRS<B>) {
+      if (b.column == 1 && b.row != 1 && m > FEW_BLOCK && m <= TILE && has_tiles()) {
+        return add_tiles_across(c, a, b, m, n, k, accumulate, local);
+      }
+    }
+#endif
     if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_ACROSS<B>) {
       constexpr int64_t NEAR = FEW_AHEAD / int64_t(sizeof(B));
       const FewRows<FewUnit<B>> few = few_rows<Operand, FewUnit<B>, A>(a, m, k, local);

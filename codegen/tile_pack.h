@@ -70,10 +70,11 @@ CASTILE_INLINE Beside beside(const B* low, const B* high) {
 // Rows of B that are asked for ahead of those that are packed: a panel has a few lines of each, which nobody foresees.
 constexpr int64_t PACK_AHEAD = 16;
 
-// One panel of B: ``width`` columns, the rest of PANEL filled with zeros.
+// One panel of B: ``width`` columns, the rest of PANEL filled with zeros; ``ahead`` rows further are asked for.
 template <class Operand, class B>
-inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* data) {
+inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand>* data, int64_t ahead = PACK_AHEAD) {
   const Panel<Unit<Operand>> panel = panel_at(data, depth<Operand>(k));
+  (void)ahead;
   [[maybe_unused]] constexpr bool AS_IT_IS = std::is_same_v<Operand, B>;
   int64_t done = 0;  // units along k
 #if defined(__AVX512F__)
@@ -111,7 +112,7 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
         const B* const low = b.data + 2 * done * b.row;
         CASTILE_UNROLL
         for (int64_t q = 0; q < PANEL; q += 2 * LANES) {
-          prefetch(low + PACK_AHEAD * b.row + q), prefetch(low + (PACK_AHEAD + 1) * b.row + q);
+          prefetch(low + ahead * b.row + q), prefetch(low + (ahead + 1) * b.row + q);
           const Beside both = beside(low + q, low + b.row + q);
           Unit<Operand>* const into = panel.data + done * panel.row + q / LANES * panel.slice;
           _mm512_storeu_si512(into, both.left);

@@ -14,9 +14,9 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ..codegen import targets
-from ..codegen.compiler import cores
 from ..driver import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
+from ..ir.machine import cores
 from .arena import is_fixed, plan_of
 from .counting import count
 from .fixed import Fixed

@@ -13,6 +13,7 @@ from math import prod
 from ..ir.cascade import Call, Const, Rank, free_ranks, tensors_read
 from ..ir.dtypes import DTYPES
 from ..ir.footprint import scoped_sizes, tile_bytes
+from ..ir.machine import cores, second_cache
 from ..ir.mapping import Mapping as TileMapping
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations, tiles_of
 from .fuse import ON_CHIP
@@ -27,13 +28,15 @@ ROWS, BAND, DEPTH = 192, 384, 1024
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
 
-# Bytes of a panel with the whole depth of a contraction up to which one tile has it all, and bytes that several panels
-# together may have. Rows that do not lie as they are multiplied are made anew for each tile of columns, which is wide.
-WHOLE, PANELS = 1 << 20, 1 << 18
+# Bytes of a panel with the whole depth of a contraction up to which one tile has it all, and those that several panels
+# leave of the second cache to rows and sums. Rows that do not lie as they are multiplied are made anew for each tile of
+# columns, which is wide.
+WHOLE, PASSING = 1 << 20, 3 << 18
 
-# With so few rows the shared operand is read once, where it lies: tiles go along its memory. Up to FEWEST rows are not
-# even packed; then they are shallow, unless that operand lies along the depth: then they are LONG.
-FEW, FEWEST, WIDE, SHALLOW, LONG = 16, 4, 512, 64, 4096
+# With so few rows the shared operand is read once, where it lies: tiles go along its memory, as far as the cores leave
+# each other something. Up to FEWEST rows are not even packed; then they are shallow, unless that operand lies along the
+# depth: then they are LONG.
+FEW, FEWEST, WIDE, SHALLOW, LONG = 16, 4, (512, 2048), 64, 4096
 
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
 # and for more, as what is done once for a row and group is to be little beside its products, and rows.
@@ -43,8 +46,8 @@ GROUP, WIDEST, BROAD, TALL = 64, 2048, 512, 256
 # cache as each group adds to them.
 LEAST, NEAR = 16, (96, 128)
 
-# Bytes of the largest tile.
-LARGEST = 1 << 22
+# Bytes of the largest tile, and of the largest one that is multiplied as it is loaded.
+LARGEST, OPERAND = 1 << 22, 1 << 24
 
 # Rows of one program that share an operand and come from several coordinates of a rank.
 FEW_SHARED = 8
@@ -149,16 +152,28 @@ def _quotients(k: TileKernel, rank: str) -> set[int]:
 def shrunk(mapping: TileMapping, build: Callable[[TileMapping], tuple[TileKernel, ...]]) -> TileMapping:
     """The mapping with tiles halved until the largest of any kernel is no larger than a thread should hold."""
     while True:
-        large: list[tuple[int, dict[str, int]]] = []
+        large: list[tuple[float, dict[str, int]]] = []
         for k in build(mapping):
             sizes = scoped_sizes(k) | {op.rank: op.size for op in operations(k.body) if isinstance(op, For)}
             free = {r: n for r, n in sizes.items() if n > 2 and mapping.tiles.get(r, 0) > 2}
-            large += [(tile_bytes(t, sizes), {r: free[r] for r in t.axes if r in free}) for t in tiles_of(k).values()]
+            plain = _operands(k)
+            for t in tiles_of(k).values():
+                excess = tile_bytes(t, sizes) / (OPERAND if t.name in plain else LARGEST)
+                large.append((excess, {r: free[r] for r in t.axes if r in free}))
         most, ranks = max(large, key=lambda x: x[0], default=(0, {}))
-        if most <= LARGEST or not ranks:
+        if most <= 1 or not ranks:
             return mapping
         widest = max(ranks, key=lambda r: ranks[r])
         mapping = replace(mapping, tiles={**mapping.tiles, widest: min(ranks[widest], mapping.tiles[widest]) // 2})
+
+
+def _operands(k: TileKernel) -> set[str]:
+    """The tiles that are loaded for contractions alone."""
+    others: set[str] = set()
+    for op in operations(k.body):
+        others |= {op.tile.name} if isinstance(op, Map | Fold | Dot) else set()
+        others |= set(tensors_read(op.expr)) if isinstance(op, Map | Fold | Store) else set()
+    return {op.tile.name for op in operations(k.body) if isinstance(op, Load)} - others
 
 
 def _contracts(k: TileKernel) -> bool:
@@ -193,7 +208,8 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
         few = rows <= FEW and not streamed
         streams = few and not k.ordered and bool(op.over) and _lengthwise(k, op)
         if few and column in grid and extents[column] > ON_CHIP:
-            found[column] = PANEL if streams else WIDE
+            share = -(-extents[column] // (cores() * PANEL)) * PANEL
+            found[column] = PANEL if streams else min(max(WIDE[0], share), WIDE[1])
         for r in (*op.over, *op.tile.axes):
             if r in loops:
                 deep = narrow and not streamed and (not few or k.ordered)
@@ -226,12 +242,23 @@ def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[st
     loads = [x for x in operations(k.body) if isinstance(x, Load) and x.tile.name in (op.left, op.right)]
     loads = [x for x in loads if x.source.tensor in same]
     along = [x for x in loads if column not in x.tile.axes and x.source.indices[-1] == Rank(depth)]
-    columns = max(PANEL, PANELS // deep // PANEL * PANEL) if along else BLOCK[1]
+    columns = max(1, round((second_cache() - PASSING) / (deep * PANEL))) * PANEL if along else BLOCK[1]
+    busy = max(TASKS, 2 * cores())
     if deep * (PANEL if along else columns) > WHOLE:
         return {}
-    rows = {r: max(LANES, LARGEST // deep // LANES * LANES) for r in op.tile.axes[:-1] if r in found}
+    if along:
+        columns = min(columns, -(-extents[column] // (busy * PANEL)) * PANEL)
     wanted = {depth: _up(extents[depth]), column: min(columns, BLOCK[1], _up(extents[column]))}
-    return wanted | {r: min(n, found[r]) for r, n in rows.items()}
+    rows = {r: found[r] for r in op.tile.axes[:-1] if r in found}
+    others = {g.rank: extents.get(g.rank, 1) for g in k.grid if g.rank not in rows}
+    if len(rows) == 1:
+        # A panel serves all the rows that it can while no core is without one.
+        (r,) = rows
+        programs = prod(-(-n // wanted.get(o, 1)) for o, n in others.items())
+        rows[r] = max(rows[r], _up(-(-extents[r] // -(-busy // programs))))
+    # Rows that are multiplied where they lie take no room.
+    most = max(LANES, (OPERAND if along else LARGEST) // deep // LANES * LANES)
+    return wanted | {r: min(n, most) for r, n in rows.items()}
 
 
 def whole_depth(kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int]) -> int:

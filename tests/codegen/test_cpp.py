@@ -219,7 +219,19 @@ def normal(rng: np.random.Generator, *shape: int, dtype: str = "f32") -> Any:
 
 @pytest.mark.parametrize("name", [n for n in A if n.startswith("gemm")])
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 1, 1), (13, 80, 32), (29, 97, 45), (14, 131, 65), (0, 3, 4), (3, 4, 0), (2, 0, 1)]
+    ("m", "n", "k"),
+    [
+        (1, 1, 1),
+        (13, 80, 32),
+        (29, 97, 45),
+        (14, 131, 65),
+        (5, 70, 83),
+        (8, 130, 65),
+        (16, 97, 515),
+        (0, 3, 4),
+        (3, 4, 0),
+        (2, 0, 1),
+    ],
 )
 def test_gemm(run: dict[str, CpuProgram], name: str, m: int, n: int, k: int) -> None:
     program = run[name]

@@ -5,7 +5,7 @@
 
 namespace castile {
 
-// kernel gemm_C_sum(grid m:512, n:64, k<=4096)
+// kernel gemm_C_sum(grid m:2048, n:64, k<=4096)
 //   in A: bf16[m, k]
 //   in B: bf16[k, n]
 //   out C: bf16[m, n]
@@ -28,14 +28,14 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
   bf16* const C = args->C;
   const int64_t C_0 = args->C_0, C_1 = args->C_1;
   const int64_t m_extent = args->m_extent, n_extent = args->n_extent, k_extent = args->k_extent;
-  const int64_t m_tiles = tiles(m_extent, 512);
+  const int64_t m_tiles = tiles(m_extent, 2048);
   const int64_t n_tiles = tiles(n_extent, 64);
   const int64_t points = m_tiles * n_tiles;
   threads = worth(threads, 1.0 * m_extent * n_extent * k_extent);
   parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t n0 = (point % n_tiles) * 64, n_n = at_most(64, n_extent - n0);
     point /= n_tiles;
-    const int64_t m0 = point * 512, m_n = at_most(512, m_extent - m0);
+    const int64_t m0 = point * 2048, m_n = at_most(2048, m_extent - m0);
     char* const local = workspace(2622080);
     // B_3[n, k]: bf16 = load B[k, n]
     const bf16* const B_3 = B + n0 * B_1;

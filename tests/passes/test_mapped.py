@@ -10,6 +10,7 @@ import pytest
 import castile
 from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
+from castile.passes import defaults
 from castile.passes.mapped import default_mapping
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
@@ -20,18 +21,45 @@ def default(name: str, **extents: int) -> Mapping:
     return default_mapping(c, "cpu", resolve(c, extents))
 
 
+@pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores with a second cache of 1 MB each."""
+    monkeypatch.setattr(defaults, "cores", lambda: 2)
+    monkeypatch.setattr(defaults, "second_cache", lambda: 1 << 20)
+
+
+@pytest.mark.usefixtures("usual")
 @pytest.mark.parametrize(
     ("shape", "tiles"),
     [
-        ((1024, 1024, 1024), {"m": 512, "n": 128, "k": 1024}),
+        ((1024, 1024, 1024), {"m": 1024, "n": 128, "k": 1024}),
         ((1024, 1024, 16384), {"m": 512, "n": 256, "k": 1024}),
-        ((256, 256, 1024), {"m": 192, "n": 128, "k": 1024}),
-        ((8, 4096, 4096), {"m": 16, "n": 512, "k": 512}),
-        ((2, 4096, 4096), {"m": 16, "n": 512, "k": 64}),
+        ((256, 256, 1024), {"m": 192, "n": 64, "k": 1024}),
+        ((8, 4096, 4096), {"m": 16, "n": 2048, "k": 512}),
+        ((2, 4096, 4096), {"m": 16, "n": 2048, "k": 64}),
     ],
 )
 def test_tiles_of_a_product_follow_its_rows(shape: tuple[int, int, int], tiles: dict[str, int]) -> None:
     assert default("gemm", **dict(zip("mnk", shape, strict=True))).tiles == tiles
+
+
+def test_panels_follow_the_second_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but a part of it; and there are as many tiles of columns as keep the cores busy."""
+    found = []
+    for size in (1 << 19, 1 << 20, 1 << 21):
+        monkeypatch.setattr(defaults, "second_cache", lambda size=size: size)
+        found.append(default("gemm", m=4096, n=4096, k=4096).tiles["n"])
+    assert found == [64, 64, 128]
+    monkeypatch.setattr(defaults, "cores", lambda: 64)
+    assert default("gemm", m=4096, n=4096, k=4096).tiles["n"] == 64
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 2048), (2, 2048), (3, 1408), (4, 1024), (16, 512)])
+def test_few_rows_go_as_far_along_memory_as_cores_leave_each_other(
+    count: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "cores", lambda: count)
+    assert default("gemm", m=8, n=4096, k=4096).tiles["n"] == columns
 
 
 def test_a_depth_of_one_tile_is_no_loop() -> None:
