@@ -98,7 +98,6 @@ def cpu_identity() -> str:
     return "\n".join(words)
 
 
-@cache
 def more_flags() -> tuple[str, ...]:
     """What ``CASTILE_CXXFLAGS`` adds to every build: sanitizers, another ``-march``."""
     try:
