@@ -43,6 +43,7 @@ def test_tiles_of_a_product_follow_its_rows(shape: tuple[int, int, int], tiles: 
     assert default("gemm", **dict(zip("mnk", shape, strict=True))).tiles == tiles
 
 
+@pytest.mark.usefixtures("usual")
 def test_panels_follow_the_second_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but a part of it; and there are as many tiles of columns as keep the cores busy."""
     found = []
