@@ -247,14 +247,14 @@ def _whole(k: TileKernel, op: Dot, extents: Mapping[str, int], found: Mapping[st
     if deep * (PANEL if along else columns) > WHOLE:
         return {}
     if along:
-        columns = min(columns, -(-extents[column] // (busy * PANEL)) * PANEL)
+        columns = min(columns, max(1, -(-extents[column] // (busy * PANEL))) * PANEL)
     wanted = {depth: _up(extents[depth]), column: min(columns, BLOCK[1], _up(extents[column]))}
     rows = {r: found[r] for r in op.tile.axes[:-1] if r in found}
     others = {g.rank: extents.get(g.rank, 1) for g in k.grid if g.rank not in rows}
     if len(rows) == 1:
         # A panel serves all the rows that it can while no core is without one.
         (r,) = rows
-        programs = prod(-(-n // wanted.get(o, 1)) for o, n in others.items())
+        programs = prod(max(1, -(-n // wanted.get(o, 1))) for o, n in others.items())
         rows[r] = max(rows[r], _up(-(-extents[r] // -(-busy // programs))))
     # Rows that are multiplied where they lie take no room.
     most = max(LANES, (OPERAND if along else LARGEST) // deep // LANES * LANES)

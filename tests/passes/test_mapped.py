@@ -55,6 +55,15 @@ def test_panels_follow_the_second_cache(monkeypatch: pytest.MonkeyPatch) -> None
     assert default("gemm", m=4096, n=4096, k=4096).tiles["n"] == 64
 
 
+@pytest.mark.parametrize("empty", ["b", "m", "n", "k"])
+def test_an_empty_rank_has_a_mapping(empty: str) -> None:
+    c = castile.parse(
+        "def f(A: f32[b, m, k], B: f32[b, k, n]) -> C:\n    C[b, m, n] = sum[k](A[b, m, k] * B[b, k, n])\n"
+    )
+    sizes = {"b": 2, "m": 64, "n": 64, "k": 64} | {empty: 0}
+    assert all(n > 0 for n in default_mapping(c, "cpu", resolve(c, sizes)).tiles.values())
+
+
 @pytest.mark.parametrize(("count", "columns"), [(1, 2048), (2, 2048), (3, 1408), (4, 1024), (16, 512)])
 def test_few_rows_go_as_far_along_memory_as_cores_leave_each_other(
     count: int, columns: int, monkeypatch: pytest.MonkeyPatch
