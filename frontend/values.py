@@ -23,6 +23,7 @@ from ..ir.cascade import (
     Rank,
     Reduce,
     free_ranks,
+    literal_value,
     negative,
     transform,
     walk,
@@ -30,6 +31,7 @@ from ..ir.cascade import (
 from ..ir.errors import CastileError
 from ..ir.ops import RESERVED
 from ..ir.types import TypeChecker, settle
+from ..passes.casts import WITH_INFINITY
 
 # An int, or a torch.SymInt where shapes are dynamic.
 Size = Any
@@ -163,6 +165,8 @@ class Workspace:
         found = self.infer(v.expr)
         # Coordinates are far below what an i32 holds, and a predicate over them is to stay affine.
         kept = found == dtype or (found == "i64" and dtype == "i32" and is_coordinate(v.expr))
+        # Nor is an infinity rounded: where a mask chooses it, it is to be seen that it does.
+        kept = kept or (dtype in WITH_INFINITY and abs(literal_value(v.expr) or 0.0) == math.inf)
         if not kept and "f64" in (found, dtype) and dtype != "bool" and not isinstance(v.expr, Const):
             # Rewrites take a conversion between f32 and f64 for none, and would compute in the wrong one of them.
             raise Unsupported(f"a conversion from {found} to {dtype}")

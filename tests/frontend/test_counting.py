@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
+from castile.ir.cascade import Call, literal_value, walk  # noqa: E402
+from castile.passes.derive import derive  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,21 @@ def test_a_mask_that_is_looked_up_becomes_a_bracket(lengths: tuple[int, ...]) ->
     (call,) = [c for r, c in graph.calls if r.kind == "attention"]
     assert not any(p.dtype == "i64" for p in call.lowered.cascade.params if p.indices)
     assert len(graph.calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_a_mask_leaves_out_is_seen_in_every_type(dtype: Any) -> None:
+    seen: list[Compiled] = []
+    x = torch.randn(1, 2, 33, 16).to(dtype)
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    run = compiled(lambda x: packed(x, x, x), seen)
+    torch.testing.assert_close(run(x), packed(x, x, x), rtol=near, atol=near)
+    ((_, call),) = seen[0].calls
+    cascade = call.lowered.cascade
+    (stream,) = [e for e in derive(cascade).cascade.einsums if len(e.outputs) > 1]
+    chosen = [n.args[2] for n in walk(stream.expr) if isinstance(n, Call) and n.op == "where"]
+    assert chosen
+    assert {literal_value(e) for e in chosen} == {-math.inf, 0.0}
 
 
 def test_what_counts_is_as_in_eager() -> None:
