@@ -25,6 +25,7 @@ from .nodes import fakes, numel, op_name
 from .once import once
 from .partition import Partition, Partitioner, Region
 from .region import RegionCall, extract, kernel_of, warn_fallback
+from .remade import partition
 from .rest import with_inductor
 from .rewrite import rewritten
 from .tuning import tune_calls
@@ -112,7 +113,9 @@ def backend(options: Options, listener: Listener | None = None) -> Callable[...,
         assert done.run is not None
         return make_boxed_func(done.run)
 
-    return aot_autograd(fw_compiler=compile_graph, bw_compiler=compile_graph, inference_compiler=compile_graph)
+    return aot_autograd(
+        fw_compiler=compile_graph, bw_compiler=compile_graph, inference_compiler=compile_graph, partition_fn=partition
+    )
 
 
 def compile_fx(gm: GraphModule, options: Options) -> Compiled:

@@ -18,6 +18,7 @@ from ..ir.cascade import (
     Reduce,
     tensors_read,
     transform,
+    walk,
 )
 from ..ir.errors import InputError, VerifyError
 from ..ir.extents import resolve
@@ -25,6 +26,8 @@ from .values import Size, Workspace, same
 
 # The parameter that shows what no argument does.
 WITNESS = "shape"
+
+NOTHING: Mapping[str, str] = {}
 
 
 def digits(index: Expr, ws: Workspace) -> tuple[str, ...] | None:
@@ -85,16 +88,52 @@ def unshown(c: Cascade, sizes: Mapping[str, Size], hints: Mapping[str, int]) -> 
         missing += wrong
 
 
-_LETTERS = "b h i j k l m n p r s t u v w a c d f g o z x y q e".split()
+def one_name(c: Cascade, sizes: Mapping[str, Size]) -> Cascade:
+    """Ranks that index one axis under one name, unless a statement has use for both: what is shared is seen to be."""
+    axes: dict[tuple[str, int], list[str]] = {}
+
+    def seen(tensor: str, indices: Iterable[Expr]) -> None:
+        for axis, index in enumerate(indices):
+            if isinstance(index, Rank):
+                axes.setdefault((tensor, axis), []).append(index.name)
+
+    statements: list[set[str]] = []
+    for p in c.params:
+        seen(p.name, p.indices)
+        statements.append({i.name for i in p.indices if isinstance(i, Rank)})
+    for e in c.einsums:
+        for o in e.outputs:
+            seen(o.name, map(Rank, o.ranks))
+        for n in walk(e.expr):
+            if isinstance(n, Access):
+                seen(n.tensor, n.indices)
+        statements.append(set(e.outputs[0].ranks) | ranks_in(e.expr))
+    names = {r: r for s in statements for r in s}
+    for first, *others in axes.values():
+        for other in others:
+            a, b = names[first], names[other]
+            if a != b and same(sizes[a], sizes[b]) and not any({a, b} <= s for s in statements):
+                names = {r: a if n == b else n for r, n in names.items()}
+                statements = [{a if r == b else r for r in s} for s in statements]
+    return named_anew(c, names)
 
 
-def renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
-    """Ranks under short names, parameters numbered as they stand: the same text for the same computation."""
-    tensors = {n: f"x{i}" for i, n in enumerate(p.name for p in c.params if p.indices and p.name != WITNESS)}
-    tensors |= {n: f"n{i}" for i, n in enumerate(p.name for p in c.params if not p.indices)}
-    taken = {*tensors.values(), WITNESS, c.name, *(o.name for e in c.einsums for o in e.outputs)}
-    letters = [x for x in _LETTERS if x not in taken]
-    ranks = {r: letters[i] if i < len(letters) else f"{letters[i % len(letters)]}{i}" for i, r in enumerate(c.ranks)}
+def ranks_in(e: Expr) -> set[str]:
+    """The ranks of an expression, those bound inside too."""
+    found: set[str] = set()
+    for n in walk(e):
+        match n:
+            case Rank(name=name) | Extent(rank=name):
+                found.add(name)
+            case Reduce(ranks=over):
+                found.update(over)
+            case _:
+                pass
+    return found
+
+
+def named_anew(c: Cascade, ranks: Mapping[str, str], tensors: Mapping[str, str] = NOTHING) -> Cascade:
+    """The cascade with other names for its ranks, and for some of its tensors."""
 
     def one(n: Expr) -> Expr:
         match n:
@@ -121,4 +160,17 @@ def renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
         )
         for e in c.einsums
     )
-    return replace(c, params=params, einsums=einsums), ranks
+    return replace(c, params=params, einsums=einsums)
+
+
+_LETTERS = "b h i j k l m n p r s t u v w a c d f g o z x y q e".split()
+
+
+def renamed(c: Cascade) -> tuple[Cascade, dict[str, str]]:
+    """Ranks under short names, parameters numbered as they stand: the same text for the same computation."""
+    tensors = {n: f"x{i}" for i, n in enumerate(p.name for p in c.params if p.indices and p.name != WITNESS)}
+    tensors |= {n: f"n{i}" for i, n in enumerate(p.name for p in c.params if not p.indices)}
+    taken = {*tensors.values(), WITNESS, c.name, *(o.name for e in c.einsums for o in e.outputs)}
+    letters = [x for x in _LETTERS if x not in taken]
+    ranks = {r: letters[i] if i < len(letters) else f"{letters[i % len(letters)]}{i}" for i, r in enumerate(c.ranks)}
+    return named_anew(c, ranks, tensors), ranks

@@ -26,7 +26,7 @@ from ..ir.dtypes import DTYPES as DTYPE_ROWS
 from ..ir.verify import verify
 from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
-from .finish import WITNESS, cut_axes, digits, needed, renamed, unshown
+from .finish import WITNESS, cut_axes, digits, needed, one_name, renamed, unshown
 from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
 from .values import Size, Unsupported, Value, Workspace, number, same
 
@@ -232,7 +232,7 @@ class Lowering:
         read = {t for e in einsums for t in tensors_read(e.expr)}
         params, arguments, einsums = self._parameters(einsums, read)
         hints = {r: hint(n) for r, n in self.ws.sizes.items()}
-        cascade = Cascade(name, params, einsums, tuple(names))
+        cascade = one_name(Cascade(name, params, einsums, tuple(names)), self.ws.sizes)
         missing = unshown(cascade, self.ws.sizes, hints)
         if missing:
             cascade = replace(cascade, params=(*params, Param(WITNESS, "bool", tuple(map(Rank, missing)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_what_a_mask_leaves_out_is_seen_in_every_type(dtype: Any) -> None:
     chosen = [n.args[2] for n in walk(stream.expr) if isinstance(n, Call) and n.op == "where"]
     assert chosen
     assert {literal_value(e) for e in chosen} == {-math.inf, 0.0}
+
+
+def test_a_backward_graph_makes_its_masks_anew() -> None:
+    seen: list[Compiled] = []
+    x = torch.randn(1, 2, 33, 16, requires_grad=True)
+    run = compiled(lambda x: packed(x, x, x), seen)
+    mine, theirs = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (run, lambda x: packed(x, x, x)))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    cascades = [call.lowered.cascade for graph in seen for _, call in graph.calls]
+    assert [c.name for c in cascades] == ["attention", "attention_backward", "add"]
+    assert all(re.search(r"where\(\w <= \w, 0.0, -inf\)", str(c)) for c in cascades[:2])
 
 
 def test_what_counts_is_as_in_eager() -> None:

@@ -265,6 +265,8 @@ def test_gradients_of_attention_are_cascades(causal: bool) -> None:
     for a, b in zip(torch.autograd.grad(mine, xs, d), torch.autograd.grad(theirs, xs, d), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert kernels("attention") == 2
+    # Batch, heads, queries, keys and two widths, each under one name.
+    assert [len(call.lowered.cascade.ranks) for g in SEEN for _, call in g.calls] == [6, 6]
 
 
 @pytest.mark.parametrize("shared", [1, 2])
