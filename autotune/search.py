@@ -1,8 +1,9 @@
 """The search: which configuration to measure next. Deterministic given a seed and the times that it is told.
 
-A few configurations that differ as much as possible come first. Then two surrogates take turns, one of the logarithm
-of time, which tells the slow apart, and one of speed, which tells the fast apart: each proposes the configuration that
-promises the greatest improvement beyond a margin, wide at first and ever narrower. Where a cost model ranks the space
+A few configurations that differ as much as possible come first. Then two surrogates take turns: one of the logarithm of
+time, which tells the slow apart, by what parameters do alone and together; and one of speed, which tells the fast
+apart, by what lies near. Each proposes the configuration that promises the greatest improvement beyond a margin, wide
+at first and ever narrower. Where a cost model ranks the space
 beforehand, its first choices are among the first measured, and one surrogate corrects the model, as far as measurements
 agree with it; the other never hears of it, so that a model that is wrong costs half the trials at worst.
 """
@@ -79,8 +80,8 @@ class Search:
         self._asked: set[int] = set()
         self._order: list[int] = []
         self._arms = [
-            _Arm(log_time, GaussianProcess(points), prior is not None),
-            _Arm(slowness, GaussianProcess(points), False),
+            _Arm(log_time, GaussianProcess(points.places, factored=True), prior is not None),
+            _Arm(slowness, GaussianProcess(points.places, factored=False), False),
         ]
         self._turn = 0
         self._queue = self._design(list(dict.fromkeys(first)))
@@ -174,15 +175,16 @@ class Search:
         rest = y - trend[told] if trend is not None else y
         middle, spread = rest.mean(), rest.std() + 1e-9
         rest = (rest - middle) / spread
-        known = self.points.take(told)
+        codes = self.points.codes
+        known = codes[told]
         if arm.turns % REFIT == 0:
             arm.process.fit(known, rest)
         arm.turns += 1
         pending = np.array(sorted(self._asked - set(self.times)), dtype=int)
         if len(pending):
-            believed, _ = arm.process.predict(known, rest, self.points.take(pending))
-            known, rest = self.points.take(np.concatenate([told, pending])), np.concatenate([rest, believed])
-        mean, deviation = arm.process.predict(known, rest, self.points.take(candidates))
+            believed, _ = arm.process.predict(known, rest, codes[pending])
+            known, rest = codes[np.concatenate([told, pending])], np.concatenate([rest, believed])
+        mean, deviation = arm.process.predict(known, rest, codes[candidates])
         mean, deviation = mean * spread + middle, deviation * spread
         if trend is not None:
             mean = mean + trend[candidates]

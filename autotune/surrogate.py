@@ -1,8 +1,14 @@
-"""The surrogate of the search: a Gaussian process over configurations, fitted anew as measurements come in.
+"""Surrogates of the search: Gaussian processes over configurations, fitted anew as measurements come in.
 
-Distance between two configurations is a weighted sum, over parameters, of how far apart their values lie and of
-whether they differ at all: tuning landscapes are both smooth (twice the tile, a little slower) and jagged (this value
-spills, that one does not), and the weights, fitted to the measurements, say which parameter is which.
+How far apart two values of a parameter lie is a weighted sum of how far in size and of whether they differ at all:
+tuning landscapes are both smooth (twice the tile, a little slower) and jagged (this value spills, that one does not).
+The weights, fitted to the measurements, say which parameter is which. Of such distances there are two kernels:
+
+- *joint*: of their sum. Configurations are alike that differ little in all, so that it knows well what lies near the
+  best, and nothing of what lies far from everything.
+- *factored*: a product over parameters, each factor a constant and a kernel of that parameter alone, as in an analysis
+  of variance (Stitson et al., 1999). Multiplied out, it has a term for every set of parameters: what one of them does
+  by itself is learned from all configurations, and what several do together from those that share them.
 """
 
 from __future__ import annotations
@@ -19,25 +25,35 @@ from ..ir.errors import UsageError
 
 Array = Any  # a float64 ndarray
 
-# Log-normal priors of the hyperparameters: (mean, deviation) of the logarithm. A unit is a parameter's whole range.
-_ORDERED, _EQUAL, _SCALE, _NOISE = (0.0, 1.0), (math.log(2.0), 1.0), (0.0, 0.7), (math.log(0.05), 1.0)
-_BOUNDS = {_ORDERED: (-3.0, 5.0), _EQUAL: (-3.0, 5.0), _SCALE: (-2.0, 2.0), _NOISE: (-6.0, 0.5)}
+
+@dataclass(frozen=True, slots=True)
+class _Prior:
+    """A log-normal prior of a hyperparameter: mean, deviation and bounds of its logarithm."""
+
+    mean: float
+    deviation: float
+    bounds: tuple[float, float]
+
+
+# Lengths of a parameter's order, whose unit is the whole range, and of whether its values differ; the constant of each
+# factor beside a kernel of 1; the standard deviations of what is modelled and of noise.
+_ORDERED, _EQUAL = _Prior(0.0, 1.0, (-3.0, 5.0)), _Prior(math.log(2.0), 1.0, (-3.0, 5.0))
+_CONSTANT, _SCALE = _Prior(0.0, 1.0, (-4.0, 4.0)), _Prior(0.0, 0.7, (-2.0, 2.0))
+_NOISE = _Prior(math.log(0.05), 1.0, (-6.0, 0.5))
 _JITTER = 1e-6
 _STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Configurations as numbers: ``ordered`` ``[N, A]`` in 0…1 and ``codes`` ``[N, D]``, an integer for each value."""
+    """Configurations as numbers: ``codes`` ``[N, D]``, which of its values each parameter has, and ``places``, for each
+    parameter ``[values, A]``, where these lie in 0…1; A is 0 for values without an order."""
 
-    ordered: Array
     codes: Array
+    places: tuple[Array, ...]
 
     def __len__(self) -> int:
         return len(self.codes)
-
-    def take(self, which: Any) -> Points:
-        return Points(self.ordered[which], self.codes[which])
 
 
 def encode(columns: Sequence[Sequence[Any]]) -> Points:
@@ -47,25 +63,24 @@ def encode(columns: Sequence[Sequence[Any]]) -> Points:
     Whole numbers lie apart in two ways: by their size, and by how often 2 divides them, since warps, vectors, banks
     and lines of caches all come in powers of 2, and what fills them evenly is quick whatever its size.
     """
-    ordered, codes = [], []
+    codes, places = [], []
     for values in columns:
         numeric = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
         keys = [float(v) for v in values] if numeric else [f"{type(v).__name__} {v}" for v in values]
         levels, code = np.unique(np.asarray(keys), return_inverse=True)
         if len(levels) < 2:
             continue
-        codes.append(code)
+        ordered: list[Array] = []
         if numeric and len(levels) > 2:
             place = np.log2(levels) if levels[0] > 0 else np.arange(float(len(levels)))
-            ordered.append(((place - place[0]) / (place[-1] - place[0]))[code])
+            ordered.append((place - place[0]) / (place[-1] - place[0]))
             even = _evenness(levels)
             if even is not None:
-                ordered.append(even[code])
+                ordered.append(even)
+        codes.append(code)
+        places.append(np.array(ordered, dtype=float).reshape(len(ordered), len(levels)).T)
     count = len(columns[0]) if columns else 0
-    return Points(
-        np.array(ordered, dtype=float).T.reshape(count, len(ordered)),
-        np.array(codes, dtype=np.int64).T.reshape(count, len(codes)),
-    )
+    return Points(np.array(codes, dtype=np.int64).T.reshape(count, len(codes)), tuple(places))
 
 
 def _evenness(levels: Array) -> Array | None:
@@ -88,82 +103,101 @@ def _matern(squared: Array) -> tuple[Array, Array]:
 
 
 class GaussianProcess:
-    """Regression with one weight for each parameter's order and one for its equality, fitted by maximum posterior."""
+    """Regression over configurations, given by their codes, with hyperparameters of maximum posterior.
 
-    def __init__(self, points: Points) -> None:
+    A distance along one parameter has few values, one for each pair of the parameter's own: a table.
+    """
+
+    def __init__(self, places: Sequence[Array], factored: bool) -> None:
         if find_spec("scipy") is None:
             raise UsageError("the search needs scipy", hint="pip install 'castile[tune]'")
-        a = points.ordered.shape[1]
-        # A parameter of two values has no order: whether they differ is all there is.
-        levels = points.codes.max(axis=0) + 1 if len(points) else []
-        equal = [_ORDERED if n == 2 else _EQUAL for n in levels]
-        self._priors = [_ORDERED] * a + equal + [_SCALE, _NOISE]
-        self._theta = np.array([p[0] for p in self._priors])
-        self._ordered = a
+        # For each parameter [A + 1, values, values]: squared distances in each order, and whether two values differ.
+        self._apart = [
+            np.stack([*((p[:, None] - p[None]) ** 2 for p in place.T), 1.0 - np.eye(len(place))]) for place in places
+        ]
+        priors: list[_Prior] = []
+        for apart in self._apart:
+            # A parameter of two values has no order: whether they differ is all there is.
+            priors += [_ORDERED] * (len(apart) - 1) + [_EQUAL if apart.shape[1] > 2 else _ORDERED]
+        self._factored = factored
+        self._priors = [*priors, *([_CONSTANT] if factored else []), _SCALE, _NOISE]
+        self._theta = np.array([p.mean for p in self._priors])
 
-    def fit(self, points: Points, y: Array) -> None:
+    def fit(self, known: Array, y: Array) -> None:
         """Move the hyperparameters to the maximum of their posterior, from where they are."""
         from scipy.optimize import minimize
 
-        apart = np.concatenate(
-            [
-                (points.ordered[:, None] - points.ordered[None]) ** 2,
-                (points.codes[:, None] != points.codes[None]).astype(float),
-            ],
-            axis=2,
-        )
-        bounds = [_BOUNDS[p] for p in self._priors]
         found = minimize(
-            self._loss, self._theta, (apart, y), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
+            self._loss,
+            self._theta,
+            (known, y),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[p.bounds for p in self._priors],
+            options={"maxiter": _STEPS},
         )
         if np.all(np.isfinite(found.x)):
             self._theta = found.x
 
-    def _loss(self, theta: Array, apart: Array, y: Array) -> tuple[float, Array]:
+    def _loss(self, theta: Array, known: Array, y: Array) -> tuple[float, Array]:
         """The negative log posterior and its gradient."""
         from scipy.linalg import cho_solve, cholesky
 
-        weights, scale, noise = np.exp(-2 * theta[:-2]), math.exp(2 * theta[-2]), math.exp(2 * theta[-1])
-        shape, slope = _matern(apart @ weights)
+        scale, noise = math.exp(2 * theta[-2]), math.exp(2 * theta[-1])
+        shape, slopes, by_constant = self._shape(theta, known, known, slopes=True)
         k = scale * shape
         k[np.diag_indices_from(k)] += noise + _JITTER
         lower = cholesky(k, lower=True, check_finite=False)
         alpha = cho_solve((lower, True), y, check_finite=False)
-        inverse = cho_solve((lower, True), np.eye(len(y)), check_finite=False)
-        pull = inverse - np.outer(alpha, alpha)
-        means, deviations = np.array(self._priors).T
+        pull = scale * (cho_solve((lower, True), np.eye(len(y)), check_finite=False) - np.outer(alpha, alpha))
+        gradient: list[float] = []
+        for w, apart, codes, slope in zip(self._weights(theta), self._apart, known.T, slopes, strict=True):
+            is_value = np.eye(apart.shape[1])[codes]
+            gradient += list(-w * (apart * (is_value.T @ (pull * slope) @ is_value)).sum(axis=(1, 2)))
+        if self._factored:
+            gradient.append(0.5 * float(np.sum(pull * by_constant)))
+        gradient += [float(np.sum(pull * shape)), float(np.trace(pull)) * noise / scale]
+        means, deviations = np.array([(p.mean, p.deviation) for p in self._priors]).T
         z = (theta - means) / deviations
-        gradient = np.empty_like(theta)
-        gradient[:-2] = -weights * np.einsum("ij,ijk->k", pull * slope * scale, apart)
-        gradient[-2] = np.sum(pull * shape) * scale
-        gradient[-1] = np.trace(pull) * noise
-        return float(0.5 * y @ alpha + np.log(np.diag(lower)).sum() + 0.5 * z @ z), gradient + z / deviations
+        value = 0.5 * y @ alpha + np.log(np.diag(lower)).sum() + 0.5 * z @ z
+        return float(value), np.array(gradient) + z / deviations
 
-    def _place(self, points: Points, levels: Array) -> Array:
-        """Points as vectors whose squared distance is the weighted one."""
-        weights = np.exp(-self._theta[:-2])
-        parts = [points.ordered * weights[: self._ordered]]
-        for j, count in enumerate(levels):
-            hot = np.eye(int(count))[points.codes[:, j]]
-            parts.append(hot * (weights[self._ordered + j] * math.sqrt(0.5)))
-        return np.concatenate(parts, axis=1)
+    def _weights(self, theta: Array) -> list[Array]:
+        """The inverse squared lengths of each parameter."""
+        ends = np.cumsum([len(a) for a in self._apart], dtype=int)
+        return np.split(np.exp(-2 * theta[: ends[-1]]), ends[:-1]) if len(ends) else []
 
-    def predict(self, known: Points, y: Array, asked: Points) -> tuple[Array, Array]:
+    def _shape(self, theta: Array, a: Array, b: Array, slopes: bool = False) -> tuple[Array, list[Array], Array]:
+        """The kernel over its scale between points ``a`` and ``b``; with ``slopes`` also its derivatives by each
+        parameter's squared distance, and by the logarithm of the constant."""
+        tables = [np.tensordot(w, apart, 1) for w, apart in zip(self._weights(theta), self._apart, strict=True)]
+        pairs = list(zip(tables, a.T, b.T, strict=True))
+        if not self._factored:
+            squared = np.zeros((len(a), len(b)))
+            for table, p, q in pairs:
+                squared += table[p][:, q]
+            shape, slope = _matern(squared)
+            return shape, [slope] * len(pairs) if slopes else [], np.zeros(())
+        constant = math.exp(theta[-3])
+        shape, by_distance, by_constant = np.ones((len(a), len(b))), [], np.zeros((len(a), len(b)))
+        for table, p, q in pairs:
+            kernel, slope = _matern(table)
+            factor = ((constant + kernel) / (constant + 1.0))[p][:, q]
+            shape *= factor
+            if slopes:
+                by_distance.append((slope / (constant + kernel))[p][:, q])
+                by_constant += (constant / (constant + kernel) - constant / (constant + 1.0))[p][:, q]
+        return shape, [shape * d for d in by_distance], shape * by_constant if slopes else by_constant
+
+    def predict(self, known: Array, y: Array, asked: Array) -> tuple[Array, Array]:
         """Mean and standard deviation at ``asked``, given the values ``y`` at ``known``."""
         from scipy.linalg import cho_solve, cholesky, solve_triangular
 
         scale, noise = math.exp(2 * self._theta[-2]), math.exp(2 * self._theta[-1])
-        levels = np.maximum(known.codes.max(axis=0), asked.codes.max(axis=0)) + 1
-        a, b = self._place(known, levels), self._place(asked, levels)
-
-        def kernel(p: Array, q: Array) -> Array:
-            squared = (p * p).sum(axis=1)[:, None] + (q * q).sum(axis=1)[None] - 2 * p @ q.T
-            return scale * _matern(np.maximum(squared, 0.0))[0]
-
-        k = kernel(a, a)
+        k = scale * self._shape(self._theta, known, known)[0]
         k[np.diag_indices_from(k)] += noise + _JITTER
         lower = cholesky(k, lower=True, check_finite=False)
-        across = kernel(a, b)
+        across = scale * self._shape(self._theta, known, asked)[0]
         mean = across.T @ cho_solve((lower, True), y, check_finite=False)
         part = solve_triangular(lower, across, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(scale - (part * part).sum(axis=0), 1e-12))

@@ -135,15 +135,15 @@ def test_replay_is_deterministic_and_finds_the_optimum(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_lie_apart_by_size_and_by_how_often_2_divides_them() -> None:
-    even = encode([[16, 48, 96, 128]]).ordered[:, 1]
+    even = encode([[16, 48, 96, 128]]).places[0][:, 1]
     assert even[0] == even[1] == 0 < even[2] < even[3] == 1
     # Where the size says it too, or numbers are not whole or not above 0, there is nothing to add.
-    assert encode([[1, 2, 4, 8]]).ordered.shape == (4, 1)
-    assert encode([[3, 6, 12, 24]]).ordered.shape == (4, 1)
-    assert encode([[0, 1, 2, 3]]).ordered.shape == (4, 1)
-    assert encode([[1.5, 2, 3, 4]]).ordered.shape == (4, 1)
-    assert encode([[1, 3, 5, 7]]).ordered.shape == (4, 1)
-    assert encode([[1e300, 2, 3, 4]]).ordered.shape == (4, 1)
+    assert encode([[1, 2, 4, 8]]).places[0].shape == (4, 1)
+    assert encode([[3, 6, 12, 24]]).places[0].shape == (4, 1)
+    assert encode([[0, 1, 2, 3]]).places[0].shape == (4, 1)
+    assert encode([[1.5, 2, 3, 4]]).places[0].shape == (4, 1)
+    assert encode([[1, 3, 5, 7]]).places[0].shape == (4, 1)
+    assert encode([[1e300, 2, 3, 4]]).places[0].shape == (4, 1)
 
 
 def test_more_trials_than_configurations(tmp_path: Path) -> None:
