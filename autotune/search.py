@@ -3,9 +3,9 @@
 A few configurations that differ as much as possible come first. Then two surrogates take turns: one of the logarithm of
 time, which tells the slow apart, by what parameters do alone and together; and one of speed, which tells the fast
 apart, by what lies near. Each proposes the configuration that promises the greatest improvement beyond a margin, wide
-at first and ever narrower. Where a cost model ranks the space
-beforehand, its first choices are among the first measured, and one surrogate corrects the model, as far as measurements
-agree with it; the other never hears of it, so that a model that is wrong costs half the trials at worst.
+at first and ever narrower. Where a cost model ranks the space beforehand, its first choices are among the first
+measured, and one surrogate corrects the model, as far as measurements agree with it; the other never hears of it, so
+that a model that is wrong costs half the trials at worst.
 """
 
 from __future__ import annotations

@@ -103,9 +103,10 @@ def _matern(squared: Array) -> tuple[Array, Array]:
 
 
 class GaussianProcess:
-    """Regression over configurations, given by their codes, with hyperparameters of maximum posterior.
+    """Regression over configurations, given by their codes ``[N, D]``, with hyperparameters of maximum posterior.
 
-    A distance along one parameter has few values, one for each pair of the parameter's own: a table.
+    ``places`` are those of `Points`; ``factored`` chooses the kernel (see above). A distance along one parameter has
+    few values, one for each pair of the parameter's own: a table. Raises `UsageError` without scipy.
     """
 
     def __init__(self, places: Sequence[Array], factored: bool) -> None:
@@ -124,7 +125,8 @@ class GaussianProcess:
         self._theta = np.array([p.mean for p in self._priors])
 
     def fit(self, known: Array, y: Array) -> None:
-        """Move the hyperparameters to the maximum of their posterior, from where they are."""
+        """Move the hyperparameters to the maximum of their posterior, given the values ``y`` ``[N]`` at ``known``
+        ``[N, D]``, from where they are."""
         from scipy.optimize import minimize
 
         found = minimize(
@@ -179,18 +181,18 @@ class GaussianProcess:
             shape, slope = _matern(squared)
             return shape, [slope] * len(pairs) if slopes else [], np.zeros(())
         constant = math.exp(theta[-3])
-        shape, by_distance, by_constant = np.ones((len(a), len(b))), [], np.zeros((len(a), len(b)))
+        shape, by_distance, by_constant = np.ones((len(a), len(b))), [], np.zeros(())
         for table, p, q in pairs:
             kernel, slope = _matern(table)
             factor = ((constant + kernel) / (constant + 1.0))[p][:, q]
             shape *= factor
             if slopes:
                 by_distance.append((slope / (constant + kernel))[p][:, q])
-                by_constant += (constant / (constant + kernel) - constant / (constant + 1.0))[p][:, q]
+                by_constant = by_constant + (constant / (constant + kernel) - constant / (constant + 1.0))[p][:, q]
         return shape, [shape * d for d in by_distance], shape * by_constant if slopes else by_constant
 
     def predict(self, known: Array, y: Array, asked: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation at ``asked``, given the values ``y`` at ``known``."""
+        """Mean and standard deviation ``[M]`` at ``asked`` ``[M, D]``, given the values ``y`` ``[N]`` at ``known``."""
         from scipy.linalg import cho_solve, cholesky, solve_triangular
 
         scale, noise = math.exp(2 * self._theta[-2]), math.exp(2 * self._theta[-1])

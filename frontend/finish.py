@@ -16,6 +16,7 @@ from ..ir.cascade import (
     Param,
     Rank,
     Reduce,
+    ranks_named,
     tensors_read,
     transform,
     walk,
@@ -107,7 +108,7 @@ def one_name(c: Cascade, sizes: Mapping[str, Size]) -> Cascade:
         for n in walk(e.expr):
             if isinstance(n, Access):
                 seen(n.tensor, n.indices)
-        statements.append(set(e.outputs[0].ranks) | ranks_in(e.expr))
+        statements.append(set(e.outputs[0].ranks) | set(ranks_named(e.expr)))
     names = {r: r for s in statements for r in s}
     for first, *others in axes.values():
         for other in others:
@@ -116,20 +117,6 @@ def one_name(c: Cascade, sizes: Mapping[str, Size]) -> Cascade:
                 names = {r: a if n == b else n for r, n in names.items()}
                 statements = [{a if r == b else r for r in s} for s in statements]
     return named_anew(c, names)
-
-
-def ranks_in(e: Expr) -> set[str]:
-    """The ranks of an expression, those bound inside too."""
-    found: set[str] = set()
-    for n in walk(e):
-        match n:
-            case Rank(name=name) | Extent(rank=name):
-                found.add(name)
-            case Reduce(ranks=over):
-                found.update(over)
-            case _:
-                pass
-    return found
 
 
 def named_anew(c: Cascade, ranks: Mapping[str, str], tensors: Mapping[str, str] = NOTHING) -> Cascade:

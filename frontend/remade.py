@@ -23,7 +23,6 @@ def partition(joint: GraphModule, inputs: Any, **given: Any) -> tuple[GraphModul
     from torch._functorch.partitioners import default_partition
 
     _make_anew(joint.graph)
-    joint.recompile()
     forward, backward = default_partition(joint, inputs, **given)
     return forward, backward
 
@@ -59,27 +58,28 @@ def _is_free(n: Node, free: set[Node]) -> bool:
 
 def _filled(n: Node) -> Any:
     """The number that a node fills a tensor with, of which another only tells the size; None for anything else."""
-    name, fake = op_name(n).split(".")[0], fakes(n)[0]
-    value: Any = n.args[FILLED_BY[name]] if name in FILLED_BY else FILLED_WITH.get(name)
-    if (
-        not isinstance(value, (int, float))
-        or not fake.is_contiguous()
-        or any(not isinstance(s, int) for s in fake.shape)
-    ):
+    name = op_name(n).split(".")[0]
+    value: Any = FILLED_WITH.get(name)
+    if name in FILLED_BY and len(n.args) > FILLED_BY[name]:
+        value = n.args[FILLED_BY[name]]
+    if not isinstance(value, (int, float)):
         return None
-    return value
+    (fake,) = fakes(n)
+    static = all(isinstance(s, int) for s in fake.shape)
+    return value if static and fake.is_contiguous() else None
 
 
 def _copied(graph: Graph, n: Node, before: Node, free: set[Node], copies: dict[Node, Node]) -> Node:
     """A node's copy, and those of what it is made of, in front of another node."""
     if n in free and n not in copies:
-        value, fake = _filled(n), fakes(n)[0]
+        value = _filled(n)
         for a in n.all_input_nodes if value is None else ():
             _copied(graph, a, before, free, copies)
         with graph.inserting_before(before):
             if value is None:
                 copies[n] = graph.node_copy(n, lambda a: copies.get(a, a))
             else:
+                (fake,) = fakes(n)
                 kind = {"dtype": fake.dtype, "device": fake.device}
                 copies[n] = graph.call_function(torch.ops.aten.full.default, (list(fake.shape), value), kind)
         copies[n].meta = {**n.meta, "partitioner_tag": "is_backward"}
