@@ -57,7 +57,7 @@ def written_out(c: Cascade) -> Cascade:
 
 def followable(c: Cascade) -> Cascade:
     """The cascade with flags written out where the algebra does not follow brackets: scans, monoids, products and
-    minima over a rank, and functions of masked zeros."""
+    minima over a rank, sums of -inf, and functions of masked zeros."""
     return _written(c, everything=False)
 
 

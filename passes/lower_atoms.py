@@ -122,7 +122,7 @@ class Atoms:
             if inner.name == "eq0":
                 return self._comparison(as_form(inner.args[0]), "ne")
             if inner.name == "eq":
-                return Call("ne", tuple(self.value(x) for x in inner.args))
+                return self._equal("ne", inner)
             return call("not", self.atom(inner))
         if a.name in ("and", "or"):
             return self._all(a.args, a.name)
@@ -130,7 +130,14 @@ class Atoms:
             return Access(a.name[7:], tuple(self.form(as_form(i)) for i in a.args))
         if a.name.startswith("red:"):
             return Reduce(a.name[4:], a.ranks, tuple(self.value(x) for x in a.args))
+        if a.name == "eq":
+            return self._equal("eq", a)
         return Call(a.name, tuple(self.value(x) for x in a.args))
+
+    def _equal(self, op: str, a: Atom) -> Expr:
+        """``x == 0`` rather than ``0 == x``."""
+        first, second = (self.value(x) for x in a.args)
+        return call(op, second, first) if isinstance(first, Const) else call(op, first, second)
 
     def _all(self, parts: object, op: str = "and") -> Expr:
         found = sorted((self.atom(p) for p in parts if isinstance(p, Atom)), key=print_expr)  # type: ignore[attr-defined]

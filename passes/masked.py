@@ -216,7 +216,7 @@ class Expressions:
                 return select(own.minus, MINUS_INF, select(own.zero, Const(0.0), made))
             case Reduce(op="min" | "prod") | Call() | Cast() if is_float(self.checker.infer(e)):
                 return self._decided(e, made)
-            case Reduce(op="sum") if self.everything and is_float(self.checker.infer(e)):
+            case Reduce(op="sum") if is_float(self.checker.infer(e)):
                 return select(self.flags(e).minus, MINUS_INF, made)
         return made
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .brackets import bracket, compare
 from .casts import cast, movable
 from .centred import basis_size, expand_factors, is_centred, split_core
 from .exponents import common_exponent, expand, is_share
-from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale
+from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, add, lift, scale
 from .ledger import MAX_TERMS, Rewrite
 from .normal import atom_nonnegative, factored, mul, power, times
 from .orders import Orders
@@ -73,7 +74,7 @@ class Reductions(Orders):
         for outer, (inside, bared) in groups.items():
             value = self._remaining(ranks, inside, bared)
             self._note_power(outer, value)
-            total.append(mul(Form({outer: ONE_FRACTION}), value))
+            total.append(mul(Form({outer: ONE_FRACTION}), value, _unless_nothing(outer, inside, value)))
         result = add(*total)
         if waits(body, over):
             before = lift(Atom("red", "sum", (body,), ranks))
@@ -345,6 +346,19 @@ def _beside_exponents(ranks: tuple[str, ...], body: Form) -> tuple[str, ...]:
     varying = frozenset().union(*(m.exponent.free for m in body.terms if m.exponent is not None))
     first = tuple(r for r in ranks if r not in varying)
     return first if len(first) < len(ranks) else ()
+
+
+def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
+    """Where a sum is not the 0 that conditions leave, if what left it may be infinite: times that, 0 is no 0.
+
+    A scalar is taken to be finite. Sums of exponentials, and those over a divisor, are told by their 0 as they are
+    written (`lower`).
+    """
+    conditional = all(m.brackets and m.exponent is None for m in inside.terms)
+    varies = [(a, p) for a, p in outer.factors if a.free and a.kind not in ("rank", "int")]
+    if not conditional or not varies or any(p < 0 for _, p in varies):
+        return UNIT
+    return bracket(compare("ne", value, ZERO, integer=False))
 
 
 def _divides(total: Atom, extreme: Atom, n: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import FORMS
+from test_random import plainly
 
 import castile
 from castile.ir.evaluate import evaluate
@@ -71,6 +72,37 @@ def test_rows_without_a_key(value: str) -> None:
         # What masks leave out may be anything, and so may what multiplies a row of nothing.
         given["S"][:, 3], given["V"][3], given["v"][[0, 5]] = np.nan, np.inf, (np.nan, np.inf)
         check(c, given)
+
+
+# Sums of what conditions leave out, with a factor that is the same along the sum and infinite where nothing is left.
+CONDITIONAL = (
+    "sum[k](where(S[q, k] > 0, v[q], 0.0))",
+    "sum[k](where(S[q, k] > 0, v[q] * S[q, k], 0.0))",
+    "sum[k](where(S[q, k] > 0, S[q, k] / R[q], 0.0))",
+    "sum[k](where(S[q, k] > 0, exp(v[q]) * S[q, k], 0.0))",
+    "sum[k](where(S[q, k] > 0, v[q] * exp(S[q, k]), 0.0))",
+    "sum[k](where(k < q, v[q] * S[q, k], 0.0))",
+    "sum[j](sum[k](where(S[q, k] > 0, v[q] * S[q, k] * S[j, k], 0.0)))",
+    "sum[k](where(S[q, k] > 0, rsqrt(R[q]) * S[q, k], 0.0))",
+    "sum[k](where(S[q, k] > 0, v[q] * S[q, k], 0.0) + abs(S[q, k]))",
+)
+
+
+@pytest.mark.parametrize("level, gauge", FORMS)
+@pytest.mark.parametrize("value", CONDITIONAL)
+def test_an_infinite_factor_of_nothing(value: str, level: str, gauge: str) -> None:
+    c = castile.parse(
+        f"def f(S: f32[q, k], v: f32[q]) -> Y:\n    R[q] = sum[k](maximum(S[q, k], 0))\n    Y[q] = {value}\n"
+    )
+    given = rows()
+    given["S"][[0, 5]] = -abs(given["S"][[0, 5]])
+    given = {"S": given["S"], "v": np.array([np.inf, 1.0, 2.0, 3.0, 4.0, np.inf])}
+    want = evaluate(c, given)["Y"]
+    with plainly():
+        got = evaluate(derive(c, level, gauge).cascade, given)["Y"]
+    finite = np.isfinite(want)
+    assert finite[0]
+    np.testing.assert_allclose(got[finite], want[finite], 1e-6)
 
 
 SMALL = {

@@ -24,7 +24,7 @@ def test_nothing_is_demanded_of_a_sum_whose_parts_overflow() -> None:
     assert error_bound(c, {"X": np.array([1e38, 1e38, -1e38])})["O"] < 1e33
 
 
-def test_an_infinity_that_conditions_on_data_leave_out_comes_in_as_a_factor() -> None:
+def test_a_scalar_is_taken_to_be_finite_where_it_leaves_a_conditional_sum() -> None:
     c = castile.parse("def f(X: f32[k], v: f32) -> O:\n    O = sum[k](where(X[k] > 1, v, 0.0))\n")
     given = {"X": np.zeros(3), "v": np.array(np.inf)}
     assert evaluate(c, given)["O"] == 0
