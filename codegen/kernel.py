@@ -70,6 +70,8 @@ class Kernel:
         self._variants: dict[tuple[int, ...], Variant] = {}
         self._built: dict[str, Runner] = {}
         self._runs: dict[Any, Runner] = {}
+        # Most calls are like the one before: to compare is quicker than to look up.
+        self._latest: tuple[Any, Any] = (None, None)
         self._lock = threading.RLock()
         self._building: dict[str, threading.Lock] = {}
 
@@ -142,8 +144,12 @@ class Kernel:
                 f"arguments of `{self.cascade.name}` have names, and {len(unnamed)} came without one",
                 hint=f"call it with {', '.join(f'{p.name}=…' for p in self.cascade.params)}",
             )
+        latest, program = self._latest
         try:
-            program = self._runs[tuple([inputs[name].shape for name in self._tensors])]
+            shapes = [inputs[name].shape for name in self._tensors]
+            if shapes != latest:
+                program = self._runs[tuple(shapes)]
+                self._latest = shapes, program
         except (KeyError, AttributeError, TypeError):
             program = self._meet(inputs)
         return program.run(inputs, out)

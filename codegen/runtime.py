@@ -51,6 +51,9 @@ _NOWHERE = ctypes.addressof(_NOTHING)
 _SCALAR_CODES = {"f64": "d", "f32": "f4x", "i64": "q", "i32": "i4x", "i16": "h6x", "i8": "b7x", "u8": "B7x"}
 _SCALAR_CODES |= {"u32": "I4x", "bool": "?7x", "f16": "H6x", "bf16": "H6x", "f8e4m3": "B7x", "f8e5m2": "B7x"}
 
+# The whole of a kernel's grid, from its first point. Numbers of ctypes' own are passed on sooner than Python's.
+_FIRST, _ALL = ctypes.c_int64(0), ctypes.c_int64(-1)
+
 # A program whose arguments were checked: it takes numbers and addresses.
 Launcher = Callable[[Sequence[Any], list[int]], None]
 
@@ -146,8 +149,9 @@ class Bound:
             self.words[at] = base + offset
 
     def call(self, threads: int) -> None:
+        number = ctypes.c_int64(threads)
         for function, at in self._functions:
-            function(at, 0, -1, threads)
+            function(at, _FIRST, _ALL, number)
 
 
 class CpuProgram(Arguments):
@@ -177,6 +181,8 @@ class CpuProgram(Arguments):
         names = [p.name for p in (*self.tensors, *self.outputs, *self.scratch, *self.scalars)]
         self._number = {name: i for i, name in enumerate(names)}
         self._plans: dict[Signature, Plan] = {}
+        # Most calls are like the one before: to compare is quicker than to look up.
+        self._latest: tuple[Any, Any] = (None, None)
 
     @classmethod
     def build(cls, program: Program) -> CpuProgram:
@@ -220,12 +226,10 @@ class CpuProgram(Arguments):
             arrays = [_aligned(x, size) for x, size in zip(arrays, self._sizes, strict=True)]
             places, layouts = looked_at([*arrays, *outs])
         signature = (torch, layouts)
-        plan = self._plans.get(signature)
-        if plan is None:
-            plan = self._plan(arrays, outs, torch)
-            while len(self._plans) >= PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            self._plans[signature] = plan
+        latest, plan = self._latest
+        if signature != latest:
+            plan = self._plans.get(signature) or self._kept(signature, self._plan(arrays, outs, torch))
+            self._latest = signature, plan
         results = outs
         if not outs:
             results = [new() for new in plan.outputs]
@@ -236,6 +240,12 @@ class CpuProgram(Arguments):
         if out is not None:
             return out
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _kept(self, signature: Signature, plan: Plan) -> Plan:
+        while len(self._plans) >= PLANS:
+            self._plans.pop(next(iter(self._plans)), None)
+        self._plans[signature] = plan
+        return plan
 
     def launcher(self, inputs: Mapping[str, Any], out: Sequence[Any]) -> Launcher:
         """The program for tensors that lie as these do, called with the values of scalars and with addresses: of the
@@ -292,9 +302,9 @@ class CpuProgram(Arguments):
             own += range(first, first + 8 * len(self.entries), 8)
         for at, number in plan.own:
             words[at] = own[number]
-        threads = thread_count()
+        threads = ctypes.c_int64(thread_count())
         for function, at in self._calls:
-            function(base + at, 0, -1, threads)
+            function(base + at, _FIRST, _ALL, threads)
         if self._checked and any(faults := words[self._faults_at :]):
             raise self._outside(faults)
 

@@ -88,7 +88,7 @@ CONDITIONAL = (
 )
 
 
-@pytest.mark.parametrize("level, gauge", FORMS)
+@pytest.mark.parametrize(("level", "gauge"), FORMS)
 @pytest.mark.parametrize("value", CONDITIONAL)
 def test_an_infinite_factor_of_nothing(value: str, level: str, gauge: str) -> None:
     c = castile.parse(
