@@ -50,7 +50,7 @@ class Reductions(Scalars):
         if len(terms) <= 2:
             return value
         values = [self.at(t, scope, guard) for t in terms]
-        magnitude, inherited = sum(np.abs(v.array) for v in values), sum(v.slack() for v in values)
+        magnitude, inherited = sum(rounding.absolute(v.array) for v in values), sum(v.slack() for v in values)
         error = inherited + rounding.chain_error(np.asarray(magnitude), len(terms), self.dtype(e))
         return replace(value, error=rounding.settle(value.array, error, self.dtype(e), value.masked))
 
@@ -127,7 +127,7 @@ class Reductions(Scalars):
         dtype, terms = self.dtype(e), self._terms(e)
         match e.op:
             case "sum":
-                magnitude = np.sum(np.abs(x), axes)
+                magnitude = np.sum(rounding.absolute(x), axes)
                 rounded = rounded + self._tf32(e) * magnitude
                 return rounding.sum_error(magnitude, np.sum(error, axes), terms, 0, dtype, rounded)
             case "prod":

@@ -66,6 +66,11 @@ def spread(y: Array, others: Iterable[Array]) -> Array:
     return far
 
 
+def absolute(x: Array) -> Array:
+    """Absolute values as f64: the least integer of a type has none in the type."""
+    return np.abs(np.asarray(x).astype(np.float64))
+
+
 def call_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Array, dtype: str) -> Array:
     """The error of one scalar operation whose arguments carry errors. For bools: 1 where the truth is uncertain."""
     if y.dtype.kind != "f":
@@ -74,8 +79,8 @@ def call_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Arr
     x = [a.astype(np.float64) for a in args]
     # Integers become floats on the way in, and large ones are rounded there.
     slack = [
-        e + np.where(np.abs(a) > WHOLE, u * np.abs(a), 0.0) if a.dtype.kind == "i" else e
-        for a, e in zip(args, errors, strict=True)
+        e + np.where(np.abs(b) > WHOLE, u * np.abs(b), 0.0) if a.dtype.kind == "i" else e
+        for a, b, e in zip(args, x, errors, strict=True)
     ]
     if op.rule == "power":
         slack[1] = np.zeros(())
@@ -175,7 +180,7 @@ def cast_error(x: Array, error: Array, y: Array, dtype: str, wide: bool, free: b
     # A rewrite may have moved the rounding past a factor; integers beyond 2^24 pass through f32.
     moved = (error > 0) if dtype != "f32" else np.zeros((), bool)
     if wide or free or x.dtype.kind == "i":
-        moved = moved | wide | (free and dtype != "f32") | ((x.dtype.kind == "i") & (np.abs(x) > WHOLE))
+        moved = moved | wide | (free and dtype != "f32") | ((x.dtype.kind == "i") & (absolute(x) > WHOLE))
     own = 2 * row.unit_roundoff * np.abs(y) + 2.0 ** (row.min_exponent - row.precision + 1)
     return np.asarray(carried + np.where(moved & np.isfinite(y), own, 0.0))
 
@@ -219,7 +224,7 @@ def parts_error(magnitude: Array, terms: int) -> Array:
 
 def prod_error(x: Array, error: Array, y: Array, axes: tuple[int, ...], dtype: str) -> Array:
     """A product of many: as its factors are off together; nothing is known where a part of it overflows or vanishes."""
-    size = np.abs(x).astype(np.float64)
+    size = absolute(x)
     carried = np.abs(np.prod(size + error, axis=axes) - np.prod(size, axis=axes))
     carried = np.where(np.any(error > 0, axis=axes), np.where(np.isnan(carried), np.inf, carried), 0.0)
     if not DTYPES[dtype].is_float:

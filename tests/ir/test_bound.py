@@ -344,3 +344,11 @@ def test_terms_may_be_added_in_another_order() -> None:
     assert not any(j.ok for j in judge(c, {"X": X}, {"Y": other / 4 + np.float32(2e-6)}))
     strict = parse(f'@cascade(numerics="strict")\ndef f(X: f32[h, w]) -> Y:\n    {pooled}')
     assert not any(j.ok for j in judge(strict, {"X": X}, {"Y": other / 4}))
+
+
+def test_the_least_integer_adds_to_a_bound() -> None:
+    c = parse("def f(T: i64[k], x: f32) -> (Y, Z):\n    Y[k] = (x + T[k]) - 1.5\n    Z[k] = 0.5 * T[k]\n")
+    given = {"T": np.array([-(2**63), -(2**63) + 1, 2**63 - 1]), "x": np.float32(1)}
+    for _, bound in reference(c, given).values():
+        np.testing.assert_allclose(bound, bound[2], 1e-6)
+        assert bound[0] > 1e10
