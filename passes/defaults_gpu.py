@@ -38,8 +38,9 @@ PACKED, SWIZZLE = 64, 8
 # The part of shared memory that loaded tiles may fill.
 SHARE = 0.75
 
-# How often a mapping that does not fit is changed, the warps that it may have, and needs that count as alike.
-ROUNDS, FEWEST, WARPS, RELIEF = 8, 2, 8, 1.05
+# How often a mapping that does not fit is changed, the warps that it may have, and needs that count as alike. What
+# needs many times what there is spills whatever it does, and loads nothing ahead.
+ROUNDS, FEWEST, WARPS, RELIEF, HOPELESS = 8, 2, 8, 1.05, 2
 
 KNOBS = {"hold": 1, "align": 128, "group": 1}
 
@@ -104,6 +105,8 @@ def relieved(mapping: Mapping, device: Device, build: Callable[[Mapping], tuple[
         if better is None:
             break
         mapping, kernels = better
+    if mapping.knob("stages") > 1 and need(kernels, mapping, device) > HOPELESS:
+        mapping = replace(mapping, knobs={**mapping.knobs, "stages": 1})
     return mapping
 
 

@@ -127,3 +127,9 @@ def test_products_without_a_matrix_unit_are_shared_out_over_all_threads() -> Non
     )
     assert copies(low, device, 8) == 2 * copies(wide, device, 8)
     assert register_bytes(low, device, 8) < register_bytes(wide, device, 8)
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_nothing_is_loaded_ahead_of_what_spills_whatever_it_does(target: str) -> None:
+    c = castile.grad(castile.load(CASCADES / "attention_monoid.cascade"))
+    assert default_mapping(c, target, nominal(c)).knob("stages") == 1
