@@ -19,6 +19,7 @@ from ..ir.cascade import (
     Expr,
     Param,
     Rank,
+    Reduce,
     tensors_read,
     walk,
 )
@@ -45,7 +46,8 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A region as a cascade. ``results`` name the nodes that its outputs stand for, with the sizes of their ranks.
+    """A region as a cascade. ``results`` name the nodes that its outputs stand for, with the sizes of their axes as
+    eager has them; ``orders`` the order in which the outputs' ranks take these.
 
     ``witness`` holds the sizes of ranks that no argument shows; a tensor of these sizes without memory is passed.
     """
@@ -53,6 +55,7 @@ class Lowered:
     cascade: Cascade
     arguments: tuple[Argument, ...]
     results: tuple[tuple[Node, int, tuple[Size, ...]], ...]
+    orders: tuple[tuple[int, ...], ...]
     witness: tuple[Size, ...]
     hints: Mapping[str, int]
 
@@ -219,15 +222,18 @@ class Lowering:
 
     def finish(self, outputs: Sequence[Node], name: str) -> Lowered:
         """The cascade that computes the given nodes."""
-        results: list[tuple[Node, int, tuple[Size, ...]]] = []
-        names: list[str] = []
+        wanted: list[tuple[Node, int, Value]] = []
         for node in outputs:
             values = self.values[node]
-            for at, value in enumerate(values if isinstance(values, tuple) else (values,)):
-                if value is None or (isinstance(values, tuple) and not _is_read(node, at)):
-                    continue
-                names.append(self._output(value, names))
-                results.append((node, at if isinstance(values, tuple) else -1, self._sizes(value)))
+            if not isinstance(values, tuple):
+                wanted.append((node, -1, values))
+                continue
+            wanted += [(node, at, v) for at, v in enumerate(values) if v is not None and _is_read(node, at)]
+        orders = self._orders(wanted)
+        names: list[str] = []
+        for (_, _, value), order in zip(wanted, orders, strict=True):
+            names.append(self._output(value, names, order))
+        results = tuple((node, at, self._sizes(value)) for node, at, value in wanted)
         einsums = needed(self.ws.einsums, names)
         read = {t for e in einsums for t in tensors_read(e.expr)}
         params, arguments, einsums = self._parameters(einsums, read)
@@ -241,18 +247,33 @@ class Lowering:
         verify(cascade)
         known = {new[r]: n for r, n in hints.items() if r in new}
         arguments = tuple(replace(a, name=p.name) for a, p in zip(arguments, cascade.params, strict=False))
-        return Lowered(cascade, arguments, tuple(results), witness, {r: known[r] for r in cascade.ranks})
+        return Lowered(cascade, arguments, results, orders, witness, {r: known[r] for r in cascade.ranks})
 
     def _sizes(self, value: Value) -> tuple[Size, ...]:
         return tuple(self.ws.sizes[r] for r in value.ranks)
 
-    def _output(self, value: Value, taken: Sequence[str]) -> str:
+    def _orders(self, results: Sequence[tuple[Node, int, Value]]) -> tuple[tuple[int, ...], ...]:
+        """The order of each result's ranks in the cascade: loops follow it, so that of a map goes through memory.
+
+        Results over the same ranks go through them together. Reductions and scans have loops of their own.
+        """
+        values = [v for _, _, v in results]
+        plain = tuple(tuple(range(len(v.ranks))) for v in values)
+        exprs = [e.expr for e in self.ws.einsums] + [v.expr for v in values]
+        scans = any(e.name in tensors_read(e.expr) for e in self.ws.einsums)
+        if scans or any(isinstance(n, Reduce) for e in exprs for n in walk(e)):
+            return plain
+        found = tuple(_memory_order(fakes(n)[max(0, at)], self._sizes(v)) for n, at, v in results)
+        ranks = {tuple(v.ranks[i] for i in order) for v, order in zip(values, found, strict=True)}
+        return found if len(ranks) == len(set(map(frozenset, ranks))) else plain
+
+    def _output(self, value: Value, taken: Sequence[str], order: Sequence[int]) -> str:
         """The name of the Einsum that writes exactly this value, a new one if there is none."""
-        e = value.expr
+        e, ranks = value.expr, tuple(value.ranks[i] for i in order)
         if isinstance(e, Access) and e.tensor not in taken and e.tensor not in self.inputs:
-            if e.indices == tuple(map(Rank, value.ranks)):
+            if e.indices == tuple(map(Rank, ranks)):
                 return e.tensor
-        written = self.ws.write(value, "y", value.ranks)
+        written = self.ws.write(value, "y", ranks)
         assert isinstance(written.expr, Access)
         return written.expr.tensor
 
@@ -320,6 +341,19 @@ SHAPING = frozenset(
     "nll_loss_forward nll_loss_backward iota flatten permute transpose".split()
 )
 _IGNORED = frozenset(("device", "pin_memory", "layout", "memory_format", "implicit", "non_blocking", "requires_grad"))
+
+
+def _memory_order(fake: torch.Tensor, sizes: Sequence[Size]) -> tuple[int, ...]:
+    """The axes of a tensor, cut into these sizes, from the outermost in memory to the innermost."""
+    shape, strides = (tuple(map(hint, n)) for n in (fake.shape, fake.stride()))
+    with unset_fake_temporarily():
+        like = torch.empty_strided(shape, strides, device="meta")
+        try:
+            cut = like.view(tuple(map(hint, sizes)))
+        except RuntimeError:
+            return tuple(range(len(sizes)))
+    far = cut.stride()
+    return tuple(sorted(range(len(sizes)), key=lambda i: -far[i]))
 
 
 def _is_read(node: Node, at: int) -> bool:

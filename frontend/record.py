@@ -178,9 +178,9 @@ class Recorder:
             weights = [w for w in weights if (w.shape, w.stride()) == (like.shape, like.stride())][:MOST_WEIGHTS]
             plan = call.plan(args)
             inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
-            ((shape, strides, axes, dtype),) = plan.allocate
-            out = torch.empty_strided(shape, strides, dtype=dtype)
-            bound = call.kernel.bind(inputs, (out.view(axes),))
+            (result,) = plan.results
+            out = result.empty()
+            bound = call.kernel.bind(inputs, (result.axes(out),))
             if bound is None or plan.witness is not None:
                 return False
             scratch = _scratch(bound.scratch_bytes)
@@ -235,11 +235,8 @@ class Recorder:
                 inputs[WITNESS] = plan.witness
                 self.record.kept.append(plan.witness)
             places = [self._place(fakes(n)[max(0, k)]) for n, k, _ in call.lowered.results]
-            made = [
-                torch.empty_strided(shape, strides, dtype=dtype) if y is None else y
-                for y, (shape, strides, _, dtype) in zip(places, plan.allocate, strict=True)
-            ]
-            out = tuple(y.view(shape) for y, (_, _, shape, _) in zip(made, plan.allocate, strict=True))
+            made = [r.empty() if y is None else y for y, r in zip(places, plan.results, strict=True)]
+            out = tuple(r.axes(y) for y, r in zip(made, plan.results, strict=True))
             bound = call.kernel.bind(inputs, out)
         except Exception:  # the call itself will tell
             return None
@@ -259,11 +256,11 @@ class Recorder:
                 moving.append((i, offset))
                 given.append(self._sure(base, inputs[name].element_size() - 1))
         fresh: list[Node | None] = []
-        for i, (y, (shape, strides, _, dtype)) in enumerate(zip(places, plan.allocate, strict=True)):
+        for i, (y, r) in enumerate(zip(places, plan.results, strict=True)):
             if y is not None:
                 fresh.append(None)
                 continue
-            node = self.graph.call_function(torch.empty_strided, (shape, strides), {"dtype": dtype})
+            node = self.graph.call_function(torch.empty_strided, (r.shape, r.strides), {"dtype": r.dtype})
             fresh.append(node)
             if bound.places[len(names) + i]:
                 moving.append((len(names) + i, 0))

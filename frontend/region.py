@@ -55,12 +55,31 @@ def _records_stamp() -> tuple[str, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result as eager lays it out: shape, strides, and the sizes of the kernel's axes."""
+    """A result as eager lays it out: shape, strides, and the sizes of the kernel's axes, which it takes in an order."""
 
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
     sizes: tuple[Size, ...]
+    order: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A `Result` of known sizes."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
+
+    def axes(self, y: torch.Tensor) -> torch.Tensor:
+        """The result as the kernel takes it."""
+        return y.view(self.sizes).permute(self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +87,12 @@ class Plan:
     """Sizes as integers, for one set of dynamic shapes: arguments as the kernel takes them, results as eager has them.
 
     ``views`` gives for each parameter the argument's place and, where it is not the argument's own, its shape;
-    ``allocate`` each result's shape, strides, shape for the kernel, and dtype.
+    ``results`` what the kernel writes.
     """
 
     views: tuple[tuple[str, int, tuple[int, ...] | None], ...]
     witness: torch.Tensor | None
-    allocate: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dtype], ...]
+    results: tuple[Made, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +130,7 @@ class RegionCall:
         self.failed = False
         place = {n: i for i, n in enumerate(leaves)}
         self._arguments = tuple((a.name, place[a.node], a.sizes, _shape(a)) for a in lowered.arguments)
-        self._results = tuple(_result(node, at, sizes) for node, at, sizes in lowered.results)
+        self._results = tuple(_result(*r, order) for r, order in zip(lowered.results, lowered.orders, strict=True))
         self._symbols = _symbols(self._expressions(), leaves)
         self._plans: dict[tuple[int, ...], Plan] = {}
         self._quick: dict[tuple[Any, ...], Quick] = {}
@@ -151,8 +170,8 @@ class RegionCall:
         inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
         if plan.witness is not None:
             inputs[WITNESS] = plan.witness
-        made = tuple(torch.empty_strided(s, t, dtype=d) for s, t, _, d in plan.allocate)
-        out = tuple(y.view(n) for y, (_, _, n, _) in zip(made, plan.allocate, strict=True))
+        made = tuple(r.empty() for r in plan.results)
+        out = tuple(r.axes(y) for r, y in zip(plan.results, made, strict=True))
         self._run(out=out, **inputs)
         launch = self.kernel.launcher(inputs, out)
         if launch is not None:
@@ -188,9 +207,8 @@ class RegionCall:
         witness = None
         if self.lowered.witness:
             witness = torch.zeros((), dtype=torch.bool).expand(ints(self.lowered.witness))
-        return Plan(
-            views, witness, tuple((ints(r.shape), ints(r.strides), ints(r.sizes), r.dtype) for r in self._results)
-        )
+        made = (Made(ints(r.shape), ints(r.strides), ints(r.sizes), r.order, r.dtype) for r in self._results)
+        return Plan(views, witness, tuple(made))
 
     def _compare(self, results: Sequence[Any], args: Sequence[Any]) -> None:
         expected = self.reference(*args)
@@ -212,7 +230,7 @@ def _launched(quick: Quick, args: Sequence[Any]) -> tuple[Any, ...] | None:
         if pointer & odd:
             return None
         pointers.append(pointer)
-    made = tuple([torch.empty_strided(s, t, dtype=d) for s, t, _, d in quick.plan.allocate])
+    made = tuple([r.empty() for r in quick.plan.results])
     pointers += [y.data_ptr() for y in made]
     quick.launch([args[at] for at in quick.numbers], pointers)
     return made
@@ -247,9 +265,9 @@ def _alike(a: Sequence[Size], b: Sequence[Size]) -> bool:
     return len(a) == len(b) and all(map(same, a, b))
 
 
-def _result(node: Node, at: int, sizes: tuple[Size, ...]) -> Result:
+def _result(node: Node, at: int, sizes: tuple[Size, ...], order: tuple[int, ...]) -> Result:
     fake = fakes(node)[max(0, at)]
-    return Result(tuple(fake.shape), tuple(fake.stride()), sizes, fake.dtype)
+    return Result(tuple(fake.shape), tuple(fake.stride()), sizes, order, fake.dtype)
 
 
 # Dynamic sizes

@@ -74,3 +74,22 @@ def test_a_strided_array_at_an_odd_address() -> None:
     askew[...] = np.arange(20).reshape(5, 4) / 20
     np.testing.assert_allclose(kernel(X=askew), np.exp(askew), rtol=1e-6)
     np.testing.assert_allclose(kernel(X=torch.from_numpy(askew)).numpy(), np.exp(askew), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_the_loops_of_a_map_go_through_memory(dynamic: bool | None) -> None:
+    def rotary(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        half = q.shape[-1] // 2
+        turned = q * cos + torch.cat((-q[..., half:], q[..., :half]), -1) * sin
+        return turned, (q + 1).flatten(1, 2)
+
+    seen: list[Compiled] = []
+    run = torch.compile(rotary, backend=backend(Options(when="always"), seen.append), dynamic=dynamic)
+    for tokens in (40, 24):
+        q = torch.randn(2, tokens, 3, 16).transpose(1, 2)  # heads before tokens, tokens outermost in memory
+        cos, sin = torch.randn(2, tokens, 16)
+        for mine, theirs in zip(run(q, cos, sin), rotary(q, cos, sin), strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert mine.stride() == theirs.stride()
+    orders = [call.lowered.orders for _, call in seen[0].calls]
+    assert orders == [((0, 2, 1, 3),), ((0, 1, 2, 3),)]
