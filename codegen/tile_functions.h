@@ -112,6 +112,11 @@ constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f, LOG2_E = 1.4
 
 template <class F>
 CASTILE_INLINE Only<F> exp(F x) {
+#if defined(__AVX512F__)
+  // What is far below becomes 0 whatever n is.
+  if constexpr (std::is_same_v<F, Vector>) x = at_most(x, 89.0f);
+  else
+#endif
   x = clamp(x, -104.5f, 89.0f);  // n from -151 on
   const F rounded = x * LOG2_E + ROUNDER, n = rounded - ROUNDER;
   const F r = (x - n * LN2_HIGH) - n * LN2_LOW;
@@ -121,11 +126,40 @@ CASTILE_INLINE Only<F> exp(F x) {
 // One of a row: by the steps of vectors, which have no branch to be foreseen.
 CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
 
+#if defined(__AVX512DQ__)
+// 2^r on [-0.5, 0.5].
+CASTILE_INLINE Vector exp2_near_zero(Vector r) {
+  Vector p = 0.00015594678f * r + 0.0013406643f;
+  p = p * r + 0.009617693f;
+  p = p * r + 0.055503104f;
+  p = p * r + 0.24022652f;
+  p = p * r + 0.69314724f;
+  return p * r + 1.0f;
+}
+#endif
+
 template <class F>
 CASTILE_INLINE Only<F> exp2(F x) {
+#if defined(__AVX512DQ__)
+  if constexpr (std::is_same_v<F, Vector>) {
+    constexpr float LEAST = -150.5f;
+    const F r = (F)_mm512_reduce_ps((__m512)x, 0);  // x less the nearest integer, 0 for infinities
+    const auto enough = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(LEAST), _CMP_NLT_UQ);
+    return (F)_mm512_maskz_scalef_ps(enough, (__m512)exp2_near_zero(r), (__m512)(x - r));
+  }
+#endif
   x = clamp(x, -151.0f, 129.0f);
   const F rounded = x + ROUNDER;
   return scale_by(exp_near_zero((x - (rounded - ROUNDER)) * 0.6931472f), rounded);
+}
+
+// exp of what was rounded as it was computed, which counts for more than that log2 e is multiplied in at once.
+CASTILE_INLINE Vector exp_rough(Vector x) {
+#if defined(__AVX512DQ__)
+  return exp2(x * LOG2_E);
+#else
+  return exp(x);
+#endif
 }
 
 // Powers of two, exact.

@@ -141,6 +141,8 @@ class Lanes:
             return Text(f"{a.at(left)} {sign} {b.at(right)}", level, True)
         if e.op == "exp2" and (whole := self._whole(e.args[0])) is not None:
             return Text(f"exp2({whole.text})", ATOM, True)
+        if e.op == "exp" and _rounds_inside(e.args[0]):
+            return Text(f"exp_rough({self.value(e.args[0]).text})", ATOM, True)
         if e.op in _CALLS:
             args = [self.value(x) for x in e.args]
             several = len(args) > 1
@@ -271,6 +273,16 @@ class Lanes:
         x, y = (inside.origin(e, "i64") for e in (args[::-1] if step == -1 else args))
         (inside.last if upper else inside.first).append(f"({y}) - ({x}){more}")
         return Text(f"lanes_{'below' if upper else 'past'}({below}, {inside.name})", ATOM, True)
+
+
+def _rounds_inside(e: Expr) -> bool:
+    """Whether what is added up was itself computed, so that the sum is off by more than a rounding of it."""
+    match e:
+        case Call(op="where", args=(_, a, b)):
+            return _rounds_inside(a) or _rounds_inside(b)
+        case Call(op="add" | "sub", args=args):
+            return any(isinstance(a, Call) and a.op in ("mul", "div", "add", "sub", "tanh") for a in args)
+    return False
 
 
 def _in_lanes(dtype: str) -> bool:

@@ -143,3 +143,19 @@ def test_a_users_monoid_skips_what_is_masked() -> None:
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     run = castile.compile(c, "cpu")
     within_bound(c, {"X": x}, run(X=x))
+
+
+@pytest.mark.parametrize("value", ["exp(c * X[k] - 1.5)", "exp(X[k] - 1.5)", "exp2(X[k])"])
+def test_exponentials_of_any_size(value: str) -> None:
+    """What is exponentiated after it was rounded takes fewer steps; ends are the same."""
+    c = castile.parse(f"def f(X: f32[k], c: f32) -> Y:\n    Y[k] = {value}\n")
+    size = np.concatenate([np.geomspace(1e-40, 200, 3000), np.linspace(80, 160, 3000), [0, 1e9, 1e38, np.inf]])
+    x = np.concatenate([size, -size, [np.nan]]).astype(np.float32)
+    (run,) = CpuProgram.build_all([mapped(c, default_mapping(c, "cpu", {"k": x.size}), {"k": x.size}).program])
+    assert ("exp_rough(" in run.source) == ("c *" in value)
+    got = run(X=x, c=np.float32(1))
+    within_bound(c, {"X": x, "c": np.float32(1)}, got)
+    with np.errstate(over="ignore"):
+        exact = np.exp2(x.astype(float)) if "exp2" in value else np.exp((x - np.float32(1.5)).astype(float))
+        want = exact.astype(np.float32)
+    np.testing.assert_allclose(got, want, 2e-5 if "c *" in value else 1e-6, 3e-45)

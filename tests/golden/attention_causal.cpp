@@ -124,7 +124,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               });
             } else {
               L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k, int64_t) CASTILE_INLINED {
-                const Vector f_9 = exp(scale * load(&sum_5[q * 528 + k]) - M_4_one);
+                const Vector f_9 = exp_rough(scale * load(&sum_5[q * 528 + k]) - M_4_one);
                 store(&left_10[q * 544 + k], f_9);
                 return f_9;
               });
@@ -202,7 +202,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               });
             } else {
               L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED {
-                const Vector f_16 = exp(scale * load(&sum_13[q * 528 + k]) - M_12_one);
+                const Vector f_16 = exp_rough(scale * load(&sum_13[q * 528 + k]) - M_12_one);
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f);
               });
