@@ -68,7 +68,7 @@ def spread(y: Array, others: Iterable[Array]) -> Array:
 
 def absolute(x: Array) -> Array:
     """Absolute values as f64: the least integer of a type has none in the type."""
-    return np.abs(np.asarray(x).astype(np.float64))
+    return np.abs(np.asarray(x).astype(np.float64, copy=False))
 
 
 def call_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Array, dtype: str) -> Array:

@@ -351,14 +351,11 @@ def _beside_exponents(ranks: tuple[str, ...], body: Form) -> tuple[str, ...]:
 def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
     """Where a sum is not the 0 that conditions leave, if what left it may be infinite: times that, 0 is no 0.
 
-    A scalar is taken to be finite. Sums of exponentials, and those over a divisor, are told by their 0 as they are
-    written (`lower`).
+    A scalar is taken to be finite. Sums of exponentials are told by their 0 as they are written (`lower`).
     """
     conditional = all(m.brackets and m.exponent is None for m in inside.terms)
-    varies = [(a, p) for a, p in outer.factors if a.free and a.kind not in ("rank", "int")]
-    if not conditional or not varies or any(p < 0 for _, p in varies):
-        return UNIT
-    return bracket(compare("ne", value, ZERO, integer=False))
+    varies = any(a.free and a.kind not in ("rank", "int") for a, _ in outer.factors)
+    return bracket(compare("ne", value, ZERO, integer=False)) if conditional and varies else UNIT
 
 
 def _divides(total: Atom, extreme: Atom, n: int) -> bool:

@@ -84,6 +84,8 @@ CONDITIONAL = (
     "sum[k](where(k < q, v[q] * S[q, k], 0.0))",
     "sum[j](sum[k](where(S[q, k] > 0, v[q] * S[q, k] * S[j, k], 0.0)))",
     "sum[k](where(S[q, k] > 0, rsqrt(R[q]) * S[q, k], 0.0))",
+    "R[q] + sum[j](sum[k](where(S[j, k] > 0, S[j, k] / R[j], 0.0)))",
+    "R[q] + max[j](sum[k](where(S[j, k] > 0, S[j, k] / R[j], 0.0)))",
     "sum[k](where(S[q, k] > 0, v[q] * S[q, k], 0.0) + abs(S[q, k]))",
 )
 
