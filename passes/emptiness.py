@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .brackets import conjunction, conjuncts, disjunction, pred
-from .forms import Atom, Form, Monomial
+from .brackets import compare, conjunction, conjuncts, disjunction, pred
+from .forms import ONE, ONE_FRACTION, UNIT, Atom, Form, Monomial, lift
 
 FILLED = "red:any"
 
@@ -46,12 +46,77 @@ def filled(a: Atom) -> Atom | None:
     return pred(FILLED, passed, ranks=a.ranks)
 
 
+def where_nonzero(a: Atom) -> list[Atom]:
+    """Where something comes into a factor that is 0 without: where it cancels, 0 / 0 is 0 still and not 1."""
+    some = filled(a)
+    if some is not None:
+        return [some]
+    if a.kind == "extent":
+        return _inhabited([a.name])
+    return _inhabited(a.ranks) if a.kind == "red" and a.name == "sum" else []
+
+
+def where_finite(a: Atom) -> list[Atom]:
+    """Where something comes into a maximum, which is -inf without."""
+    some = filled(a)
+    if some is not None:
+        return [some] if some.name == FILLED else []
+    return _inhabited(a.ranks) if a.kind == "red" and a.name == "max" else []
+
+
+def _inhabited(ranks: Iterable[str]) -> list[Atom]:
+    """That ranks are not empty: without a mask a reduction over them is of something then."""
+    return [compare("le", UNIT, lift(Atom("extent", r, dtype="i64", nonnegative=True)), integer=True) for r in ranks]
+
+
+def _rank_of(p: Atom) -> str | None:
+    """The rank r of the predicate ``extent(r) >= 1``."""
+    inside = p.args[0] if p.name == "ge0" else None
+    if not isinstance(inside, Form) or len(inside.terms) != 2 or inside.terms.get(ONE) != -ONE_FRACTION:
+        return None
+    m, q = next((m, q) for m, q in inside.terms.items() if m != ONE)
+    alone = q == 1 and len(m.factors) == 1 and m.factors[0][1] == 1
+    return m.factors[0][0].name if alone and m.factors[0][0].kind == "extent" else None
+
+
 def pruned(m: Monomial) -> Monomial:
-    """A monomial without the brackets of this kind that its other factors imply."""
-    if not any(b.name == FILLED for b in m.brackets):
+    """A monomial without the brackets of these kinds that its other factors imply."""
+    if not any(b.name == FILLED or _rank_of(b) is not None for b in m.brackets):
         return m
-    kept = [b for b in m.brackets if b.name != FILLED or not _implied(b, m.factors, set(m.brackets) - {b})]
+    kept = [b for b in m.brackets if not _is_superfluous(b, m)]
     return m if len(kept) == len(m.brackets) else Monomial(m.factors, m.exponent, kept)
+
+
+def _is_superfluous(b: Atom, m: Monomial) -> bool:
+    rank = _rank_of(b)
+    if rank is not None:
+        counted = any(n > 0 and _counts(a, rank) for a, n in m.factors)
+        return counted or rank in m.free or any(_is_of_something(p, rank) for p in m.brackets)
+    return b.name == FILLED and _implied(b, m.factors, set(m.brackets) - {b})
+
+
+def _is_of_something(p: Atom, rank: str) -> bool:
+    """Whether a predicate holds only where a rank is not empty: it finds an element, or its sum is not 0."""
+    if p.name == FILLED:
+        return rank in p.ranks
+    equal = p.args[0] if p.name == "not" else None
+    if not isinstance(equal, Atom) or equal.name != "eq":
+        return False
+    sides = [f for f in equal.args if isinstance(f, Form)]
+    return any(not f.terms for f in sides) and all(_adds_up(f, rank) for f in sides)
+
+
+def _adds_up(f: Form, rank: str) -> bool:
+    """Whether a value is 0 where a rank is empty."""
+    return all(any(n > 0 and _counts(a, rank) for a, n in m.factors) for m in f.terms)
+
+
+def _counts(a: Atom, rank: str) -> bool:
+    """Whether a factor is 0 where a rank is empty."""
+    if a.kind == "red" and a.name == "sum" and rank in a.ranks or a.kind == "extent" and a.name == rank:
+        return True
+    body = a.args[0] if a.kind in ("cast", "poly") or (a.kind == "red" and a.name == "sum") else None
+    return isinstance(body, Form) and rank not in a.ranks and _adds_up(body, rank)
 
 
 def _implied(p: Atom, factors: Iterable[tuple[Atom, int]], brackets: Iterable[Atom]) -> bool:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from ..ir.ops import OPS
 from .brackets import FALSE, TRUE, bracket, conjunction, lbr, negate
-from .emptiness import FILLED, filled, is_mask, pruned
+from .emptiness import is_mask, pruned, where_finite, where_nonzero
 from .forms import (
     LN2,
     ONE,
@@ -54,15 +54,15 @@ def _spellings(x: float) -> tuple[float, ...]:
 def times(a: Monomial, b: Monomial) -> Monomial | None:
     """The product of two monomials; None where their brackets contradict, so that it is 0.
 
-    What masks may leave empty cancels under a bracket (`emptiness`).
+    What may be empty cancels under a bracket (`emptiness`).
     """
     factors = dict(a.factors)
     brackets = set(a.brackets) | set(b.brackets)
     for atom, power in b.factors:
         before = factors.get(atom, 0)
         factors[atom] = before + power
-        if before * power < 0 and before + power <= 0 and (some := filled(atom)) is not None:
-            brackets.add(some)
+        if before * power < 0 and before + power <= 0:
+            brackets.update(where_nonzero(atom))
     if any(negate(p) in brackets for p in brackets):
         return None
     exponent = a.exponent or b.exponent
@@ -73,13 +73,12 @@ def times(a: Monomial, b: Monomial) -> Monomial | None:
 
 
 def _cancelled(a: Form, b: Form) -> Iterable[Atom]:
-    """Where masked maxima that cancel in a sum of exponents are more than -inf."""
+    """Where maxima that cancel in a sum of exponents are of something, and so more than -inf."""
     for m, q in a.terms.items():
         other = b.terms.get(m, ZERO_FRACTION)
         alone = len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
-        some = filled(m.factors[0][0]) if q * other < 0 and q + other <= 0 and alone else None
-        if some is not None and some.name == FILLED:
-            yield some
+        if q * other < 0 and q + other <= 0 and alone:
+            yield from where_finite(m.factors[0][0])
 
 
 def mul(*forms: Form) -> Form:

@@ -351,11 +351,14 @@ def _beside_exponents(ranks: tuple[str, ...], body: Form) -> tuple[str, ...]:
 def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
     """Where a sum is not the 0 that conditions leave, if what left it may be infinite: times that, 0 is no 0.
 
-    A scalar is taken to be finite. Sums of exponentials are told by their 0 as they are written (`lower`).
+    Sums of exponentials are told by their 0 as they are written (`lower`).
     """
     conditional = all(m.brackets and m.exponent is None for m in inside.terms)
-    varies = any(a.free and a.kind not in ("rank", "int") for a, _ in outer.factors)
-    return bracket(compare("ne", value, ZERO, integer=False)) if conditional and varies else UNIT
+    finite = all(a.kind in ("rank", "int", "extent", "ln2") for a, _ in outer.factors)
+    if finite or not conditional:
+        return UNIT
+    plain = Form({value.single[0]: ONE_FRACTION}) if value.single is not None else value
+    return bracket(compare("ne", plain, ZERO, integer=False))
 
 
 def _divides(total: Atom, extreme: Atom, n: int) -> bool:

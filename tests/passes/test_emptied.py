@@ -87,6 +87,9 @@ CONDITIONAL = (
     "R[q] + sum[j](sum[k](where(S[j, k] > 0, S[j, k] / R[j], 0.0)))",
     "R[q] + max[j](sum[k](where(S[j, k] > 0, S[j, k] / R[j], 0.0)))",
     "sum[k](where(S[q, k] > 0, v[q] * S[q, k], 0.0) + abs(S[q, k]))",
+    "sum[k](where(S[q, k] > 0, s, 0.0))",
+    "sum[k](where(S[q, k] > 0, S[q, k] / (s - s), 0.0))",
+    "sum[k](where(S[q, k] > 0, -s * S[q, k], 0.0)) + R[q]",
 )
 
 
@@ -94,17 +97,43 @@ CONDITIONAL = (
 @pytest.mark.parametrize("value", CONDITIONAL)
 def test_an_infinite_factor_of_nothing(value: str, level: str, gauge: str) -> None:
     c = castile.parse(
-        f"def f(S: f32[q, k], v: f32[q]) -> Y:\n    R[q] = sum[k](maximum(S[q, k], 0))\n    Y[q] = {value}\n"
+        f"def f(S: f32[q, k], v: f32[q], s: f32) -> Y:\n    R[q] = sum[k](maximum(S[q, k], 0))\n    Y[q] = {value}\n"
     )
     given = rows()
     given["S"][[0, 5]] = -abs(given["S"][[0, 5]])
-    given = {"S": given["S"], "v": np.array([np.inf, 1.0, 2.0, 3.0, 4.0, np.inf])}
+    given = {"S": given["S"], "v": np.array([np.inf, 1.0, 2.0, 3.0, 4.0, np.inf]), "s": np.array(np.inf)}
     want = evaluate(c, given)["Y"]
     with plainly():
         got = evaluate(derive(c, level, gauge).cascade, given)["Y"]
     finite = np.isfinite(want)
     assert finite[0]
     np.testing.assert_allclose(got[finite], want[finite], 1e-6)
+
+
+# What cancels over a rank that is empty, and what another rank or sum beside it makes of that.
+CANCELLED = (
+    "sum[k](X[q, k]) / sum[k](X[q, k])",
+    "sum[k](X[q, k]) / sum[k](2 * X[q, k]) + 1",
+    "sum[k](X[q, k] / sum[k](X[q, k]))",
+    "sum[k](1.0) / extent(k)",
+    "sum[k](X[q, k]) * sum[j, k](U[j, k]) / sum[j, k](U[j, k])",
+    "sum[k](exp(X[q, k] - max[k](X[q, k])) / sum[k](exp(X[q, k] - max[k](X[q, k]))))",
+    "sum[j](sum[k](U[j, k]) / sum[k](U[j, k]))",
+    "sum[k](X[q, k] / sum[k](X[q, k])) + sum[r](W[q, r] / sum[r](W[q, r]))",
+)
+
+
+@pytest.mark.parametrize(("level", "gauge"), [f for f in FORMS if f[0] != "none"])
+@pytest.mark.parametrize("value", CANCELLED)
+def test_what_cancels_over_an_empty_rank(value: str, level: str, gauge: str) -> None:
+    c = castile.parse(f"def f(X: f32[q, k], U: f32[j, k], W: f32[q, r]) -> Y:\n    Y[q] = {value}\n")
+    for q, j, k in ((3, 2, 0), (3, 0, 2), (3, 2, 2), (0, 2, 2), (0, 0, 0)):
+        given = {"X": 1.0 + np.arange(q * k).reshape(q, k), "U": 1.0 + np.arange(j * k).reshape(j, k)}
+        given["W"] = np.ones((q, 3))
+        want = evaluate(c, given)["Y"]
+        with plainly():
+            got = evaluate(derive(c, level, gauge).cascade, given)["Y"]
+        np.testing.assert_allclose(got, want, 1e-6)
 
 
 SMALL = {
