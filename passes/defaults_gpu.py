@@ -249,9 +249,12 @@ def _contraction(k: TileKernel, extents: Dict[str, int], device: Device) -> tupl
     if any(not op.accumulate for op in dots):
         found = _squares(k, dots, extents, 128 if narrow else 32, 64 if narrow else 32)
         return _stream(k, dots, extents, device, found)
-    # In f32 a depth of several ranks is half as deep: factors of these are computed, in registers.
-    deep = 64 if narrow or all(len(op.over) == 1 for op in dots) else 32
-    return _squares(k, dots, extents, 128 if narrow else 32, deep), 8 if narrow else 4
+    # In f32 a depth of several ranks is half as deep: factors of these are computed, in registers. There the next
+    # turn's tiles wait on some units, and masked operands.
+    scarce = "wmma" in device.features
+    deep = 64 if (narrow or all(len(op.over) == 1 for op in dots)) and not scarce else 32
+    wide = 64 if scarce and any(op.annihilates for op in dots) else 128
+    return _squares(k, dots, extents, wide if narrow else 32, deep), 8 if narrow else 4
 
 
 def _squares(k: TileKernel, dots: Collection[Dot], extents: Dict[str, int], wide: int, deep: int) -> dict[str, int]:
@@ -296,7 +299,7 @@ def _stream(
     if narrow and (masked or many or computed) and not device.features & {"wgmma", "tcgen05"}:
         found |= less
         if "wmma" in device.features:
-            rows = SIDE if computed else 32 if many else 64
+            rows = SIDE if computed or many else 32
             own = {r for op in dots if not op.accumulate for r in op.tile.axes if r in grid}
             found |= {r: min(rows, found[r]) for r in own}
         return found, 8
