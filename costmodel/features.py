@@ -16,7 +16,7 @@ from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import TileKernel
 
 # Knobs that say themselves in the operations of a program, which the other features count.
-SHOWN = ("apart", "join", "meet", "narrow", "scatter")
+SHOWN = ("apart", "join", "meet", "narrow", "scatter", "stored")
 
 NAMES = (
     "kernels",

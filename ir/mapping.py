@@ -55,6 +55,9 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
                 "narrow", "cpu", (0, 1), 0, "products of bytes and 8-bit floats are made in types that just hold them"
             ),
             Knob("meet", "cpu", (0, 1), 0, "loops go from the first to the last of data that can be equal"),
+            Knob(
+                "stored", "cpu", (0, 1), 0, "what rows of a product are made of is stored once, not made by each tile"
+            ),
             Knob("group", "all", (0, 1), 0, "what follows an Einsum row by row joins its kernel"),
             Knob("join", "all", (0, 1), 0, "sums over one rank that need the same inner reductions are one kernel"),
             Knob("scatter", "cpu", (0, 1), 0, "with join, sums over another rank add to their output from there"),

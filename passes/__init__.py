@@ -25,6 +25,7 @@ Gradients and partial results
 
 Kernels
     fuse plan join apart                what runs together, what streams together, what leaves a contraction
+    operands                            rows of products that are stored once
     mapped tile tiling tile_*           a cascade under a mapping; tile kernels, in layers from scope to streams
     step                                how a stream takes in a whole tile
     defaults defaults_gpu registers     the mapping where nothing was tuned, what it takes on chip

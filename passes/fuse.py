@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Rank, Reduce, tensors_read, walk
+from ..ir.cascade import Access, Cascade, Cast, Einsum, Expr, Rank, Reduce, tensors_read, walk
 from ..ir.ops import REDUCTIONS
 from ..ir.verify import scan_step
 
@@ -112,6 +112,11 @@ def stored(c: Cascade, e: Einsum, absorbed: set[str]) -> set[str]:
 
 def is_map(e: Einsum) -> bool:
     return len(e.outputs) == 1 and not e.reductions and scan_step(e) is None
+
+
+def converted(e: Einsum, types: Mapping[str, str]) -> Expr:
+    """A map's value as its tensor would hold it."""
+    return Cast(types[e.name], e.expr) if e.output.dtype is not None else e.expr
 
 
 def is_row_reduction(e: Einsum) -> bool:

@@ -13,15 +13,18 @@ from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import given_ranks, resolve, shape_of
+from ..ir.machine import cores
 from ..ir.mapping import KNOBS as CHOICES
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, TileKernel, operations
 from ..ir.types import tensor_types
+from .defaults import BLOCK as TILE
 from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
 from .defaults_gpu import KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .inbounds import always_read
+from .operands import worth
 from .pipeline import Pass, run_pipeline
 from .split import default_splits
 from .tile import TileProgram, tile_program
@@ -78,6 +81,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
         apart=bool(mapping.knob("apart")),
         narrow=bool(mapping.knob("narrow")),
         meet=bool(mapping.knob("meet")),
+        stored=bool(mapping.knob("stored")),
         splits=mapping.splits,
     )
     user = {m.name for m in form.monoids} - {s.monoid.name for s in derivation.streams if s.monoid is not None}
@@ -201,6 +205,10 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
         # What merges the pieces has kernels of its own.
         return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
+    return _stored(c, _for_cpu(c, extents), extents)
+
+
+def _for_cpu(c: Cascade, extents: Dict[str, int]) -> Mapping:
     begin = replace(CPU, knobs={**CPU.knobs, "meet": 1}) if _compares(c) else CPU
     begin = _narrowed(c, begin, extents)
     plain = mapped(c, begin, extents)
@@ -221,6 +229,22 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
     found = _scattered(c, plain.kernels, found, extents)
     found = _in_pieces(c, plain.kernels, found, extents, TASKS)
     return _kept(c, found, extents) if whole_depth(plain.kernels, found.tiles, plain.sizes) else found
+
+
+def _stored(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
+    """The mapping with rows of products stored that are dear to make again. Strict numerics make them in one way."""
+    made = mapped(c, mapping, extents)
+    form = made.derivation.cascade
+    if c.numerics == "strict" or not worth(form, tensor_types(form), made.sizes, mapping.tiles):
+        return mapping
+    found = replace(mapping, knobs={**mapping.knobs, "stored": 1, "resident": 0})
+    kernels = mapped(c, found, extents).kernels
+    tiles = {**mapping.tiles, **cpu_tiles(kernels, made.sizes)}
+    # The kernel that stores the rows has no columns to share out, and takes them whole.
+    for k in (k for k in kernels if not any(isinstance(op, Dot) for op in operations(k.body))):
+        share = {g.rank: -(-made.sizes[g.rank] // cores()) for g in k.grid if g.rank in tiles}
+        tiles |= {r: min(tiles[r], n, TILE[0]) for r, n in share.items()}
+    return replace(found, tiles=tiles, knobs={**found.knobs, "resident": RESIDENT})
 
 
 def _kept(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:

@@ -31,9 +31,21 @@ from ..ir.tile import Fold, For, GridRank, Load, Map, Op, Store, TileKernel, ope
 from ..ir.types import tensor_types
 from ..ir.verify import scan_step
 from .count import needed
-from .fuse import ON_CHIP, VECTOR, cheapest_first, epilogues, fusible, is_map, is_row_reduction, rows_enough, stored
+from .fuse import (
+    ON_CHIP,
+    VECTOR,
+    cheapest_first,
+    converted,
+    epilogues,
+    fusible,
+    is_map,
+    is_row_reduction,
+    rows_enough,
+    stored,
+)
 from .inline import Inliner
 from .join import Scatter, join
+from .operands import with_operands
 from .split import split
 from .step import Let, Step, Take
 from .tile_products import mask_of
@@ -80,6 +92,10 @@ def tile_program(
     c, pieces = split(c, tiling.splits, user)
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
+    wanted = set(c.outputs)
+    if tiling.stored and extents is not None:
+        c, made = with_operands(c, tensor_types(c), extents, tiling.ranks)
+        wanted |= made
     if tiling.group:
         tied = {name: s.sums for name, s in scatters.items()}
         c = replace(c, einsums=cheapest_first(c, _for_steps(c, steps), tied))
@@ -105,15 +121,15 @@ def tile_program(
             continue
         if e.name in absorbed:
             continue
-        if plain_map and e.name not in c.outputs and (e.reductions or sum(1 for _ in walk(e.expr)) <= INLINE_NODES):
-            inlined[e.name] = (e.output.ranks, _converted(e, types))
+        if plain_map and e.name not in wanted and (e.reductions or sum(1 for _ in walk(e.expr)) <= INLINE_NODES):
+            inlined[e.name] = (e.output.ranks, converted(e, types))
             continue
         step = steps.get(e.name)
         if step is not None:
             step = tuple(replace(s, element=inline(s.element)) if isinstance(s, Take) else s for s in step)
         after = [replace(m, expr=inline(m.expr)) for m in epilogues(c, e)] if not plain_map else []
         if tiling.group and not plain_map and e.name not in pieces and rows_enough(e, extents):
-            after = _followers(c, e, inlined, inline, live, types)
+            after = _followers(c, e, inlined, inline, live, types, wanted)
             known = absorbed | {m.name for m in after} | {e.name} | set(inlined)
             rest = [x for x in c.einsums if x.name not in known and any(o.name in live for o in x.outputs)]
             outside = {t for x in rest for t in tensors_read(inline(x.expr))} | set(c.outputs)
@@ -146,11 +162,12 @@ def _followers(
     inline: Inliner,
     live: Collection[str],
     types: Mapping[str, str],
+    wanted: Collection[str],
 ) -> list[Einsum]:
     """The Einsums after one that only need, of what comes with or after it, its results at their own rows, in order.
 
     Reductions must have the same rows, maps at least these; a map may also write down what the rows are made of, as the
-    sum that a norm is of. What is inlined on the way is noted in ``inlined``.
+    sum that a norm is of. What is inlined on the way is noted in ``inlined``; maps that are ``wanted`` stay tensors.
     """
     place = next(i for i, x in enumerate(c.einsums) if x.name == e.name)
     known = {p.name for p in c.params} | {o.name for x in c.einsums[:place] for o in x.outputs}
@@ -163,15 +180,15 @@ def _followers(
         if x.name in inlined:
             inlined[x.name] = (x.output.ranks, expr)
             continue
-        if is_map(x) and x.name not in c.outputs and (x.reductions or sum(1 for _ in walk(expr)) <= INLINE_NODES):
-            inlined[x.name] = (x.output.ranks, _converted(replace(x, expr=expr), types))
+        if is_map(x) and x.name not in wanted and (x.reductions or sum(1 for _ in walk(expr)) <= INLINE_NODES):
+            inlined[x.name] = (x.output.ranks, converted(replace(x, expr=expr), types))
             continue
         reads = [(n, bound) for n, bound in _reads(expr) if n.tensor not in known]
         if not all(n.indices == rows.get(n.tensor) and bound.isdisjoint(free_ranks(n)) for n, bound in reads):
             continue
         if not reads and not _along(x, expr, e, inline):
             continue
-        if is_map(x) and x.name in c.outputs:
+        if is_map(x) and x.name in wanted:
             inner = any(isinstance(n, Reduce) for n in walk(expr)) and not set(x.output.ranks) <= set(e.ranks)
             if not inner and (set(x.output.ranks) <= set(e.ranks) or set(x.output.ranks) > set(e.ranks)):
                 found.append(replace(x, expr=expr))
@@ -210,11 +227,6 @@ def _for_steps(c: Cascade, steps: Mapping[str, Step]) -> set[str]:
         if any(o.name in found for o in e.outputs):
             found |= set(tensors_read(e.expr))
     return found
-
-
-def _converted(e: Einsum, types: Mapping[str, str]) -> Expr:
-    """A map's value as its tensor would hold it."""
-    return Cast(types[e.name], e.expr) if e.output.dtype is not None else e.expr
 
 
 class _Builder(Streams):

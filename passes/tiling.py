@@ -19,7 +19,7 @@ class Tiling:
     one kernel, and with ``scatter`` those over another rank belong to it; with ``apart``, what is the same all over a
     tile of a contraction's summed ranks leaves its product; with ``narrow``, products of whole numbers of 8 bits and of
     floats of 8 bits are made in types that just hold them; with ``meet``, loops go from the first to the last tile in
-    which data can be equal that have to be.
+    which data can be equal that have to be; with ``stored``, what rows of a product are made of is written down once.
     ``splits`` says in how many pieces a reduced rank runs.
     """
 
@@ -37,4 +37,5 @@ class Tiling:
     apart: bool = False
     narrow: bool = False
     meet: bool = False
+    stored: bool = False
     splits: Mapping[str, int] = field(default_factory=dict)
