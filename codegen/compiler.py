@@ -39,6 +39,10 @@ VARIANTS = (
     ("-fopenmp-simd", "-pthread"),
 )
 
+# Characters of a translation unit from which on it is not optimised, and the flag for that. Flags of masks within flags
+# can make 4 MB of one function, over which GCC sits for more than a quarter of an hour at -O1; at -O0 for 20 s.
+LONG, PLAIN = 1 << 19, "-O0"
+
 # The function of a library that tells what the compiler said of NATIVE, in those that were built without.
 REFUSED = "castile_refused"
 
@@ -132,16 +136,16 @@ def library(source: str, compiler: Compiler, ahead: Path | None = None) -> bytes
             if ahead is not None:
                 (Path(folder) / "tile.h").write_text(header(), encoding="utf-8")
                 (Path(folder) / "tile.h.gch").symlink_to(ahead)
-            names = []
-            for n, unit in enumerate(shares(source, most)):
-                names.append(f"kernel{n}.cpp")
+            units = {f"kernel{n}.cpp": unit for n, unit in enumerate(shares(source, most))}
+            for name, unit in units.items():
                 text = standalone(unit) if ahead is None else unit
-                (Path(folder) / names[-1]).write_text(text, encoding="utf-8")
+                (Path(folder) / name).write_text(text, encoding="utf-8")
+            files = [(*((PLAIN,) if len(unit) > LONG else ()), name) for name, unit in units.items()]
             for variant in VARIANTS:
                 if _is_slow(variant):
-                    with (Path(folder) / names[0]).open("a", encoding="utf-8") as first:
+                    with (Path(folder) / next(iter(units))).open("a", encoding="utf-8") as first:
                         first.write(_refusal(_first_error(said)))
-                status, output = _linked(compiler, variant, names, folder)
+                status, output = _linked(compiler, variant, files, folder)
                 made = Path(folder) / "kernel.so"
                 if status == 0 and made.is_file():
                     return made.read_bytes()
@@ -221,15 +225,20 @@ def _free_cores(source: str) -> Iterator[int]:
                 _cores.release()
 
 
-def _linked(compiler: Compiler, variant: Sequence[str], names: Sequence[str], folder: str) -> tuple[int, str]:
-    """Make kernel.so of translation units, by a compiler for each: the first status but 0, and what was said."""
+def _linked(
+    compiler: Compiler, variant: Sequence[str], files: Sequence[tuple[str, ...]], folder: str
+) -> tuple[int, str]:
+    """Make kernel.so of translation units, by a compiler for each: the first status but 0, and what was said.
+
+    ``files`` are their names, each after the flags of its own.
+    """
     target = ("-shared", "-o", "kernel.so")
-    if len(names) == 1:
-        return _run(compiler, variant, (*target, *names), folder)
-    with ThreadPoolExecutor(len(names)) as pool:
-        done = list(pool.map(lambda name: _run(compiler, variant, ("-c", name), folder), names))
+    if len(files) == 1:
+        return _run(compiler, variant, (*target, *files[0]), folder)
+    with ThreadPoolExecutor(len(files)) as pool:
+        done = list(pool.map(lambda file: _run(compiler, variant, ("-c", *file), folder), files))
     failed = next((d for d in done if d[0] != 0), None)
-    return failed or _run(compiler, variant, (*target, *(f"{Path(n).stem}.o" for n in names)), folder)
+    return failed or _run(compiler, variant, (*target, *(f"{Path(f[-1]).stem}.o" for f in files)), folder)
 
 
 def header_ahead(compiler: Compiler) -> bytes | None:

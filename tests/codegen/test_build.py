@@ -256,6 +256,20 @@ def several(count: int) -> str:
     return f"// all\n{INCLUDE}\nnamespace castile {{\n" + "".join(KERNEL + t for t in texts) + END
 
 
+def test_a_very_long_unit_is_not_optimised(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers take far longer over long functions than they are long."""
+    real, told = compiler.find_compiler().command[0], tmp_path / "told"
+    monkeypatch.setenv("CXX", script(tmp_path / "c++", f'echo "$*" >> {told}\nexec {real} "$@"\n'))
+    monkeypatch.setattr(compiler, "_cores", threading.Semaphore(2))
+    monkeypatch.setattr(compiler, "cores", lambda: 2)
+    monkeypatch.setattr(compiler, "LONG", len(several(2)))
+    assert build.load(several(5)).k4() == 4
+    units = [line for line in told.read_text(encoding="utf-8").splitlines() if " -c " in line]
+    assert sorted("-O0 kernel0.cpp" in line for line in units) == [False, True]
+    assert all("-O0" not in line for line in units if "kernel0" not in line)
+    assert build.load(several(1)).k0() == 0
+
+
 def test_kernels_are_shared_out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several compilers at once, each with some of the kernels, make what one makes."""
     names = [f"k{n}" for n in range(5)]
