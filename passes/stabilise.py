@@ -20,7 +20,7 @@ from math import comb, inf
 from ..ir.cascade import Access, Const, Einsum, Expr, Monoid, Output, Reduce
 from .centred import Centre, centres, lower_powers
 from .element import Elements
-from .forms import LN2, ONE_FRACTION, Atom, Form, lift, scale, sub
+from .forms import LN2, ONE_FRACTION, Atom, Form, lift, scale, sub, values_inside
 from .functions import exp
 from .lower import Lowering
 from .lower_atoms import MINUS_INF, call, literal
@@ -180,9 +180,20 @@ class StreamWriter(Elements):
             total = step if total is None else call("add", total, step)
         assert total is not None
         # Where nothing came in that the reference divides by or takes a logarithm of, there is nothing to move.
-        for a in self._denominators(reference):
-            total = call("where", call("eq", _name(prefix, self.by_atom[a.digest]), Const(0.0)), Const(0.0), total)
+        empty = [call("eq", _name(prefix, self.by_atom[a.digest]), Const(0.0)) for a in self._denominators(reference)]
+        if not empty:
+            # Then what is carried as the maximum of itself tells: it is not there before the first element.
+            inside = {x.name for x in values_inside(merged) if isinstance(x, Atom)}
+            carried = (c for c in self.components if c.name in inside and _is_carried(c.atom))
+            empty = [call("eq", _name(prefix, c), MINUS_INF) for c in carried]
+        for p in empty:
+            total = call("where", p, Const(0.0), total)
         return total
+
+
+def _is_carried(a: Atom) -> bool:
+    """Whether a component is a value that does not vary along the stream (`plan.carried`)."""
+    return a.kind == "red" and a.name == "max" and not any(x.free & set(a.ranks) for x in a.args)
 
 
 def _name(prefix: str, c: Component) -> Expr:

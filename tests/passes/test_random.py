@@ -36,7 +36,7 @@ BLOCK, CI, NIGHTLY = 250, 5000, 50000
 # Seeds at which a form was wrong once: what masks leave empty, captured ranks, integers' types, signs and widths.
 FOUND = (
     6149, 6497, 6545, 7400, 8834, 9102, 10625, 12006, 12107, 12634, 13281, 13498, 13873, 18055, 19362, 19555, 25072,
-    27577, 30128, 202758, 207897,
+    27577, 30128, 52340, 202758, 207897,
 )  # fmt: skip
 
 # Operations that have no value below 0.
