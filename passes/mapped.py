@@ -66,8 +66,7 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
     derivation = derived(c, mapping.form, mapping.gauge)
     form, _ = run_pipeline(c, (Pass(f"derive-{mapping.form}-{mapping.gauge}", lambda _: derivation.cascade),))
     check_mapping(c, mapping)
-    shapes = {p.name: shape_of(c, p.name, extents) for p in c.params}
-    sizes = resolve(form, {r: n for r, n in extents.items() if r in form.ranks}, shapes)
+    sizes = _sizes(c, form, extents)
     steps = {s.einsum.name: s.step for s in derivation.streams if s.einsum is not None and s.step}
     tiling = Tiling(
         ranks=mapping.tiles,
@@ -88,6 +87,12 @@ def mapped(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapped:
     always = always_read(c)
     program = tile_program(form, tiling, steps=steps, extents=sizes, user=user, always=always)
     return Mapped(mapping, extents, derivation, program, sizes)
+
+
+def _sizes(c: Cascade, form: Cascade, extents: Dict[str, int]) -> dict[str, int]:
+    """The extents of a form's ranks, given those of the cascade that it was derived from."""
+    shapes = {p.name: shape_of(c, p.name, extents) for p in c.params}
+    return resolve(form, {r: n for r, n in extents.items() if r in form.ranks}, shapes)
 
 
 def check_mapping(c: Cascade, mapping: Mapping) -> None:
@@ -209,6 +214,7 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
 
 
 def _for_cpu(c: Cascade, extents: Dict[str, int]) -> Mapping:
+    """The default for the CPU, in which every tile makes the rows that it multiplies."""
     begin = replace(CPU, knobs={**CPU.knobs, "meet": 1}) if _compares(c) else CPU
     begin = _narrowed(c, begin, extents)
     plain = mapped(c, begin, extents)
@@ -233,16 +239,18 @@ def _for_cpu(c: Cascade, extents: Dict[str, int]) -> Mapping:
 
 def _stored(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
     """The mapping with rows of products stored that are dear to make again. Strict numerics make them in one way."""
-    made = mapped(c, mapping, extents)
-    form = made.derivation.cascade
-    if c.numerics == "strict" or not worth(form, tensor_types(form), made.sizes, mapping.tiles):
+    if c.numerics == "strict":
+        return mapping
+    form = derived(c, mapping.form, mapping.gauge).cascade
+    sizes = _sizes(c, form, extents)
+    if not worth(form, tensor_types(form), sizes, mapping.tiles):
         return mapping
     found = replace(mapping, knobs={**mapping.knobs, "stored": 1, "resident": 0})
     kernels = mapped(c, found, extents).kernels
-    tiles = {**mapping.tiles, **cpu_tiles(kernels, made.sizes)}
+    tiles = {**mapping.tiles, **cpu_tiles(kernels, sizes)}
     # The kernel that stores the rows has no columns to share out, and takes them whole.
     for k in (k for k in kernels if not any(isinstance(op, Dot) for op in operations(k.body))):
-        share = {g.rank: -(-made.sizes[g.rank] // cores()) for g in k.grid if g.rank in tiles}
+        share = {g.rank: -(-sizes[g.rank] // cores()) for g in k.grid if g.rank in tiles}
         tiles |= {r: min(tiles[r], n, TILE[0]) for r, n in share.items()}
     return replace(found, tiles=tiles, knobs={**found.knobs, "resident": RESIDENT})
 

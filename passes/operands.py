@@ -8,7 +8,7 @@ has its rows at hand, as that of a norm's sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
@@ -16,6 +16,7 @@ from ..ir.cascade import Access, Call, Cascade, Cast, Einsum, Expr, Output, Rank
 from ..ir.dtypes import DTYPES
 from ..ir.ops import OPS
 from ..ir.verify import scan_step
+from .fresh import fresh
 from .fuse import converted, fusible, is_map
 from .inline import Inliner
 from .tile_products import factors_of, multiplied
@@ -53,14 +54,13 @@ def with_operands(
             einsums.append(e)
             continue
         rows, others = found
-        name = _fresh(f"{e.name}_rows", taken)
+        name = fresh(f"{e.name}_rows", taken)
         assert isinstance(e.expr, Reduce)
         ranks = tuple(r for r in (*e.output.ranks, *e.expr.ranks) if r in free_ranks(rows))
         einsums.append(Einsum((Output(name, ranks, _stored_in(others, types, c.numerics)),), rows))
         product = multiplied([Access(name, tuple(map(Rank, ranks))), *others])
         einsums.append(replace(e, expr=replace(e.expr, args=(product,))))
         made.add(name)
-        taken.add(name)
     return (replace(c, einsums=tuple(einsums)), frozenset(made)) if made else (c, frozenset())
 
 
@@ -133,9 +133,3 @@ def _stored_in(others: list[Expr], types: Mapping[str, str], numerics: str) -> s
     alone = len(others) == 1 and isinstance(others[0], Access)
     short = alone and types[tensors_read(others[0])[0]] == SHORT and numerics != "strict"
     return SHORT if short else None
-
-
-def _fresh(name: str, taken: Iterable[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name

@@ -67,4 +67,4 @@ def f(Q: f32[q, d], K: f32[k, d], V: f32[k, n]) -> O:
 
 
 def test_names_that_are_taken() -> None:
-    assert texts(PLAIN.format("exp(A[m, k])").replace("W", "Y_rows")) == ["Y_rows_['m', 'k']"]
+    assert texts(PLAIN.format("exp(A[m, k])").replace("W", "Y_rows")) == ["Y_rows2['m', 'k']"]
