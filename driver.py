@@ -30,6 +30,7 @@ from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_re
 from .passes.inbounds import check_reads
 from .passes.mapped import Mapped, bucket, check_mapping, default_mapping, mapped, nominal, small_ranks
 from .passes.pipeline import dump
+from .passes.vacant import vacated
 
 if TYPE_CHECKING:
     from .autotune.tuner import TuneResult
@@ -69,6 +70,10 @@ def compile(
 def _choose(c: Cascade, target: str, mapping: Mapping | None, tuned: bool, extents: Dict[str, int]) -> Variant:
     """The variant for the extents of a bucket: parse → derive → map → print; it is built when it first runs."""
     find = _variant.__wrapped__ if os.environ.get("CASTILE_DUMP") else _variant
+    left = vacated(c, {r for r, n in extents.items() if n == 0})
+    if left != c:
+        # A mapping was made for work, of which there is little here.
+        return find(left, target, None, tuple((r, n) for r, n in extents.items() if r in left.ranks), "default")
     origin = "given"
     if mapping is None and tuned:
         mapping, origin = _tuned(c, target, extents), "tuned"

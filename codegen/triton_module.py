@@ -110,9 +110,10 @@ class Module:
         yield from self._scalars(device)
         spans = [self._tensor(p.name) for p in (*tensors, *self.scratch) if p.indices]
         extents = ", ".join(["1", *(self._rank(r) for r in self.c.ranks)])
+        small = f"max({extents}) < {NARROW_EXTENT} and " if self.c.ranks else ""
         yield f"    tensors = [{', '.join(spans)}]"
         yield "    spans = [sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride())) for t in tensors]"
-        yield f"    narrow = max({extents}) < {NARROW_EXTENT} and max([0, *spans]) < 2**31"
+        yield f"    narrow = {small}max([0, *spans]) < 2**31"
         yield "    positions = tl.int32 if narrow else tl.int64"
         if self.mapping.knob("persistent"):
             units = f"torch.cuda.get_device_properties({device}.device).multi_processor_count"

@@ -29,7 +29,7 @@ Kernels
     mapped tile tiling tile_*           a cascade under a mapping; tile kernels, in layers from scope to streams
     step                                how a stream takes in a whole tile
     defaults defaults_gpu registers     the mapping where nothing was tuned, what it takes on chip
-    extent                              sizes of cascades that were made from others
+    extent vacant                       sizes of cascades that were made from others; what is left where a rank is empty
 
 Telling
     count work                          passes over each rank; operations and bytes as formulas

@@ -175,7 +175,8 @@ class Lowering(Atoms):
             over.append(self._exponential(m.exponent))
         numerator, denominator = _ratio(q, whole)
         if numerator != 1 or not over:
-            over.insert(0, literal(numerator, whole or numerator.denominator == 1))
+            # Beside floats a long one is a float, as people write 1e20.
+            over.insert(0, literal(numerator, whole or (numerator.denominator == 1 and numerator < 1 << 53)))
         total = over[0]
         for x in over[1:]:
             total = call("mul", total, x)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import inf
 
-from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce
+from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce, negative
 from ..ir.print import print_expr
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Value, parts_of
 from .integers import is_integral, is_narrow
@@ -22,9 +22,12 @@ def call(op: str, *args: Expr) -> Expr:
 
 
 def literal(q: Fraction, whole: bool) -> Expr:
-    """A number of either sign as a literal."""
+    """A number of either sign as a literal: an integer's digits, as long as i64 holds it."""
     size = abs(q)
-    e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 53 else Const(float(size))
+    if whole and size == 1 << 63:
+        # No literal goes beyond 2^63 - 1; of either sign it is the least integer, as integers wrap.
+        return call("sub", negative(1 - (1 << 63)), Const(1))
+    e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 63 else Const(float(size))
     return call("neg", e) if q < 0 else e
 
 
@@ -149,13 +152,13 @@ class Atoms:
     def _comparison(self, f: Form, op: str) -> Expr:
         """``f >= 0`` with its negative terms on the other side: q - k >= 0 is q >= k, k - q - 1 >= 0 is k > q.
 
-        A number joins no data of 32 bits, which may wrap there: x + 1 >= 0 is x >= -1.
+        A number joins no data of 32 bits, which may wrap there, nor does the least integer: x + 1 >= 0 is x >= -1.
         """
         left = {m: q for m, q in f.terms.items() if q > 0}
         right = {m: -q for m, q in f.terms.items() if q < 0}
         one = next(iter(UNIT.terms))
         alone = {one: f.terms[one]} if one in f.terms else {}
-        if alone and is_narrow(f):
+        if alone and (is_narrow(f) or abs(alone[one]) > 1 << 62):
             left, right = ({m: q for m, q in side.items() if m != one} for side in (left, right))
             if not right:
                 return call(op, self.form(Form(left), whole=True), literal(-alone[one], True))

@@ -97,7 +97,7 @@ def _rows(
     factors = factors_of(e.expr.args[0])
     mine = [f for f in factors if column not in free_ranks(f)]
     others = [f for f in factors if column in free_ranks(f)]
-    if not mine or not others or -(-extents.get(column, 1) // tiles.get(column, extents.get(column, 1))) < 2:
+    if not mine or not others or extents.get(column, 1) <= tiles.get(column, extents.get(column, 1)):
         return None
     rows = multiplied(mine)
     over = set(e.expr.ranks)

@@ -1,4 +1,5 @@
-"""Rows that masks leave empty are 0 in compiled kernels, in every form; as are those that only flags could tell of."""
+"""Rows that masks leave empty are 0 in compiled kernels, in every form; as are those that only flags could tell of, and
+sums over a rank that is empty."""
 
 from __future__ import annotations
 
@@ -35,3 +36,19 @@ def test_rows_without_a_key(form: tuple[str, str]) -> None:
         want = castile.evaluate(c, inputs)["Y"]
         finite = np.isfinite(want)
         np.testing.assert_allclose(run(**inputs)[finite], want[finite], 2e-3, 1e-5, err_msg=f"{value} {form}")
+
+
+@pytest.mark.parametrize("mapping", [None, Mapping("full", "maximum", {"m": 2, "n": 4, "k": 3}, {}, {})])
+def test_products_over_an_empty_rank(mapping: Mapping | None) -> None:
+    c = castile.parse("""
+        def f(X: f32[m, k], W: f32[k, n]) -> (Y, R):
+            R[m] = sum[k](X[m, k] ** 2) / extent(k)
+            Y[m, n] = sum[k](X[m, k] * rsqrt(R[m]) * W[k, n])
+    """)
+    kernel = castile.compile(c, "cpu", mapping=mapping)
+    for k in (5, 0, 3):
+        x, w = np.ones((3, k), np.float32), np.ones((k, 2), np.float32)
+        y, r = kernel(X=x, W=w)
+        assert np.all(y == k)
+        assert np.all(r == min(k, 1))
+    assert kernel.mapping == (mapping or kernel.mapping)

@@ -288,6 +288,11 @@ def test_edges(name: str) -> None:
     check(castile.parse(f"def f({params}) -> Y:\n    {text}\n"), inputs)
 
 
+def test_no_rank_at_all() -> None:
+    c = castile.parse("def f(x: f32, n: i64) -> (A, B):\n    A = 2.0 * x\n    B = 9223372036854775807 - n\n")
+    assert castile.compile(c, "interpret")(x=1.5, n=7) == (3, 2**63 - 8)
+
+
 def test_literals_that_are_compared() -> None:
     k = expr("where((0 < 1) & (x > 2.0), 1.0, 0.0)", "x")
     w = written("X: f32[n]", {"Y": "f32[n]"}, {"n": 4}, [load("x", "X", "n"), store("Y", "n", k)])

@@ -212,6 +212,15 @@ def f(X: f32[k]) -> O:
 """,
         {"X": np.ones(3)},
     ),
+    "integers of more digits than a double has": (
+        """
+def f(T: i64[k]) -> (A, B, C):
+    A[k]: i64 = (T[k] + 9007199254740993) % 10
+    B[k]: i64 = (0 - 9223372036854775807 - 1) // T[k]
+    C[k]: i64 = (T[k] * 4611686018427387904 - 9223372036854775807) >> 3
+""",
+        {"T": np.array([3, -7, 1])},
+    ),
     "declared integers made of bools": (
         """
 def f(X: f32[k]) -> O:
