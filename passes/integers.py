@@ -93,14 +93,13 @@ def int_nonnegative(op: str, args: tuple[Form, ...]) -> bool:
 
 
 def folded(op: str, values: list[int], dtype: str) -> int | None:
-    """An operation on integer literals; None where it has no result or one that a literal does not hold."""
-    if (op in ("floordiv", "mod") and not values[1]) or not all(abs(v) < 1 << 53 for v in values):
+    """An operation on integer literals; None where it has no result."""
+    if (op in ("floordiv", "mod") and not values[1]) or not all(-(1 << 63) <= v < 1 << 63 for v in values):
         return None
     if op in ("lshift", "rshift") and not 0 <= values[1] < 64:
         return None
     with np.errstate(all="ignore"):
-        result = int(wrap(np.asarray(OPS[op].numpy(*(np.int64(v) for v in values)), np.int64), dtype))
-    return result if abs(result) < 1 << 53 else None
+        return int(wrap(np.asarray(OPS[op].numpy(*(np.int64(v) for v in values)), np.int64), dtype))
 
 
 def as_float(v: Form, source: str, target: str) -> Form:

@@ -14,7 +14,7 @@ from .brackets import conjuncts, negate
 from .emptiness import filled
 from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale
 from .integers import in_64_bits, is_integral
-from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, literal, zero
+from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, either, literal, zero
 from .normal import atom_nonnegative
 
 # ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
@@ -175,13 +175,12 @@ class Lowering(Atoms):
             over.append(self._exponential(m.exponent))
         numerator, denominator = _ratio(q, whole)
         if numerator != 1 or not over:
-            # Beside floats a long one is a float, as people write 1e20.
-            over.insert(0, literal(numerator, whole or (numerator.denominator == 1 and numerator < 1 << 53)))
+            over.insert(0, literal(numerator, whole) if whole else either(numerator))
         total = over[0]
         for x in over[1:]:
             total = call("mul", total, x)
         if denominator != 1:
-            under.append(literal(denominator, True))
+            under.append(either(denominator))
         if under:
             d = under[0]
             for x in under[1:]:

@@ -16,19 +16,26 @@ Hook = Callable[[Atom], Expr | None]
 
 MINUS_INF: Expr = Call("neg", (Const(inf),))
 
+# The largest integer of i64, and of a literal.
+LARGEST = (1 << 63) - 1
+
 
 def call(op: str, *args: Expr) -> Expr:
     return Call(op, args)
 
 
 def literal(q: Fraction, whole: bool) -> Expr:
-    """A number of either sign as a literal: an integer's digits, as long as i64 holds it."""
-    size = abs(q)
-    if whole and size == 1 << 63:
-        # No literal goes beyond 2^63 - 1; of either sign it is the least integer, as integers wrap.
-        return call("sub", negative(1 - (1 << 63)), Const(1))
-    e: Expr = Const(int(size)) if whole and size.denominator == 1 and size < 1 << 63 else Const(float(size))
-    return call("neg", e) if q < 0 else e
+    """A number of either sign as a literal; ``whole`` says that it is one of i64, in which integers wrap."""
+    if not whole or q.denominator != 1:
+        return negative(float(q))
+    number = (int(q) + (1 << 63)) % (1 << 64) - (1 << 63)
+    # No literal goes beyond 2^63 - 1.
+    return negative(number) if number >= -LARGEST else call("sub", negative(-LARGEST), Const(1))
+
+
+def either(q: Fraction) -> Expr:
+    """A number beside floats as people write it: 3, but 0.5 and 1e20."""
+    return literal(q, q.denominator == 1 and abs(q) < 1 << 53)
 
 
 class Atoms:
