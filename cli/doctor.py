@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..codegen.build import wanted_folder
+from ..codegen.compiler import find_compiler
+from ..ir.errors import UsageError
 from ..ir.machine import cores
 from .terminal import Json, emit, out
 
@@ -47,7 +49,6 @@ FLAGS = {
     "bf16": "NEON BF16",
     "sve": "SVE",
 }
-COMPILERS = ("c++", "g++", "clang++")
 _OPENMP = "#include <omp.h>\nint main() { return omp_get_max_threads() > 0 ? 0 : 1; }\n"
 
 
@@ -140,41 +141,39 @@ def _version(distributions: Iterable[str]) -> str:
 
 
 def compilers() -> list[Finding]:
-    """The C++ compiler that CPU kernels would be built with, and whether it has OpenMP."""
-    chosen = os.environ.get("CXX")
-    for name in (chosen, *COMPILERS) if chosen else COMPILERS:
-        path = shutil.which(name)
-        if path is None:
-            continue
-        version = _output([path, "--version"]).partition("\n")[0]
-        if not version:
-            continue
-        openmp = has_openmp(path)
-        return [
-            Finding("compiler", name, "ok", f"{version} ({path})"),
-            Finding("compiler", "OpenMP", "ok", "works")
-            if openmp
-            else Finding(
-                "compiler",
-                "OpenMP",
-                "missing",
-                f"{name} -fopenmp does not build or run",
-                "without it, CPU kernels start their threads at each call",
-                "install libgomp (GCC) or libomp (Clang)",
-            ),
-        ]
-    costs = "without it, no CPU kernels; parsing, explaining and the oracle work"
-    remedy = "install g++ or clang++ (Debian: apt install g++; macOS: xcode-select --install), or set CXX"
-    return [Finding("compiler", "C++", "missing", f"none of {', '.join(COMPILERS)} found", costs, remedy)]
+    """The C++ compiler that CPU kernels are built with, and whether it has OpenMP."""
+    try:
+        command = find_compiler().command
+    except UsageError as error:
+        costs = "without it, no CPU kernels; parsing, explaining and the oracle work"
+        return [Finding("compiler", "C++", "missing", f"{error.message}: {error.got}", costs, error.hint)]
+    name = " ".join([Path(command[0]).name, *command[1:]])
+    version = _output([*command, "--version"]).partition("\n")[0]
+    if not version:
+        costs, remedy = "no CPU kernel can be built", "repair it, or set CXX to another one"
+        return [Finding("compiler", name, "missing", f"{command[0]} does not tell its version", costs, remedy)]
+    return [
+        Finding("compiler", name, "ok", f"{version} ({command[0]})"),
+        Finding("compiler", "OpenMP", "ok", "works")
+        if has_openmp(command)
+        else Finding(
+            "compiler",
+            "OpenMP",
+            "missing",
+            f"{name} -fopenmp does not build or run",
+            "without it, CPU kernels start their threads at each call",
+            "install libgomp (GCC) or libomp (Clang)",
+        ),
+    ]
 
 
-def has_openmp(compiler: str) -> bool:
+def has_openmp(compiler: Sequence[str]) -> bool:
     """Whether a program with OpenMP builds and runs."""
     with tempfile.TemporaryDirectory(prefix="castile-doctor-") as folder:
         source, program = Path(folder, "openmp.cpp"), Path(folder, "openmp")
         source.write_text(_OPENMP)
         try:
-            for command in ([compiler, "-fopenmp", str(source), "-o", str(program)], [str(program)]):
+            for command in ([*compiler, "-fopenmp", str(source), "-o", str(program)], [str(program)]):
                 if subprocess.run(command, capture_output=True, timeout=30, check=False).returncode != 0:
                     return False
         except (OSError, subprocess.TimeoutExpired):
@@ -204,23 +203,15 @@ def gpu() -> Finding:
 
 
 def cache() -> Finding:
-    """Where built kernels will be kept."""
-    folder = cache_folder()
+    """Where built kernels are kept."""
+    folder = wanted_folder()
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if os.access(parent, os.W_OK):
         return Finding("cache", "folder", "ok", f"{folder}{'' if folder.exists() else ' (not yet made)'}")
     return Finding(
         "cache", "folder", "missing", f"{folder} cannot be written", "kernels would be built anew in each process",
-        "set CASTILE_CACHE to a folder of yours",
+        "set CASTILE_CACHE_DIR to a folder of yours",
     )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """``$CASTILE_CACHE``, else ``castile`` below the user's cache folder."""
-    if named := os.environ.get("CASTILE_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base) / "castile" if base else Path.home() / ".cache" / "castile"
 
 
 def _output(command: list[str], timeout: float = 10) -> str:

@@ -42,7 +42,7 @@ SHARE = 0.75
 # needs many times what there is spills whatever it does, and loads nothing ahead.
 ROUNDS, FEWEST, WARPS, RELIEF, HOPELESS = 8, 2, 8, 1.05, 2
 
-KNOBS = {"hold": 1, "align": 128, "group": 1}
+GPU_KNOBS = {"hold": 1, "align": 128, "group": 1}
 
 
 def gpu_mapping(
@@ -51,10 +51,10 @@ def gpu_mapping(
     device: Device,
     build: Callable[[Mapping], tuple[TileKernel, ...]],
 ) -> Mapping:
-    """The default mapping of kernels that a mapping with `KNOBS` gave; ``build`` makes those of another mapping."""
+    """The default mapping of kernels that a mapping with `GPU_KNOBS` gave; ``build`` makes those of another mapping."""
     packed = shared_rows(kernels, extents, PACKED)
     if packed:
-        kernels = build(Mapping(tiles=packed, knobs=KNOBS))
+        kernels = build(Mapping(tiles=packed, knobs=GPU_KNOBS))
     tiles: dict[str, int] = {}
     products: dict[str, int] = {}
     warps, stages = 4, 2
@@ -82,7 +82,7 @@ def gpu_mapping(
     tiles = {r: max(1, min(n, _up(extents[r]))) for r, n in tiles.items()} | packed
     for k in kernels:
         _shrink(k, tiles, PER_WARP * warps)
-    knobs = {**KNOBS, "warps": warps, "stages": stages}
+    knobs = {**GPU_KNOBS, "warps": warps, "stages": stages}
     if any(heaviest_last(k) for k in kernels):
         knobs["heavy"] = 1
     if any(_contracts(k) and all(op.accumulate for op in _products(k)) for k in kernels):

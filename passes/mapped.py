@@ -14,13 +14,12 @@ from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import given_ranks, resolve, shape_of
 from ..ir.machine import cores
-from ..ir.mapping import KNOBS as CHOICES
-from ..ir.mapping import Mapping
+from ..ir.mapping import KNOBS, Mapping
 from ..ir.tile import Dot, TileKernel, operations
 from ..ir.types import tensor_types
 from .defaults import BLOCK as TILE
 from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
-from .defaults_gpu import KNOBS, gpu_mapping, relieved
+from .defaults_gpu import GPU_KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
 from .fuse import nominal_extents
 from .inbounds import always_read
@@ -204,7 +203,7 @@ CPU = Mapping(knobs={"hold": 1, "align": 16, "group": 1, "join": 1})
 def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping:
     """The mapping of a target for these extents where nothing was tuned."""
     if target != "cpu":
-        plain, device = mapped(c, Mapping(knobs=KNOBS), extents), device_of(target)
+        plain, device = mapped(c, Mapping(knobs=GPU_KNOBS), extents), device_of(target)
         known = {r: n for r, n in extents.items() if r in c.ranks}
         found = gpu_mapping(plain.kernels, known, device, lambda m: mapped(c, m, extents).kernels)
         pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
@@ -259,9 +258,9 @@ def _kept(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
     """The mapping with contractions whose depth is one tile not as loops of one turn: rows leave them finished."""
     made = mapped(c, mapping, extents)
     depth = whole_depth(made.kernels, mapping.tiles, made.sizes)
-    if not depth or depth > max(CHOICES["resident"].values):
+    if not depth or depth > max(KNOBS["resident"].values):
         return mapping
-    resident = min(n for n in CHOICES["resident"].values if n >= depth)
+    resident = min(n for n in KNOBS["resident"].values if n >= depth)
     return replace(mapping, knobs={**mapping.knobs, "resident": resident})
 
 

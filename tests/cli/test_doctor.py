@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from castile.cli import doctor
+from castile.codegen.compiler import Compiler
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +53,20 @@ def test_no_compiler(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiler_without_openmp(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor, "find_compiler", lambda: Compiler(("/usr/bin/c++", "-m64"), ""))
     monkeypatch.setattr(doctor, "_output", lambda command, timeout=10: "a compiler 1.0")
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     found = findings(castile("doctor", "--json"))
+    assert found["c++ -m64"]["state"] == "ok"
     assert found["OpenMP"]["state"] == "missing"
     assert "start their threads" in found["OpenMP"]["costs"]
+
+
+def test_the_compiler_is_the_one_that_kernels_are_built_with(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -I")
+    assert "Python" in findings(castile("doctor", "--json"))[f"{Path(sys.executable).name} -I"]["detail"]
+    monkeypatch.setenv("CXX", "no-such-compiler -O9")
+    assert "no-such-compiler -O9" in findings(castile("doctor", "--json"))["C++"]["detail"]
 
 
 def test_an_unreadable_machine(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,10 +77,8 @@ def test_an_unreadable_machine(castile: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CASTILE_CACHE", str(tmp_path / "here"))
-    assert doctor.cache_folder() == tmp_path / "here"
-    monkeypatch.delenv("CASTILE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert doctor.cache_folder() == tmp_path / "castile"
+    monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "here"))
+    assert doctor.cache().detail == f"{tmp_path / 'here'} (not yet made)"
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert doctor.cache().state == "missing"
+    assert "CASTILE_CACHE_DIR" in doctor.cache().remedy

@@ -28,7 +28,7 @@ from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
 from castile.ir.footprint import tile_shapes  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
-from castile.passes.defaults_gpu import KNOBS  # noqa: E402
+from castile.passes.defaults_gpu import GPU_KNOBS  # noqa: E402
 from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
 from castile.passes.tile import TileProgram  # noqa: E402
 
@@ -92,13 +92,13 @@ def test_what_triton_pads_and_multiplies_out_counts() -> None:
     """Rows of a product are at least 16, and a contraction without columns is a sum over all its products."""
     text = "def f(A: f32[m, k], B: f32[k, n]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[k, n])\n"
     c = castile.parse(text)
-    mapping = Mapping(tiles={"m": 4, "n": 512, "k": 512}, knobs=KNOBS)
+    mapping = Mapping(tiles={"m": 4, "n": 512, "k": 512}, knobs=GPU_KNOBS)
     (k,) = mapped(c, mapping, {"m": 4, "n": 512, "k": 512}).kernels
     assert largest_operation(k) == (512 * 512, "n")
-    (k,) = mapped(c, Mapping(tiles={"m": 4, "n": 64, "k": 16}, knobs=KNOBS), {"m": 4, "n": 512, "k": 512}).kernels
+    (k,) = mapped(c, Mapping(tiles={"m": 4, "n": 64, "k": 16}, knobs=GPU_KNOBS), {"m": 4, "n": 512, "k": 512}).kernels
     assert largest_operation(k) == (16 * 64, "n")
     scores = castile.load(CASCADES / "attention_monoid.cascade")
-    for k in mapped(scores, Mapping(knobs=KNOBS), nominal(scores)).kernels:
+    for k in mapped(scores, Mapping(knobs=GPU_KNOBS), nominal(scores)).kernels:
         assert largest_operation(k)[0] >= max(math.prod(s) for s in tile_shapes(k))
 
 

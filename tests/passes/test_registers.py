@@ -11,7 +11,7 @@ import castile
 from castile.ir.device import DEVICES, device_of
 from castile.ir.mapping import Mapping
 from castile.ir.tile import Dot, Fold, For, Op, TileKernel, operations
-from castile.passes.defaults_gpu import KNOBS
+from castile.passes.defaults_gpu import GPU_KNOBS
 from castile.passes.mapped import default_mapping, mapped, nominal
 from castile.passes.registers import chained, copies, register_bytes, registers_free
 
@@ -37,7 +37,7 @@ def test_defaults_stay_within_the_registers(name: str, target: str) -> None:
 
 
 def test_larger_tiles_take_more_and_more_warps_have_more() -> None:
-    knobs = {**KNOBS, "warps": 4}
+    knobs = {**GPU_KNOBS, "warps": 4}
     small = pressure("gemm", "cuda:80", Mapping(tiles={"m": 64, "n": 64, "k": 32}, knobs=knobs))
     large = pressure("gemm", "cuda:80", Mapping(tiles={"m": 128, "n": 128, "k": 32}, knobs=knobs))
     assert large[0] >= 2 * small[0]
@@ -45,13 +45,13 @@ def test_larger_tiles_take_more_and_more_warps_have_more() -> None:
 
 
 def test_operands_lie_in_shared_memory_where_the_matrix_unit_reads_them_there() -> None:
-    mapping = Mapping(tiles={"m": 128, "n": 128, "k": 64}, knobs=KNOBS)
+    mapping = Mapping(tiles={"m": 128, "n": 128, "k": 64}, knobs=GPU_KNOBS)
     assert pressure("gemm", "cuda:90", mapping)[0] < pressure("gemm", "cuda:80", mapping)[0]
 
 
 def kernels(name: str, tiles: dict[str, int], splits: dict[str, int] | None = None) -> tuple[TileKernel, ...]:
     c = castile.load(CASCADES / f"{name}.cascade")
-    return mapped(c, Mapping(tiles=tiles, splits=splits or {}, knobs=KNOBS), nominal(c)).kernels
+    return mapped(c, Mapping(tiles=tiles, splits=splits or {}, knobs=GPU_KNOBS), nominal(c)).kernels
 
 
 def test_warps_that_find_no_rows_hold_what_others_hold() -> None:
