@@ -346,6 +346,10 @@ class Reader:
 
     def _integer(self, op: str, args: tuple[Form, ...], dtype: str) -> Form:
         """Integer arithmetic: sums and multiples of ranks, extents and constants are exact; all else may wrap."""
+        numbers = [a.constant for a in args]
+        whole = [int(v) for v in numbers if v is not None and v.denominator == 1]
+        if len(whole) == len(args) and (found := folded(op, whole, dtype)) is not None:
+            return const(found)
         exact = dtype == "i64" and all(is_exact(a) for a in args)
         match op:
             case "add" if exact:
@@ -354,14 +358,9 @@ class Reader:
                 return sub(*args)
             case "neg" if exact:
                 return neg(args[0])
-            case "mul" if exact and any(a.constant is not None for a in args):
+            case "mul" if exact and any(v is not None for v in numbers):
                 return mul(*args)
             case _:
-                values = [a.constant for a in args]
-                if all(v is not None and v.denominator == 1 for v in values):
-                    found = folded(op, [int(v) for v in values if v is not None], dtype)
-                    if found is not None:
-                        return const(found)
                 return lift(Atom("int", op, args, dtype=dtype, nonnegative=int_nonnegative(op, args)))
 
     def _float(self, op: str, args: tuple[Form, ...]) -> Form:
