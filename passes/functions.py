@@ -135,7 +135,10 @@ def function(name: str, args: tuple[Form, ...]) -> Form:
     if name in simple:
         return simple[name](args[0])
     ln2 = const(LN2)
+    number = args[0].constant
     match name:
+        case "floor" | "round" if number is not None:
+            return const(math.floor(number) if name == "floor" else round(number))
         case "exp2":
             # Term by term, so that a mask among them is one still.
             return exp(add(*(mul(ln2, Form({m: q})) for m, q in args[0].terms.items())))
