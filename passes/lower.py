@@ -58,7 +58,9 @@ class Lowering(Atoms):
             return Const(0)
         if self.named is not None and (found := self.named(f)) is not None:
             return found
-        whole = is_integral(f) if whole is None else whole
+        if whole is None:
+            # A number alone may be a float: 2^63 is one that no integer is.
+            whole = is_integral(f) and abs(f.constant or 0) < 1 << 63
         return self._masked(list(f.terms.items()), whole)
 
     def _masked(self, every: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:

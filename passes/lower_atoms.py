@@ -25,12 +25,13 @@ def call(op: str, *args: Expr) -> Expr:
 
 
 def literal(q: Fraction, whole: bool) -> Expr:
-    """A number of either sign as a literal; ``whole`` says that it is one of i64, in which integers wrap."""
-    if not whole or q.denominator != 1:
+    """A number of either sign as a literal: a float, unless ``whole`` asks for an integer and i64 holds it."""
+    if not whole or q.denominator != 1 or abs(q) > 1 << 63:
         return negative(float(q))
-    number = (int(q) + (1 << 63)) % (1 << 64) - (1 << 63)
-    # No literal goes beyond 2^63 - 1.
-    return negative(number) if number >= -LARGEST else call("sub", negative(-LARGEST), Const(1))
+    if abs(q) == 1 << 63:
+        # No literal goes beyond 2^63 - 1; of either sign it is the least integer, as integers wrap.
+        return call("sub", negative(-LARGEST), Const(1))
+    return negative(int(q))
 
 
 def either(q: Fraction) -> Expr:

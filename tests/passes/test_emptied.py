@@ -221,6 +221,15 @@ def f(T: i64[k]) -> (A, B, C):
 """,
         {"T": np.array([3, -7, 1])},
     ),
+    "floats larger than any integer": (
+        """
+def f(X: f32[k]) -> (A, B, C):
+    A[k] = maximum(X[k], -9223372036854775808.0) - minimum(X[k], 9223372036854775808.0)
+    B[k] = where(X[k] >= 9223372036854775808.0, 1.0, where(floor(X[k]) < -3e38, 3.0, X[k]))
+    C[k] = exp(where(k > 1, X[k], -3.3895313892515355e+38))
+""",
+        {"X": np.array([0.5, 1e20, 9223372036854775808.0, -3.2e38, -1.5])},
+    ),
     "declared integers made of bools": (
         """
 def f(X: f32[k]) -> O:
