@@ -60,7 +60,8 @@ class Lowering(Atoms):
             return found
         if whole is None:
             # A number alone may be a float: 2^63 is one that no integer is.
-            whole = is_integral(f) and abs(f.constant or 0) < 1 << 63
+            number = f.constant
+            whole = is_integral(f) and (number is None or -(1 << 63) < number < 1 << 63)
         return self._masked(list(f.terms.items()), whole)
 
     def _masked(self, every: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
