@@ -33,8 +33,11 @@ TOGETHER, SOME, MANY = 12, 36, 600
 
 @dataclass(frozen=True)
 class Drawn:
+    """A random cascade, and what is ``left`` of it where ranks are empty, under a mapping."""
+
     seed: int
     cascade: Cascade
+    left: Cascade
     inputs: Dict[str, Any]
     extents: Dict[str, int]
     program: Mapped
@@ -64,7 +67,7 @@ def under_a_mapping(seed: int, c: Cascade, values: Dict[str, Any]) -> Drawn | No
     tiles = {r: rng.choice([1, 2, 3, 4, 5, 8, 16, 64]) for r in left.ranks if rng.random() < 0.7}
     knobs = dict(default_mapping(left, "cpu", sizes).knobs) if rng.random() < 0.5 else {}
     mapping = Mapping(rng.choice([*FORMS, "full"]), rng.choice(GAUGES), tiles, {}, knobs)
-    return Drawn(seed, c, inputs, extents, mapped(left, mapping, sizes))
+    return Drawn(seed, c, left, inputs, extents, mapped(left, mapping, sizes))
 
 
 def disagreement(d: Drawn, run: CpuProgram) -> str:

@@ -34,9 +34,9 @@ def failure(d: Drawn | None) -> str:
     rng = random.Random(d.seed)
     knobs = {k.name: rng.choice(k.values) for k in KNOBS.values() if k.target == "gpu" and rng.random() < 0.4}
     knobs |= {k: rng.choice(KNOBS[k].values) for k in ("hold", "align", "group") if rng.random() < 0.5}
-    tiles = {r: min(8, d.program.mapping.tiles.get(r, 4)) for r in d.cascade.ranks}
+    tiles = {r: min(8, d.program.mapping.tiles.get(r, 4)) for r in d.left.ranks}
     mapping = replace(d.program.mapping, tiles=tiles, knobs=knobs)
-    program = mapped(d.cascade, mapping, d.extents)
+    program = mapped(d.left, mapping, {r: d.extents[r] for r in d.left.ranks})
     try:
         run = InterpretProgram.build(program.program, mapping)
     except InputError:  # an operation over more elements than Triton takes
