@@ -51,8 +51,8 @@ def compile(
 
     ``target`` is "cpu", "interpret", "cuda", "cuda:90", …; None is the GPU that is present, else the CPU. ``shapes``
     gives extents by rank and is a hint: the kernel runs for any, choosing among variants. ``mapping`` fixes how it
-    runs; None takes what was tuned for the nearest shapes (unless ``tuned`` is False), else the default. ``numerics``
-    overrides the cascade's own.
+    runs; None takes what was tuned for the nearest shapes (unless ``tuned`` is False), else the default. Shapes with an
+    empty rank take the default whatever is given. ``numerics`` overrides the cascade's own.
     Nothing is built before the first call or before `Kernel.resources` is read.
 
     Raises `UsageError` for an unknown target or numerics, `InputError` for shapes or a mapping that do not fit.

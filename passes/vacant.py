@@ -34,8 +34,11 @@ _NO_TERM = Call("exp", (_NO_EXPONENT,))
 
 
 def vacated(c: Cascade, empty: Collection[str]) -> Cascade:
-    """What a cascade computes where the given ranks are empty; the cascade itself where that has no text of its own:
-    an argmax of nothing is nobody's value, and a rank that only a reduction reads would lose its extent."""
+    """What a cascade computes where the given ranks are empty.
+
+    An argmax of nothing stays, as it is nobody's value; and the cascade stays as it is where a rank would lose what
+    tells its extent, or the text would go beyond the limits of the language.
+    """
     gone = set(empty)
     if not gone:
         return c
