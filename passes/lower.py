@@ -215,8 +215,11 @@ class Lowering(Atoms):
             below = [a for a in above if filled(a) is not None][:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
+        # What is divided has masks of its own: nothing may have come into it where something came into the divisor.
+        known = {filled(a) for a in below}
+        own = [a for a in above if a not in below and filled(a) is not None and filled(a) not in known]
         empty = self._empty(below[0])
-        for a in below[1:]:
+        for a in (*below[1:], *own):
             empty = call("or", empty, self._empty(a))
         gauge = self._gauge(below[0]) if above else None
         if gauge is not None and m.exponent is None:

@@ -120,6 +120,36 @@ def test_what_a_mask_leaves_out_may_be_infinite(gauge: str, precision: str) -> N
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+GATHERED = """
+def f(S: f32[q, j], I: i32[q, j], D: f32[q], W: f32[k]) -> O:
+    M[q] = max[j](S[q, j])
+    P[q, j] = exp(S[q, j] - M[q])
+    L[q] = sum[j](P[q, j])
+    O[k] = W[k] * {}
+"""
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sum[q, j](where(I[q, j] == k, P[q, j] / L[q] * D[q], 0.0))",
+        "sum[q](where(I[q, 0] == k, D[q] * sum[j](where(I[q, j] == k, P[q, j] / L[q], 0.0)), 0.0))",
+    ],
+)
+def test_what_a_query_did_not_choose_may_be_infinite(value: str, gauge: str) -> None:
+    """Data leave a term out of the sum of exponentials that is divided and not out of the divisor."""
+    c = castile.parse(GATHERED.format(value))
+    d = derive(c, gauge=gauge)
+    chosen = np.array([[0, 0], [1, 1]])
+    for odd in (np.nan, np.inf, -np.inf):
+        for name in ("S", "D"):
+            given = {"S": np.zeros((2, 2)), "I": chosen, "D": np.ones(2), "W": np.full(2, 3.0)}
+            given[name][0] = odd
+            assert evaluate(c, given)["O"][1] == 3
+            assert tree_evaluate(d.cascade, given, rng_of(value, gauge, name), "f64")["O"][1] == 3
+
+
 HUGE = """
 def f(X: f32[n, k], V: f32[k]) -> (lse, Y):
     M[n] = max[k](X[n, k])

@@ -41,24 +41,6 @@ def test_a_sum_about_a_maximum_of_nothing_is_about_0() -> None:
         assert evaluate(derive(c).cascade, given)["O"] == 3
 
 
-GATHERED = """
-def f(S: f32[q, j], I: i32[q, j], D: f32[q], W: f32[k]) -> O:
-    M[q] = max[j](S[q, j])
-    P[q, j] = exp(S[q, j] - M[q])
-    L[q] = sum[j](P[q, j])
-    O[k] = W[k] * sum[q, j](where(I[q, j] == k, P[q, j] / L[q] * D[q], 0.0))
-"""
-
-
-def test_a_nan_reaches_what_data_leave_out_of_a_sum_of_exponentials() -> None:
-    c = castile.parse(GATHERED)
-    given = {"S": np.zeros((2, 2)), "I": np.array([[0, 0], [1, 1]]), "D": np.array([np.nan, 2.0]), "W": np.ones(2)}
-    assert evaluate(c, given)["O"][1] == 2
-    d = derive(c)
-    with plainly({s.monoid.name for s in d.streams if s.monoid is not None}):
-        assert np.isnan(evaluate(d.cascade, given)["O"][1])
-
-
 UNSIZED = """
 def f(X: f32[t, 8], n: i32[t]) -> Y:
     Q[t, d] = 2.0 * X[t, d]
