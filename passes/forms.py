@@ -37,9 +37,9 @@ class Atom:
 
     ``kind`` is one of: "access" (name: tensor, args: indices), "rank", "extent", "ln2", "inf", "fn" (name: operation),
     "cast" (name: dtype), "red" (name: reduction, ranks: what it binds, args: its bodies), "poly" (args: one sum),
-    "aligned" (args: a sum of scaled values, whose common scale stays where it is), "lbr" (args: one predicate), and for
-    integers and predicates "int" and "pred" (name: operation). ``filled`` is where something came into a tensor that
-    masks may leave empty (`emptiness`).
+    "aligned" (args: a sum of scaled values, whose common scale stays where it is, and the exponent of that scale if it
+    may be -inf), "lbr" (args: one predicate), and for integers and predicates "int" and "pred" (name: operation).
+    ``filled`` is where something came into a tensor that masks may leave empty (`emptiness`).
     """
 
     __slots__ = ("args", "digest", "dtype", "filled", "free", "kind", "name", "nonnegative", "ranks", "reduced")

@@ -230,4 +230,6 @@ def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
         for m, q in others.terms.items()
     ]
     inner = add(*terms, masks)
-    return mul(exp(top), lift(Atom("aligned", "", (inner,), nonnegative=nonnegative(inner))))
+    # Where all of the exponents are -inf, so is the greatest, and -inf - -inf is no number: lowering asks for it.
+    asked = () if nonnegative(top) else (top,)
+    return mul(exp(top), lift(Atom("aligned", "", (inner, *asked), nonnegative=nonnegative(inner))))

@@ -12,7 +12,7 @@ from ..ir.cascade import Const, Expr
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
 from .emptiness import filled
-from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale
+from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale, values_inside
 from .integers import in_64_bits, is_integral
 from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, either, literal, zero
 from .normal import atom_nonnegative
@@ -203,7 +203,12 @@ class Lowering(Atoms):
         return sums[0] if alone else None
 
     def _guard(self, m: Monomial, e: Expr) -> Expr:
-        """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times what may be no number."""
+        """A quotient of sums into which nothing came, 0 / 0, is 0; so is such a sum times what may be no number.
+
+        A sum of exponentials is 0 too where all of them are: their greatest exponent, -inf, cannot be taken off.
+        """
+        for a in (a for a, p in m.factors if p > 0 and a.kind == "aligned" and len(a.args) > 1):
+            e = call("where", call("eq", self.value(a.args[1]), MINUS_INF), Const(0.0), e)
         below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
         if not below and m.exponent is not None:
@@ -211,7 +216,7 @@ class Lowering(Atoms):
         elif not below and not self.inside and any(p < 0 and _may_be_zero(a) or _is_none(a) for a, p in m.factors):
             # where(k < n, x / n, 0) sums up to 0 if n is 0.
             below = [a for a in above if self._is_masked(a) or filled(a) is not None][:1]
-        elif not below and not self.inside and any(_varies(a) for a, _ in m.factors if a not in above):
+        elif not below and not self.inside and any(_may_be_nan(a) for a, _ in m.factors if a not in above):
             below = [a for a in above if filled(a) is not None][:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
@@ -320,9 +325,13 @@ def _times_exp(a: Atom, m: Monomial, power: int) -> Form:
     return Form({Monomial(t.factors, add(t.exponent or Form({}), by), t.brackets): q for t, q in terms})
 
 
+def _is_data(a: Atom) -> bool:
+    return any(isinstance(x, Atom) and x.kind == "access" for x in values_inside(a))
+
+
 def _may_be_zero(a: Atom) -> bool:
     """Whether a divisor is data."""
-    return a.kind == "access" or (bool(a.free) and a.kind != "rank")
+    return _is_data(a) or bool(a.free) and a.kind != "rank"
 
 
 # The least number of which a function has a value.
@@ -335,9 +344,9 @@ def _is_none(a: Atom) -> bool:
     return isinstance(inside, Form) and inside.constant is not None and inside.constant < _LEAST[a.name]
 
 
-def _varies(a: Atom) -> bool:
-    """Whether a factor has an element for each row, some of which may be no number, unlike a scale."""
-    return bool(a.free) and a.kind not in ("rank", "int")
+def _may_be_nan(a: Atom) -> bool:
+    """Whether a factor is data, which may be no number."""
+    return _is_data(a) or bool(a.free) and a.kind not in ("rank", "int")
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

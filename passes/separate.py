@@ -20,6 +20,7 @@ from fractions import Fraction
 from .brackets import bracket, compare
 from .casts import cast, movable
 from .centred import basis_size, expand_factors, is_centred, split_core
+from .emptiness import filled
 from .exponents import common_exponent, expand, is_share
 from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, add, lift, scale
 from .ledger import MAX_TERMS, Rewrite
@@ -353,12 +354,19 @@ def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
 
     Sums of exponentials are told by their 0 as they are written (`lower`).
     """
-    conditional = all(m.brackets and m.exponent is None for m in inside.terms)
+    conditional = all(map(_may_vanish, inside.terms))
     finite = all(a.kind in ("rank", "int", "extent", "ln2") for a, _ in outer.factors)
     if finite or not conditional:
         return UNIT
     plain = Form({value.single[0]: ONE_FRACTION}) if value.single is not None else value
     return bracket(compare("ne", plain, ZERO, integer=False))
+
+
+def _may_vanish(m: Monomial) -> bool:
+    """Whether a term is 0 by a condition, its own or that of a sum of exponentials in it."""
+    if m.exponent is not None:
+        return False
+    return bool(m.brackets) or any(p > 0 and a.kind == "red" and filled(a) is not None for a, p in m.factors)
 
 
 def _divides(total: Atom, extreme: Atom, n: int) -> bool:

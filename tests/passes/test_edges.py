@@ -150,6 +150,50 @@ def test_what_a_query_did_not_choose_may_be_infinite(value: str, gauge: str) -> 
             assert tree_evaluate(d.cascade, given, rng_of(value, gauge, name), "f64")["O"][1] == 3
 
 
+TOGETHER = """
+def f(X: f32[n, k], V: f32[k], s: f32[n], w: f32[n]) -> O:
+    M[n] = max[k](X[n, k])
+    T[n] = maximum(s[n], M[n])
+    P[n, k] = exp(X[n, k] - T[n])
+    O[n] = w[n] * (sum[k](P[n, k] * V[k]) * exp(s[n] - T[n]) - sum[k](P[n, k]))
+"""
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_a_sum_of_exponentials_all_of_which_are_0(gauge: str) -> None:
+    """Two sums, brought to the greater of their scales: where the data are -inf there is no greater one."""
+    c = castile.parse(TOGETHER)
+    given = {"X": np.array([[-np.inf] * 3, [0.0] * 3]), "V": np.full(3, 2.0), "s": np.zeros(2), "w": np.full(2, 3.0)}
+    assert evaluate(c, given)["O"].tolist() == [0, 9]
+    got = tree_evaluate(derive(c, gauge=gauge).cascade, given, rng_of(gauge), "f64")["O"]
+    np.testing.assert_allclose(got, [0, 9], rtol=1e-12)
+
+
+SCALED = """
+def f(S: f32[q, j], I: i32[q, j], D: f32[q], W: f32[k], scale: f32) -> O:
+    P[q, j] = exp(S[q, j] - max[j](S[q, j]))
+    A[q, j] = P[q, j] / sum[j](P[q, j])
+    O[k] = {}
+"""
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sum[q, j](where(I[q, j] == k, A[q, j] * scale * D[q], 0.0))",
+        "sum[q, j](where(I[q, j] == k, A[q, j] / (1 - scale) * D[q], 0.0))",
+        "sum[q](where(q > k, P[q, 0] * scale, 0.0))",
+    ],
+)
+def test_a_scale_may_be_infinite_where_nothing_is_scaled(value: str, odd: float) -> None:
+    c = castile.parse(SCALED.format(value))
+    chosen = np.array([[0, 0], [0, 0]])
+    given = {"S": np.zeros((2, 2)), "I": chosen, "D": np.ones(2), "scale": odd, "W": np.ones(2)}
+    assert evaluate(c, given)["O"][1] == 0
+    assert tree_evaluate(derive(c).cascade, given, rng_of(value, odd), "f64")["O"][1] == 0
+
+
 HUGE = """
 def f(X: f32[n, k], V: f32[k]) -> (lse, Y):
     M[n] = max[k](X[n, k])
