@@ -39,7 +39,7 @@ def replay(
     table: Table, trials: int, seeds: Sequence[int], progress: Callable[[int], None] = lambda done: None
 ) -> Replay:
     """Search a table once for each seed. Before anything valid is found, regret is that of the slowest."""
-    points = encode(table.columns)
+    points = encode(table.columns, table.parameters)
     rows = []
     for done, seed in enumerate(seeds):
         progress(done)

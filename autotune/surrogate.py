@@ -56,15 +56,16 @@ class Points:
         return len(self.codes)
 
 
-def encode(columns: Sequence[Sequence[Any]]) -> Points:
+def encode(columns: Sequence[Sequence[Any]], names: Sequence[str] = ()) -> Points:
     """Columns of a table, one sequence of N values for each parameter, as points. A parameter that never varies says
-    nothing and is left out; values that are no numbers have no order.
+    nothing and is left out; values that are no numbers have no order. ``names`` of the parameters, where they follow
+    Kernel Tuner's conventions, say which of them act together (`_together`).
 
     Whole numbers lie apart in two ways: by their size, and by how often 2 divides them, since warps, vectors, banks
     and lines of caches all come in powers of 2, and what fills them evenly is quick whatever its size.
     """
     codes, places = [], []
-    for values in columns:
+    for values in (*columns, *_together(columns, names)):
         numeric = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
         keys = [float(v) for v in values] if numeric else [f"{type(v).__name__} {v}" for v in values]
         levels, code = np.unique(np.asarray(keys), return_inverse=True)
@@ -81,6 +82,22 @@ def encode(columns: Sequence[Sequence[Any]]) -> Points:
         places.append(np.array(ordered, dtype=float).reshape(len(ordered), len(levels)).T)
     count = len(columns[0]) if columns else 0
     return Points(np.array(codes, dtype=np.int64).T.reshape(count, len(codes)), tuple(places))
+
+
+def _together(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> list[list[float]]:
+    """Products that a kernel runs by: the threads of a block, and how much of each axis a block covers.
+
+    Kernel Tuner multiplies what begins with ``block_size`` into threads, and what ends with the same of ``_x``, ``_y``
+    and ``_z`` divides the same axis: ``block_size_x * tile_size_x``.
+    """
+    sizes = [
+        (name, values)
+        for name, values in zip(names, columns, strict=bool(names))
+        if all(isinstance(v, (int, float)) and 1 <= v <= 2**20 for v in values) and len(set(values)) > 1
+    ]
+    groups = [[values for name, values in sizes if name.startswith("block_size")]]
+    groups += [[values for name, values in sizes if name.endswith(axis)] for axis in ("_x", "_y", "_z")]
+    return [[math.prod(row) for row in zip(*group, strict=True)] for group in groups if len(group) > 1]
 
 
 def _evenness(levels: Array) -> Array | None:

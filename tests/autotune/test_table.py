@@ -146,6 +146,16 @@ def test_whole_numbers_lie_apart_by_size_and_by_how_often_2_divides_them() -> No
     assert encode([[1e300, 2, 3, 4]]).places[0].shape == (4, 1)
 
 
+def test_what_names_say_to_act_together_has_a_place_too() -> None:
+    columns = [[16, 32, 16, 32], [2, 2, 4, 4], [1, 1, 3, 3], [0, 1, 0, 1]]
+    alone = encode(columns)
+    named = encode(columns, ["block_size_x", "block_size_y", "tile_size_x", "stride_x"])
+    assert named.codes.shape[1] == alone.codes.shape[1] + 2
+    assert np.array_equal(named.codes[:, 4], [0, 1, 1, 2])  # 32, 64, 64 and 128 threads
+    assert np.array_equal(named.codes[:, 5], [0, 1, 2, 3])  # 16, 32, 48 and 96 elements of x
+    assert np.array_equal(encode(columns, ["a", "b_x", "c", "d"]).codes, alone.codes)
+
+
 def test_more_trials_than_configurations(tmp_path: Path) -> None:
     result = replay(read_table(grid(tmp_path)), 100, [0])
     assert result.mean()["100"] == 0.0
