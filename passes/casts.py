@@ -9,8 +9,8 @@ import numpy as np
 from ..ir.dtypes import DTYPES, round_to
 from .brackets import bracket, one_at_a_time
 from .emptiness import is_mask
-from .forms import UNIT, Atom, Form, Monomial, add, lift, scale
-from .normal import mul, nonnegative
+from .forms import ONE_FRACTION, UNIT, ZERO_FRACTION, Atom, Form, Monomial, add, lift, scale
+from .normal import const, mul, nonnegative
 
 # Float types that hold what a mask stands for.
 WITH_INFINITY = frozenset(n for n, row in DTYPES.items() if row.is_float and np.isinf(round_to(np.array(-np.inf), n)))
@@ -22,13 +22,23 @@ def movable(dtype: str, numerics: str) -> bool:
 
 
 def number_in_f64(f: Form) -> Form | None:
-    """A number and masks as ones of f64, where nothing else in the text says that they are; None for anything more."""
-    number = Form({m: q for m, q in f.terms.items() if m.is_one})
-    masks = {m: q for m, q in f.terms.items() if is_mask(m)}
-    if len(number.terms) + len(masks) < len(f.terms):
+    """Numbers and masks as ones of f64, where nothing else in the text says that they are; None for anything more."""
+    wide = [_wide_term(m, q) for m, q in f.terms.items()]
+    if any(t is None for t in wide):
         return None
-    wide = [scale(lift(Atom("lbr", "", m.factors[0][0].args, dtype="f64")), q) for m, q in masks.items()]
-    return add(*wide, *([lift(Atom("cast", "f64", (number,), dtype="f64"))] if number.terms or not wide else []))
+    return add(*(t for t in wide if t is not None)) if wide else _wide_number(ZERO_FRACTION)
+
+
+def _wide_term(m: Monomial, q: Fraction) -> Form | None:
+    if is_mask(m):
+        return scale(lift(Atom("lbr", "", m.factors[0][0].args, dtype="f64")), q)
+    if m.factors or m.exponent is not None:
+        return None
+    return mul(_wide_number(q), Form({Monomial((), None, m.brackets): ONE_FRACTION}))
+
+
+def _wide_number(q: Fraction) -> Form:
+    return lift(Atom("cast", "f64", (const(q),), dtype="f64"))
 
 
 def cast(dtype: str, f: Form) -> Form:

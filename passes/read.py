@@ -272,7 +272,7 @@ class Reader:
             return lift(Atom("red", e.op, args, ranks, self._dtype(e)))
         body = self.form(e.arg)
         dtype = self._dtype(e)
-        if dtype == "f64" and body.constant is not None:
+        if dtype == "f64" and _is_untyped(body):
             body = widened(body, "f64")
         if not is_float(dtype) and e.op != "argmax":
             # Integers wrap, so nothing leaves their sums.
@@ -338,7 +338,8 @@ class Reader:
         if not is_float(dtype):
             return self._integer(e.op, forms, settle(dtype))
         sources = [settle(self.checker.infer(a)) for a in e.args]
-        if dtype == "f64" and all(f.constant is not None for f in forms) and OPS[e.op].rule == "real":
+        rounds = OPS[e.op].rule == "real" or (e.op == "div" and any(f.constant is None for f in forms))
+        if dtype == "f64" and rounds and all(map(_is_untyped, forms)):
             forms = (widened(forms[0], "f64"), *forms[1:])
         if e.op == "pow":
             return self._float(e.op, (as_float(forms[0], sources[0], dtype), forms[1]))
@@ -413,3 +414,9 @@ def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
         return None
 
     return visit
+
+
+def _is_untyped(f: Form) -> bool:
+    """Whether nothing in a form tells f64 from f32: numbers, conditions on coordinates, and what is made of them."""
+    atoms = (x for x in values_inside(f) if isinstance(x, Atom))
+    return not any(a.kind == "access" or a.dtype == "f64" for a in atoms)
