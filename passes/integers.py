@@ -17,8 +17,11 @@ from .normal import const, nonnegative
 
 def is_integral(f: Form) -> bool:
     """Whether every part of the form is an integer, so that its expression has an integer type."""
-    if not f.terms or all(m.brackets and not m.factors for m in f.terms):
-        return False
+    return bool(f.terms) and not all(m.brackets and not m.factors for m in f.terms) and may_be_integral(f)
+
+
+def may_be_integral(f: Form) -> bool:
+    """Whether no part of the form is a fraction or float data: where(p, 1, 0) is an integer where one is wanted."""
     return all(
         q.denominator == 1 and m.exponent is None and all(p > 0 and _integral_atom(a) for a, p in m.factors)
         for m, q in f.terms.items()

@@ -13,7 +13,7 @@ from ..ir.print import print_expr
 from .brackets import conjuncts, negate
 from .emptiness import filled
 from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale, values_inside
-from .integers import in_64_bits, is_integral
+from .integers import in_64_bits, is_integral, may_be_integral
 from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, either, literal, zero
 from .normal import atom_nonnegative
 
@@ -53,7 +53,10 @@ class Lowering(Atoms):
     # Sums
 
     def form(self, f: Form, *, whole: bool | None = None) -> Expr:
-        """A form; ``whole`` says that it must be an integer, None that it is one if it can be."""
+        """A form; ``whole`` says that integers are wanted, None that it is one if it can be.
+
+        A float that is to become an integer is computed as the float that it is.
+        """
         if not f.terms:
             return Const(0)
         if self.named is not None and (found := self.named(f)) is not None:
@@ -62,7 +65,7 @@ class Lowering(Atoms):
             # A number alone may be a float: 2^63 is one that no integer is.
             number = f.constant
             whole = is_integral(f) and (number is None or -(1 << 63) < number < 1 << 63)
-        return self._masked(list(f.terms.items()), whole)
+        return self._masked(list(f.terms.items()), whole and may_be_integral(f))
 
     def _masked(self, every: list[tuple[Monomial, Fraction]], whole: bool) -> Expr:
         """A sum, or -inf where one of its masks leaves it out: what it reads stands under the masks."""

@@ -121,6 +121,27 @@ def test_a_number_keeps_the_type_that_a_cast_or_a_statement_gave_it(body: str, l
     agrees(text, inputs, Tiling(3, 2, 4), level)
 
 
+@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Y[k]: i16 = i16(x[k] * (0.5 * x[k]))",
+        "Y[k]: i8 = 3.0 / x[k]",
+        "Y[k]: i32 = i32(x[k] * 2.0 + i[k])",
+        "Y[k]: i64 = x[k] * i[k] - 3",
+        "Y[k]: i16 = where(x[k] > 1.0, 1.5 + i[k], y * 3.0)",
+        "Y: i16 = sum[k](x[k] * 2.0)",
+        "Y: i64 = sum[k](x[k] * y) / 7.0 - max[k](x[k] * x[0])",
+        "Y: i64 = sum[k](x[k] * i[k]) + max[k](i[k])",
+    ],
+)
+def test_a_float_that_becomes_an_integer_is_computed_as_a_float(body: str, level: str) -> None:
+    text = f"def f(x: f32[k], y: f32, i: i32[k]) -> Y:\n    {body}\n"
+    x = np.float32([1.125, -2.625, 3.375, 0.625, -1.875])
+    inputs = {"x": x, "y": np.float32(2.625), "i": np.array([3, -2, 5, 7, -4], np.int32)}
+    agrees(text, inputs, Tiling(3, 2, 4), level)
+
+
 def test_a_select_between_factors_masks_none_of_them() -> None:
     text = "def f(x: f32[k], y: f32) -> Y:\n    Y = prod[k](where(k == 0, x[k], y))\n"
     agrees(text, {"x": np.float32([2, 3, 5]), "y": np.float32(7)}, Tiling(3, 2, 4))
