@@ -210,8 +210,9 @@ class Lowering(Atoms):
 
         A sum of exponentials is 0 too where all of them are: their greatest exponent, -inf, cannot be taken off.
         """
-        for a in (a for a, p in m.factors if p > 0 and a.kind == "aligned" and len(a.args) > 1):
-            e = call("where", call("eq", self.value(a.args[1]), MINUS_INF), Const(0.0), e)
+        for a, p in m.factors:
+            if p > 0 and a.kind == "aligned" and len(a.args) > 1:
+                e = call("where", call("eq", self.value(a.args[1]), MINUS_INF), Const(0.0), e)
         below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
         if not below and m.exponent is not None:
@@ -224,8 +225,8 @@ class Lowering(Atoms):
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
         # What is divided has masks of its own: nothing may have come into it where something came into the divisor.
-        known = {filled(a) for a in below}
-        own = [a for a in above if a not in below and filled(a) is not None and filled(a) not in known]
+        known = {None, *map(filled, below)}
+        own = [a for a in above if a not in below and filled(a) not in known]
         empty = self._empty(below[0])
         for a in (*below[1:], *own):
             empty = call("or", empty, self._empty(a))
