@@ -2,8 +2,10 @@
 
 An entry of the cache is one file, named by the key of what went into it and by the hash of its own bytes, put there by
 an atomic rename. Before one is loaded, it must be a plain file of ours with the bytes that its name promises, in a
-folder of ours that nobody else can enter; anything else is left alone or built again. Where no such folder can be
-had, or written to, libraries live in a temporary folder of this process.
+folder of ours that nobody else can enter; anything else is left alone or built again. A link that is named by the key
+alone says which entry is meant, so that nobody reads through a folder of thousands; where it says nothing that holds,
+the folder is listed. Where no such folder can be had, or written to, libraries live in a temporary folder of this
+process.
 
 Reading the header takes GCC as long as compiling a small kernel. Who builds one kernel builds more: from the third on,
 the cache also holds the header as GCC keeps it when it has read it.
@@ -16,6 +18,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -105,6 +108,7 @@ def _header(folder: Path, compiler: Compiler) -> Path | None:
                 others = sorted(_entries(folder, AHEAD), key=lambda e: -e.modified)
                 for old in others[HEADERS - 1 :]:
                     old.path.unlink(missing_ok=True)
+                    (folder / f"{old.key}{AHEAD}").unlink(missing_ok=True)
                 made = _keep(folder, key, data, AHEAD)
                 _in_vain.discard(key)
                 return made
@@ -156,8 +160,13 @@ def _private_folder() -> Path:
 
 def _lookup(folder: Path, key: str, suffix: str = SUFFIX) -> Path | None:
     """The sound entry of a key; entries that are not what their names say are removed."""
+    with contextlib.suppress(OSError):
+        named = os.readlink(folder / f"{key}{suffix}")
+        if _is_entry(named, suffix, key) and _sound(folder / named):
+            return folder / named
     for entry in _entries(folder, suffix, key):
         if _sound(entry.path):
+            _point(entry.path, key)
             return entry.path
         with contextlib.suppress(OSError):
             entry.path.unlink()
@@ -189,21 +198,40 @@ def _keep(folder: Path, key: str, data: bytes, suffix: str = SUFFIX) -> Path:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+    _point(path, key)
     return path
+
+
+def _point(path: Path, key: str) -> None:
+    """Let the key's link name an entry; a folder in which that fails is listed, as before."""
+    new = path.parent / f".new-{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError):
+        new.symlink_to(path.name)
+        new.replace(path.parent / f"{key}{path.suffix}")
+
+
+def _is_entry(name: str, suffix: str, key: str = "") -> bool:
+    """Whether a name is that of an entry: what went into it, a dash, what came out."""
+    found, dash, content = name.removesuffix(suffix).partition("-")
+    return (
+        name.startswith(key)
+        and name.endswith(suffix)
+        and bool(dash)
+        and len(found) == len(content) == 64
+        and os.sep not in name
+    )
 
 
 def _entries(folder: Path, suffix: str = SUFFIX, key: str = "") -> Iterator[Entry]:
     """The entries of one kind, all or those of one key; of thousands, only these are looked at."""
     try:
-        names = [n for n in os.listdir(folder) if n.startswith(key) and n.endswith(suffix)]
+        names = [n for n in os.listdir(folder) if n.startswith(key) and _is_entry(n, suffix, key)]
     except OSError:
         return
     for name in sorted(names):
-        found, dash, content = name.removesuffix(suffix).partition("-")
-        if dash and len(found) == len(content) == 64:
-            with contextlib.suppress(OSError):
-                status = os.lstat(folder / name)
-                yield Entry(folder / name, found, status.st_size, status.st_mtime)
+        with contextlib.suppress(OSError):
+            status = os.lstat(folder / name)
+            yield Entry(folder / name, name.partition("-")[0], status.st_size, status.st_mtime)
 
 
 def entries() -> tuple[Entry, ...]:
@@ -227,7 +255,8 @@ def clear() -> int:
         with contextlib.suppress(OSError):
             entry.path.unlink()
     for name in os.listdir(folder):
-        if name.startswith(".new-") or (name.endswith(".json") and len(name) == 69):
+        kept = Path(name)
+        if name.startswith(".new-") or (kept.suffix in (".json", SUFFIX, AHEAD) and len(kept.stem) == 64):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
     return gone

@@ -60,6 +60,32 @@ def test_built_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build.build(SOURCE % 2)
 
 
+def test_a_link_finds_the_entry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the folder being listed; a link that is missing, dangles or points elsewhere is as if there were none."""
+    path = build.build(SOURCE % 20)
+    link = folder / f"{path.name.partition('-')[0]}.so"
+    assert os.readlink(link) == path.name
+
+    def refuse(*_: object) -> list[str]:
+        raise AssertionError("the folder is listed")
+
+    with monkeypatch.context() as no_list:
+        no_list.setattr(build, "_entries", refuse)
+        assert build.build(SOURCE % 20) == path
+    outside = tmp_path / path.name
+    outside.write_bytes(path.read_bytes())
+    monkeypatch.setattr(build, "library", refuse)
+    for target in (None, "nowhere", f"../{path.name}", str(outside), f"{'0' * 64}-{'0' * 64}.so"):
+        link.unlink()
+        if target is not None:
+            link.symlink_to(target)
+        assert build.build(SOURCE % 20) == path
+        assert os.readlink(link) == path.name
+    assert len(build.entries()) == 1
+    assert build.clear() == 1
+    assert list(folder.iterdir()) == []
+
+
 def test_list_and_clear(folder: Path) -> None:
     build.build(SOURCE % 3)
     build.build(SOURCE % 4)
@@ -306,7 +332,7 @@ ANSWER = 'extern "C" int answer() { return castile::to<int>(%d.0f); }\n'
 
 
 def ahead(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.gch"))
+    return sorted(folder.glob("*-*.gch"))
 
 
 def kernel(number: int) -> int:
