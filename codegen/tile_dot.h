@@ -5,7 +5,7 @@ namespace castile {
 namespace {
 
 CASTILE_INLINE void multiply_add(Vector& sum, float x, const float* b) { sum += x * load(b); }
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, const uint32_t* b) {
   const __m512i pairs = _mm512_loadu_si512(b);
   sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)pairs);
@@ -56,17 +56,18 @@ CASTILE_INLINE void dot_rows(const Put& put, int64_t i, int64_t j, int64_t rows,
 
 // All rows of one panel of columns, of which ``width`` exist. The rows are split evenly: 16 are 6 + 5 + 5, as a block
 // of few rows waits for loads.
-template <int VECTORS, class Put, class U>
-inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int64_t a_column, const U* b, int64_t b_row,
-                      int64_t b_slice, int64_t width, int64_t m, int64_t k) {
+template <int VECTORS, class Put, class U, class RowsOfA>
+inline void dot_panel(const Put& put, int64_t j, RowsOfA& a, const U* b, int64_t b_row, int64_t b_slice,
+                      int64_t width, int64_t m, int64_t k) {
   constexpr int64_t COLUMNS = VECTORS * LANES;
   // Only whole blocks go from registers into a function: those at an edge go by way of memory, as each block that is made
   // for a function takes the compiler as long as the rest of a kernel.
   constexpr bool to_memory = TO_MEMORY<Put>;
+  const int64_t a_row = a.row, a_column = a.column;
   int64_t blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t i = 0; i < m; --blocks) {
     const int64_t rows = (m - i + blocks - 1) / blocks;
-    const U* const ai = a + i * a_row;
+    const U* const ai = a.from(i, rows);
     if (width == COLUMNS && (to_memory || (VECTORS == PANEL_VECTORS && rows == BLOCK_ROWS))) {
       if constexpr (to_memory) dot_rows<VECTORS>(put, i, j, rows, ai, a_row, a_column, b, b_row, b_slice, k);
       else dot_block<BLOCK_ROWS, PANEL_VECTORS>(put, i, j, ai, a_row, a_column, b, b_row, b_slice, k);
@@ -83,8 +84,8 @@ inline void dot_panel(const Put& put, int64_t j, const U* a, int64_t a_row, int6
 }
 
 // A[m, k] B[k, n] of operands as they are read; ``panel_of(j, width)`` gives the panel of so many columns from j on.
-template <class Put, class U, class PanelOf>
-CASTILE_INLINE void dot_panels(const Put& put, Matrix<const U> a, int64_t m, int64_t n, int64_t k, PanelOf panel_of) {
+template <class U, class Put, class RowsOfA, class PanelOf>
+CASTILE_INLINE void dot_panels(const Put& put, RowsOfA a, int64_t m, int64_t n, int64_t k, PanelOf panel_of) {
 #if defined(CASTILE_AMX)
   if constexpr (IN_SLICES<U>) {
     if (m > 0 && a.column == 1 && has_tiles()) {
@@ -101,8 +102,8 @@ CASTILE_INLINE void dot_panels(const Put& put, Matrix<const U> a, int64_t m, int
   for (int64_t j = 0; j < n; j += PANEL) {
     const int64_t width = at_most(PANEL, n - j);
     const Panel<const U> b = panel_of(j, width);
-    if (width <= LANES) dot_panel<1>(put, j, a.data, a.row, a.column, b.data, b.row, b.slice, width, m, k);
-    else dot_panel<PANEL_VECTORS>(put, j, a.data, a.row, a.column, b.data, b.row, b.slice, width, m, k);
+    if (width <= LANES) dot_panel<1>(put, j, a, b.data, b.row, b.slice, width, m, k);
+    else dot_panel<PANEL_VECTORS>(put, j, a, b.data, b.row, b.slice, width, m, k);
   }
 }
 
@@ -110,8 +111,8 @@ CASTILE_INLINE void dot_panels(const Put& put, Matrix<const U> a, int64_t m, int
 template <class Operand, class A, class Put>
 inline void dot_packed(Put put, Matrix<const A> a, Panels<Operand> b, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
-  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
-  dot_panels(put, rows, m, n, depth<Operand>(k), [&](int64_t j, int64_t) CASTILE_INLINED { return b.at(j); });
+  const auto rows = rows_for<Operand, A>(a, m, k, local);
+  dot_panels<U>(put, rows, m, n, depth<Operand>(k), [&](int64_t j, int64_t) CASTILE_INLINED { return b.at(j); });
 }
 template <class Operand, class A, class Put>
 inline void dot_packed(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k, float* local) {

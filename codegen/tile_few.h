@@ -10,7 +10,7 @@ constexpr int64_t FEW_ROWS = 8;
 constexpr int FEW_BLOCK = 4;
 #if defined(__AVX512F__)
 template <class B>
-constexpr int FEW_SUMS = PAIRS<B> || std::is_same_v<B, float> ? 8 : FEW_BLOCK;
+constexpr int FEW_SUMS = std::is_same_v<B, bf16> || std::is_same_v<B, float> ? 8 : FEW_BLOCK;
 template <class B>
 constexpr int64_t FEW_ACROSS = std::is_same_v<B, float> ? 16 : FEW_SUMS<B>;
 #else
@@ -36,7 +36,7 @@ CASTILE_INLINE float sum_of(Vector x) {
   return lanes[0];
 #endif
 }
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 // Adds the products of as many neighbours as a vector of bf16 holds.
 CASTILE_INLINE void add_products(Vector& sum, const bf16* x, const bf16* y) {
   const __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(y);
@@ -89,7 +89,7 @@ CASTILE_INLINE void dot_columns_along(float* c, int64_t c_row, FewRows<FewUnit<B
                                       int64_t k, bool accumulate, int64_t ahead) {
   Vector sum[ROWS][COLUMNS] = {};
   int64_t p = 0;
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
   if constexpr (std::is_same_v<B, bf16>) {
     for (; p + 2 * LANES <= k; p += 2 * LANES) {
       CASTILE_UNROLL
@@ -171,7 +171,7 @@ inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 // Adds a row of B to the sums of each row of C, or a pair of rows, which are brought side by side once for all of them.
 template <int ROWS, class B>
 CASTILE_INLINE void add_next(Vector* left, Vector* right, const FewUnit<B>* a, int64_t a_row, const B* b, int64_t b_row) {
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
   if constexpr (PAIRS<B>) {
     const Beside x = beside(b, b + b_row);
     CASTILE_UNROLL
@@ -209,7 +209,7 @@ inline void add_steps(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b,
       const B* const from = b.data + p * b.row + j;
       if (ahead) {
         prefetch(from + ahead);
-        prefetch(from + ahead + (STEP == 2 ? b.row : LANES));
+        if (STEP == 2 || sizeof(B) == 4) prefetch(from + ahead + (STEP == 2 ? b.row : LANES));
       }
       add_next<ROWS, B>(left, right, a.data + p, a.row, from, b.row);
     }
@@ -296,8 +296,8 @@ inline void add_tiles_across(Matrix<float> c, Matrix<const A> a, Matrix<const B>
   const Matrix<const U> rows = rows_of<bf16, A>(a, m, k, local + k * PANEL);
   for (int64_t p = 0; p < k; p += FEW_TILES) {
     const int64_t steps = at_most(FEW_TILES, k - p);
-    const Matrix<const U> ap = {rows.data + p / 2 * rows.column, rows.row, rows.column};
-    dot_panels(Into<float>{c, accumulate || p > 0}, ap, m, n, depth<bf16>(steps), [&](int64_t j, int64_t width) CASTILE_INLINED {
+    const NearRows<bf16, bf16> ap = {rows.data + p / 2 * rows.column, rows.row, rows.column};
+    dot_panels<U>(Into<float>{c, accumulate || p > 0}, ap, m, n, depth<bf16>(steps), [&](int64_t j, int64_t width) CASTILE_INLINED {
       pack_panel<bf16, B>({b.data + p * b.row + j, b.row, 1}, steps, width, panel, FEW_TILES);
       return panel_at<const U>(panel, depth<bf16>(steps));
     });
@@ -338,7 +338,7 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
       return;
     }
   }
-  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local + k * PANEL);
+  const auto rows = rows_for<Operand, A>(a, m, k, local + k * PANEL);
   const auto panel_of = [&](int64_t j, int64_t width) CASTILE_INLINED -> Panel<const U> {
     if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
       if (width == PANEL && b.column == 1) return {b.data + j, b.row, LANES};
@@ -347,7 +347,7 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
     pack_panel<Operand, B>({b.data + j * b.column, b.row, b.column}, k, width, panel);
     return panel_at<const U>(panel, depth<Operand>(k));
   };
-  dot_panels(Into{c, accumulate}, rows, m, n, depth<Operand>(k), panel_of);
+  dot_panels<U>(Into{c, accumulate}, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // How large a number is, by its bits without the sign; from ENDLESS on it is an infinity or no number.

@@ -14,7 +14,7 @@ struct Units {
   static constexpr int DEPTH = N;
 };
 
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 template <class A, class B>
 CASTILE_INLINE Words pairs(A low, B high) {
   constexpr struct {
@@ -96,7 +96,7 @@ CASTILE_INLINE void fill_units(U& units, A a, Rest... rest) {
   units.data[I] = floats(a);
   if constexpr (sizeof...(rest) > 0) fill_units<Operand, I + 1>(units, rest...);
 }
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 template <class Operand, int I, class U, class A, class B, class... Rest>
 CASTILE_INLINE void fill_pairs(U& units, A a, B b, Rest... rest) {
   units.data[I] = pairs(a, b);
@@ -113,7 +113,7 @@ CASTILE_INLINE auto units(First first, Rest... rest) {
     fill_whole<Operand, 0>(made, first, rest...);
     return made;
   } else
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
   if constexpr (PAIRS<Operand>) {
     Units<Words, COUNT / 2> made;
     fill_pairs<Operand, 0>(made, first, rest...);
@@ -162,7 +162,7 @@ inline void pack_made(Make make, int64_t k, int64_t n, void* panels) {
 }
 
 CASTILE_INLINE void multiply_add(Vector& sum, float x, Vector b) { sum += x * b; }
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 CASTILE_INLINE void multiply_add(Vector& sum, uint32_t x, Words b) {
   sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)b);
 }
@@ -173,12 +173,12 @@ template <class Operand, int PERIOD, class Make, class A, class Put>
 inline void dot_packed_made(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k,
                             float* local) {
   using U = Unit<Operand>;
-  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, local);
+  const auto rows = rows_for<Operand, A>(a, m, k, local);
   const int64_t high = height<Operand, PERIOD>(k);
   const auto panel_of = [&](int64_t j, int64_t) CASTILE_INLINED {
     return panel_at(static_cast<const U*>(panels) + j * high, high);
   };
-  dot_panels(put, rows, m, n, depth<Operand>(k), panel_of);
+  dot_panels<U>(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Two
@@ -261,6 +261,9 @@ CASTILE_INLINE void dot_made_columns(const Put& put, const U* a, int64_t a_row, 
 template <int ROWS, int PERIOD, class Put, class U, class Make>
 inline void dot_made_rows(const Put& put, const U* a, int64_t a_row, Make make, int64_t n, int64_t k) {
   int64_t j = 0;
+  if constexpr (ROWS == 1 && PANEL_VECTORS == 4) {  // as a sum waits for itself
+    for (; j + 2 * PANEL <= n; j += 2 * PANEL) dot_made_columns<1, 2 * PANEL_VECTORS, PERIOD>(put, a, a_row, make, j, n, k);
+  }
   for (; j + PANEL <= n; j += PANEL) dot_made_columns<ROWS, PANEL_VECTORS, PERIOD>(put, a, a_row, make, j, n, k);
   for (; j < n; j += LANES) dot_made_columns<ROWS, 1, PERIOD>(put, a, a_row, make, j, n, k);
 }
@@ -300,12 +303,12 @@ inline void dot_made_anyhow(Put put, Matrix<const A> a, Make make, int64_t m, in
   }
   U* const panel = reinterpret_cast<U*>(local);
   float* const rest = local + PANEL * (k + PERIOD);
-  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest);
+  const auto rows = rows_for<Operand, A>(a, m, k, rest);
   const auto panel_of = [&](int64_t j, int64_t) CASTILE_INLINED {
     pack_panel_made<Operand, PERIOD>(make, k, j, n, panel);
     return panel_at<const U>(panel, height<Operand, PERIOD>(k));
   };
-  dot_panels(put, rows, m, n, depth<Operand>(k), panel_of);
+  dot_panels<U>(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
 // The same; of rows that lie as they are read and columns that are TILED, by pointers alone.

@@ -25,8 +25,22 @@ struct Matrix {
   int64_t row, column;
 };
 
-// Operands as the micro-kernel reads them: pairs of bf16 along k, a word each, where the machine multiplies such; else f32.
-#if defined(__AVX512BF16__)
+// Whether products of bf16 go by pairs, two to a step of each sum. Intel's processors since Sapphire Rapids, which came with
+// AVX512-FP16, take four times as long for such a step as for a multiply-add of f32: without the matrix unit, which reads
+// the same pairs, operands are widened there as they are packed. AMD's take twice as long, which is even.
+#if !defined(__AVX512BF16__)
+#undef CASTILE_PAIRS
+#define CASTILE_PAIRS 0
+#elif !defined(CASTILE_PAIRS)
+#if defined(__AVX512FP16__) && !defined(CASTILE_AMX) && !defined(__znver3__) && !defined(__znver4__) && !defined(__znver5__)
+#define CASTILE_PAIRS 0
+#else
+#define CASTILE_PAIRS 1
+#endif
+#endif
+
+// Operands as the micro-kernel reads them: pairs of bf16 along k, a word each, or f32.
+#if CASTILE_PAIRS
 template <class Operand>
 constexpr bool PAIRS = std::is_same_v<Operand, bf16>;
 #else

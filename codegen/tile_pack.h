@@ -44,7 +44,7 @@ CASTILE_INLINE void transpose(const B* from, int64_t row, uint32_t* into, int64_
 }
 #endif
 
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
 // 2 * LANES neighbours of two rows as pairs: those of the first LANES columns, and of the others.
 struct Beside {
   __m512i left, right;
@@ -92,8 +92,12 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
   (void)by_squares;
   if constexpr (AS_IT_IS && sizeof(B) == 4) by_squares([](const B* p) CASTILE_INLINED { return _mm512_loadu_si512(p); });
 #endif
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
   if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) by_squares([](const B* p) CASTILE_INLINED { return halves_of(p); });
+#elif defined(__AVX512F__)
+  if constexpr (std::is_same_v<B, bf16> && std::is_same_v<Unit<Operand>, float>) {
+    by_squares([](const B* p) CASTILE_INLINED { return (__m512i)load(p); });
+  }
 #endif
   if constexpr (IS_WHOLE<Operand>) {
 #if defined(__AVX512F__)
@@ -105,7 +109,7 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
     uint32_t* const into = reinterpret_cast<uint32_t*>(data);
     pack_whole<Operand, B>(b.data, b.row, b.column, done, k, width, PANEL, into);
   } else {
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
   if constexpr (PAIRS<Operand> && (AS_IT_IS || IN_BF16<B>)) {
     if (b.column == 1 && width == PANEL) {
       for (; done < k / 2; ++done) {
@@ -205,7 +209,7 @@ Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k,
   } else if constexpr (PAIRS<Operand>) {
     const int64_t n = depth<Operand>(k);
     uint32_t* const into = reinterpret_cast<uint32_t*>(copy);
-#if defined(__AVX512BF16__)
+#if CASTILE_PAIRS
     if constexpr (IN_BF16<A>) {
       if (a.column == 1) {
         for (int64_t i = 0; i < m; ++i) {
@@ -233,6 +237,88 @@ Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k,
     });
     return {copy, k, 1};
   }
+}
+
+// Rows of A as `dot_panels` takes them: where they lie if that will do, else brought near, some AT_ONCE. They are brought
+// again for each panel of B, which is little beside their product with it, and stay in the first cache meanwhile, where all
+// rows of a tile would not: those that are narrower than the micro-kernel reads them as it would have them; those that
+// lie across memory as many side by side as a line holds, as they lie.
+template <class Operand, class A>
+struct NearRows {
+  using U = Unit<Operand>;
+  static constexpr int64_t SIDE = 24;
+
+  const U* data;
+  int64_t row, column;  // of what is read
+  Matrix<const A> a = {};
+  int64_t m = 0, k = 0, at_once = 0, first = 0;
+
+  CASTILE_INLINE const U* from(int64_t i, int64_t rows) {
+    if (at_once == 0) return data + i * row;
+    if (i < first || i + rows > first + at_once) bring(i);
+    return data + (i - first) * row;
+  }
+
+ private:
+  CASTILE_APART void bring(int64_t i) {
+    first = i;
+    const int64_t rows = at_most(at_once, m - i);
+    U* const into = const_cast<U*>(data);
+    if constexpr (!IS_WHOLE<Operand>) {
+      if (a.column == 1) along(into, rows);
+      else if (rows == SIDE) across(into, std::integral_constant<int64_t, SIDE>());
+      else across(into, rows);
+    }
+  }
+  template <class Count>
+  CASTILE_INLINE void across(U* into, Count rows) const {
+    const A* at = a.data + first;
+    int64_t p = 0;
+    if constexpr (PAIRS<Operand>) {
+      for (; p + 1 < k; p += 2, at += 2 * a.column, into += SIDE) {
+        CASTILE_SIMD
+        for (int64_t r = 0; r < rows; ++r) into[r] = pair<Operand>(at[r], at[a.column + r]);
+      }
+    }
+    for (; p < k; ++p, at += a.column, into += SIDE) {
+      CASTILE_SIMD
+      for (int64_t r = 0; r < rows; ++r) {
+        if constexpr (PAIRS<Operand>) into[r] = to<Operand>(at[r]).raw;
+        else into[r] = to<float>(to<Operand>(at[r]));
+      }
+    }
+  }
+  CASTILE_INLINE void along(U* into, int64_t rows) const {
+    for (int64_t r = 0; r < rows; ++r, into += row) {
+      const A* const at = a.data + (first + r) * a.row;
+      int64_t p = 0;
+      if constexpr (!PAIRS<Operand>) {
+        if constexpr (std::is_same_v<A, bf16> || (std::is_same_v<A, float> && std::is_same_v<Operand, bf16>)) {
+          for (; p + LANES <= k; p += LANES) {
+            store(into + p, std::is_same_v<Operand, A> ? load(at + p) : rounded(load(at + p)));
+          }
+        }
+        CASTILE_SIMD
+        for (int64_t q = p; q < k; ++q) into[q] = to<float>(to<Operand>(at[q]));
+      }
+    }
+  }
+};
+
+// Those of a product; ``room`` is for m * k floats.
+template <class Operand, class A>
+CASTILE_INLINE NearRows<Operand, A> rows_for(Matrix<const A> a, int64_t m, int64_t k, float* room) {
+  using U = Unit<Operand>;
+  if constexpr (!IS_WHOLE<Operand> && !IN_SLICES<U>) {
+    constexpr bool WIDENED = !PAIRS<Operand> && !(std::is_same_v<A, Operand> && sizeof(A) == 4);
+    constexpr int64_t SIDE = NearRows<Operand, A>::SIDE;
+    if (m >= SIDE && a.row == 1 && a.column != 1) return {reinterpret_cast<U*>(room), 1, SIDE, a, m, k, SIDE, -SIDE};
+    if (WIDENED && a.column == 1) {
+      return {reinterpret_cast<U*>(room), k, 1, a, m, k, BLOCK_ROWS, -BLOCK_ROWS};
+    }
+  }
+  const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, room);
+  return {rows.data, rows.row, rows.column};
 }
 
 // What `pack` made of k rows of B, from its first column on or from others.

@@ -238,6 +238,16 @@ struct Field {
 };
 template <int SHIFT, int BITS, int WORD>
 CASTILE_INLINE Vector floats(Field<SHIFT, BITS, WORD> x) {
+#if defined(__AVX512F__)
+  // Short ones are looked up, by the last four bits of each lane.
+  if constexpr (BITS <= 4) {
+    constexpr struct {
+      float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    } NUMBERS;
+    const __m512i places = (__m512i)(x.word >> SHIFT & (BITS < 4 ? x.MASK : ~0u));
+    return (Vector)_mm512_permutexvar_ps(places, _mm512_loadu_ps(NUMBERS.lane));
+  }
+#endif
   const Words value = x.word >> SHIFT & x.MASK;
   if constexpr (BITS < 32) return floats((Mask)value);
   else return floats(value);

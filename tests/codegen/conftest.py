@@ -23,6 +23,7 @@ SAMPLE = (
     "test_made.py",
     "test_neon.py",
     "test_random_gradients_cpu.py",
+    "test_rows_cpu.py",
     "test_runtime.py",
     "test_sanitized.py",
     "test_vectors.py",
