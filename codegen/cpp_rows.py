@@ -135,25 +135,45 @@ class Rows(Makers):
             self.line(comment(text_of(self.k, x)))
             if not isinstance(x, Store) and x.tile.name not in kept:
                 self._declare(x.tile)
-        if row is not None:
-            axis = self.axes[row]
-            self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
         last = {name: group for group in groups for op in group for name in reads(op) & set(loads)}
+        for stage in self._stages(groups, row):
+            if row is not None:
+                axis = self.axes[row]
+                self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; ++{axis.index})")
+            for some in stage:
+                inner = self._inner(some[0], row)
+                if not inner:
+                    one = some[0]
+                    assert isinstance(one, Map)
+                    self.alone = True
+                    text = self.typed(one.expr, one.tile.dtype, frozenset(one.tile.axes))
+                    self.alone = False
+                    self.line(f"{self._element(one.tile.name)} = {text};")
+                else:
+                    used = set().union(*(reads(op) for op in some))
+                    ahead = {name: self._next(x, row) for name, x in loads.items() if last[name] is some}
+                    self._group([*(x for t, x in loads.items() if t in used), *some], inner[0], kept, ahead)
+            if row is not None:
+                self.close()
+
+    def _stages(self, groups: Sequence[Sequence[Row]], row: str | None) -> list[list[Sequence[Row]]]:
+        """What is done for all rows of a strip before the next: a row that goes on with what it has just folded waits
+        for it, and rows do not wait for each other."""
+        if row is None or not self.axes[row].cut:
+            return [[*groups]]
+        stages: list[list[Sequence[Row]]] = [[]]
+        folded: set[str] = set()
+        scalars = False
         for group in groups:
-            inner = self._inner(group[0], row)
-            if not inner:
-                one = group[0]
-                assert isinstance(one, Map)
-                self.alone = True
-                text = self.typed(one.expr, one.tile.dtype, frozenset(one.tile.axes))
-                self.alone = False
-                self.line(f"{self._element(one.tile.name)} = {text};")
-            else:
-                used = set().union(*(reads(op) for op in group))
-                ahead = {name: self._next(x, row) for name, x in loads.items() if last[name] is group}
-                self._group([*(x for t, x in loads.items() if t in used), *group], inner[0], kept, ahead)
-        if row is not None:
-            self.close()
+            long = bool(self._inner(group[0], row))
+            if folded & set().union(*(reads(op) for op in group)) or (scalars and long and len(stages) > 1):
+                stages.append([])
+                folded.clear()
+                scalars = False
+            stages[-1].append(group)
+            scalars |= not long
+            folded |= {op.tile.name for op in group if isinstance(op, Fold)}
+        return stages
 
     def _next(self, op: Load, row: str | None) -> tuple[str, Axis] | None:
         """The rank along which a kernel comes to its next row of a tensor, and its axis there; None if to none.
