@@ -6,7 +6,7 @@ that keeps a strip of rows and a panel in the nearest caches. A loop over rows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from math import prod
 
@@ -22,8 +22,10 @@ from .fuse import ON_CHIP
 PANEL, LANES = 64, 16
 
 # Rows that share a packed operand; more where each goes over a band, as in a sliding window: that is packed with what
-# lies around it. The depth of a contraction of 16-bit operands; others and the keys of attention take half.
-ROWS, BAND, DEPTH = 192, 384, 1024
+# lies around it; as many as MANY where all go over the same and each core gets SHARES programs, of at least PROGRAMS in
+# all. The depth of a contraction of 16-bit operands; others and the keys of attention take half.
+ROWS, BAND, MANY, DEPTH = 192, 384, 1024, 1024
+SHARES, PROGRAMS = 4, 16
 
 # Rows and columns of a large product, where it has so many tiles of them: packing is little beside what it serves.
 BLOCK, TASKS = (512, 256), 8
@@ -59,10 +61,11 @@ ROW, ACROSS = 1024, 16
 def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> dict[str, int]:
     """The tile of each rank, at most its extent; ranks on chip and those taken one by one are left out."""
     wanted: dict[str, int] = {}
+    looped = {op.rank for k in kernels for op in operations(k.body) if isinstance(op, For)}
     # A rank of several kernels follows those that contract.
     for k in sorted(kernels, key=_contracts):
         held = {h.rank for h in k.held}
-        found = _contraction(k, extents) if _contracts(k) else _rows(k, extents)
+        found = _contraction(k, extents, looped) if _contracts(k) else _rows(k, extents)
         wanted |= {r: n for r, n in found.items() if r in extents and r not in held}
     # A row alone is a product's row all the same, unless others join it.
     joined = {r: n for r, n in shared_rows(kernels, extents, FEW_SHARED).items() if r not in wanted}
@@ -112,9 +115,14 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
                 continue
             found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
             if column in grid and extents.get(column, 0) > ON_CHIP:
-                # Weights that lie in tiles of columns are one stream for each.
+                # Weights that lie in tiles of columns are one stream for each; several at once hide that a sum waits
+                # for itself, and share what is done once for a row.
                 tiles = [n for n in _quotients(k, column) if n % LANES == 0]
-                found[column] = min(min(tiles) if few and tiles else WIDEST if few else BROAD, _up(extents[column]))
+                wide = WIDEST if few else BROAD
+                if few and tiles:
+                    share = extents[column] // (SHARES * cores() * min(tiles))
+                    wide = min(tiles) * max(1, min(share, BROAD // min(tiles)))
+                found[column] = min(wide, _up(extents[column]))
     return found
 
 
@@ -180,8 +188,8 @@ def _contracts(k: TileKernel) -> bool:
     return any(isinstance(op, Dot) for op in operations(k.body))
 
 
-def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
-    """Tiles of a kernel with dots."""
+def _contraction(k: TileKernel, extents: Mapping[str, int], looped: Collection[str]) -> dict[str, int]:
+    """Tiles of a kernel with dots; ``looped`` are the ranks that any kernel goes over in a loop."""
     grid = {g.rank for g in k.grid}
     found: dict[str, int] = {}
     loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
@@ -200,7 +208,8 @@ def _contraction(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
             if row in grid:
                 blocks = [-(-extents.get(r, 0) // n) for r, n in zip((row, column), BLOCK, strict=True)]
                 large = not streamed and prod(blocks) >= TASKS
-                some = BAND if streamed and _banded(k) else ROWS
+                some = ROWS if not streamed else BAND if _banded(k) else ROWS if row in looped else 0
+                some = some or _many(k, row, extents, found)
                 found[row] = some if not large else BLOCK[0] if column in grid else 2 * ROWS
                 if large and column in grid:
                     found[column] = BLOCK[1]
@@ -280,6 +289,15 @@ def _accumulates(op: Dot, k: TileKernel) -> bool:
     """Whether the sums of a contraction are added up: where they are made, or in the map that takes them up."""
     maps = [x for x in operations(k.body) if isinstance(x, Map) and op.tile.name in tensors_read(x.expr)]
     return op.accumulate or (op.tile.dtype == "i32" and any(x.tile.name in tensors_read(x.expr) for x in maps))
+
+
+def _many(k: TileKernel, row: str, extents: Mapping[str, int], found: Mapping[str, int]) -> int:
+    """Rows that share what a loop packs, where nothing depends on how many they are; ``found`` are the other tiles."""
+    if any(isinstance(op, For) and op.meets is not None for op in operations(k.body)):
+        return ROWS  # they are to have little between the least and the greatest of them
+    others = prod(-(-extents.get(g.rank, 1) // found.get(g.rank, 1)) for g in k.grid if g.rank != row)
+    pieces = -(-max(PROGRAMS, SHARES * cores()) // max(1, others))
+    return max(ROWS, min(MANY, _up(-(-extents.get(row, 0) // pieces))))
 
 
 def _banded(k: TileKernel) -> bool:

@@ -66,6 +66,7 @@ CASES: dict[str, Case] = {
     "tiled 1": (TILED, {"m": 1, "n": 70, "k": 299}, None),
     "tiled 9": (TILED, {"m": 9, "n": 150, "k": 257}, None),
     "tiled 45": (TILED, {"m": 45, "n": 600, "k": 256}, None),
+    "tiled wide": (TILED, {"m": 1, "n": 330, "k": 264}, Mapping(tiles={"k": 128, "n": 256}, knobs={"apart": 1})),
     "grouped in pieces": (
         GROUPED,
         {"m": 2, "n": 70, "k": 1000},

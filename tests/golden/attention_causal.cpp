@@ -5,7 +5,7 @@
 
 namespace castile {
 
-// kernel attention_causal_M(grid b, h, q:192, f:64, d<=64)
+// kernel attention_causal_M(grid b, h, q:256, f:64, d<=64)
 //   in Q: bf16[b, h, q, d]
 //   in K: bf16[b, h, k, d]
 //   in V: bf16[b, h, k, f]
@@ -37,21 +37,21 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
   const int64_t O_0 = args->O_0, O_1 = args->O_1, O_2 = args->O_2, O_3 = args->O_3;
   const int64_t b_extent = args->b_extent, h_extent = args->h_extent, q_extent = args->q_extent, f_extent = args->f_extent;
   const int64_t d_extent = args->d_extent, k_extent = args->k_extent;
-  const int64_t q_tiles = tiles(q_extent, 192);
+  const int64_t q_tiles = tiles(q_extent, 256);
   const int64_t f_tiles = tiles(f_extent, 64);
   const int64_t points = b_extent * h_extent * q_tiles * f_tiles;
   threads = worth(threads, 1.0 * b_extent * h_extent * q_extent * f_extent * k_extent * d_extent);
   parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t f0 = (point % f_tiles) * 64, f_n = at_most(64, f_extent - f0);
     point /= f_tiles;
-    const int64_t q0 = (point % q_tiles) * 192, q_n = at_most(192, q_extent - q0);
+    const int64_t q0 = (point % q_tiles) * 256, q_n = at_most(256, q_extent - q0);
     point /= q_tiles;
     const int64_t h = point % h_extent;
     point /= h_extent;
     const int64_t b = point;
-    char* const local = workspace(612992);
+    char* const local = workspace(629376);
     // Q_7[q, d]: bf16 = load Q[b, h, q, d]
-    alignas(64) bf16 Q_7[12288];
+    alignas(64) bf16 Q_7[16384];
     with_stride(Q_3, [&](auto Q_3) {
       for (int64_t q = 0; q < q_n; ++q) {
         #pragma omp simd
@@ -61,9 +61,9 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       }
     });
     // M_1[q]: f32 = -inf
-    alignas(64) float M_1[192];
+    alignas(64) float M_1[256];
     // L_2[q]: f32 = 0.0
-    alignas(64) float L_2[192];
+    alignas(64) float L_2[256];
     // O_sum_3[q, f]: f32 = 0.0
     float* const O_sum_3 = reinterpret_cast<float*>(local + 0);
     for (int64_t q = 0; q < q_n; ++q) {
@@ -83,9 +83,9 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         const bf16* const K_6 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_11[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_11 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
-        char* const K_6_panels = local + 49152;
+        char* const K_6_panels = local + 65536;
         pack<bf16, bf16>(Matrix<const bf16>{K_6, K_3, K_2}, d_extent, k_n, K_6_panels);
-        char* const V_11_panels = local + 182272;
+        char* const V_11_panels = local + 198656;
         pack<bf16, bf16>(Matrix<const bf16>{V_11, V_2, V_3}, k_n, f_n, V_11_panels);
         for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
           const int64_t q_rows = at_most(STRIP_ROWS<bf16>, q_n - q_at);
@@ -94,12 +94,12 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           float* const O_sum_3_rows = O_sum_3 + q_at * 64;
           bf16* const Q_7_rows = Q_7 + q_at * 64;
           // sum_5[q, k]: f32 = dot[d](K_6, Q_7) in bf16
-          float* const sum_5 = reinterpret_cast<float*>(local + 313600);
+          float* const sum_5 = reinterpret_cast<float*>(local + 329984);
           dot_packed<bf16, bf16>(
               Into{Matrix<float>{sum_5, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_6_panels,
-              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 416000));
+              q_rows, k_n, d_extent, reinterpret_cast<float*>(local + 432384));
           // M_4[q]: f32 = M_1
           alignas(64) float M_4[32];
           // M_4[q]: f32 max= reduce max[k](scale * sum_5)
@@ -109,13 +109,17 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // L_2[q]: f32 = L_2 * ca_scale_8
           // L_2[q]: f32 sum= reduce sum[k](where(M_4 == -inf, 1.0, f_9))
           // left_10[q, k]: bf16 = where(M_4 == -inf, 1.0, f_9)
-          bf16* const left_10 = reinterpret_cast<bf16*>(local + 381184);
+          bf16* const left_10 = reinterpret_cast<bf16*>(local + 397568);
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_8
           for (int64_t q = 0; q < q_rows; ++q) {
             M_4[q] = M_1_rows[q];
             M_4[q] = fold_vectors<Max>(k_n, M_4[q], [&](int64_t k, int64_t) CASTILE_INLINED { return scale * load(&sum_5[q * 528 + k]); });
+          }
+          for (int64_t q = 0; q < q_rows; ++q) {
             ca_scale_8[q] = select<float>(M_4[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_4[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_8[q];
+          }
+          for (int64_t q = 0; q < q_rows; ++q) {
             const float M_4_one = M_4[q];
             if (M_4_one == (-inf)) {
               L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k, int64_t) CASTILE_INLINED {
@@ -139,7 +143,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
               Matrix<const bf16>{left_10, 544, 1},
               V_11_panels,
-              q_rows, f_n, k_n, reinterpret_cast<float*>(local + 416000));
+              q_rows, f_n, k_n, reinterpret_cast<float*>(local + 432384));
           // M_1[q]: f32 = M_4
           #pragma omp simd
           for (int64_t q = 0; q < q_rows; ++q) {
@@ -148,20 +152,20 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         }
       }
     }
-    // for k:512 in (q + 1) // 16 * 16 … minimum(q + 192, extent(q)) (partial), each row to q + 1
+    // for k:512 in (q + 1) // 16 * 16 … minimum(q + 256, extent(q)) (partial), each row to q + 1
     {
       const int64_t k_first = at_least(0, ((q0 + int64_t(1)) >> 4) * int64_t(16));
-      const int64_t k_last = at_most(k_extent, minimum<int64_t>(q0 + int64_t(192), q_extent));
+      const int64_t k_last = at_most(k_extent, minimum<int64_t>(q0 + int64_t(256), q_extent));
       for (int64_t k0 = k_first; k0 < k_last; k0 += 512) {
         const int64_t k_n = at_most(512, k_last - k0);
         // K_14[d, k]: bf16 = load K[b, h, k, d]
         const bf16* const K_14 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_18[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_18 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
-        char* const K_14_panels = local + 49152;
+        char* const K_14_panels = local + 65536;
         pack<bf16, bf16>(Matrix<const bf16>{K_14, K_3, K_2}, d_extent, k_n, K_14_panels);
         bool V_18_finite = all_finite<bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n);
-        char* const V_18_panels = local + 182272;
+        char* const V_18_panels = local + 198656;
         pack<bf16, bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n, V_18_panels);
         for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
           const int64_t q1 = q0 + q_at;
@@ -172,12 +176,12 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           bf16* const Q_7_rows = Q_7 + q_at * 64;
           const int64_t k_some = vectors_to(q1 + q_rows - k0, k_n);
           // sum_13[q, k]: f32 = dot[d](K_14, Q_7) in bf16
-          float* const sum_13 = reinterpret_cast<float*>(local + 313600);
+          float* const sum_13 = reinterpret_cast<float*>(local + 329984);
           dot_packed<bf16, bf16>(
               Into{Matrix<float>{sum_13, 528, 1}, false},
               Matrix<const bf16>{Q_7_rows, 64, 1},
               K_14_panels,
-              q_rows, k_some, d_extent, reinterpret_cast<float*>(local + 416000));
+              q_rows, k_some, d_extent, reinterpret_cast<float*>(local + 432384));
           // M_12[q]: f32 = M_1
           alignas(64) float M_12[32];
           // M_12[q]: f32 max= reduce max[k](where(q >= k, scale * sum_13, -inf))
@@ -187,13 +191,17 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
           // L_2[q]: f32 = L_2 * ca_scale_15
           // L_2[q]: f32 sum= reduce sum[k](where(q >= k, where(M_12 == -inf, 1.0, f_16), 0.0))
           // left_17[q, k]: bf16 = where(q >= k, where(M_12 == -inf, 1.0, f_16), 0.0)
-          bf16* const left_17 = reinterpret_cast<bf16*>(local + 381184);
+          bf16* const left_17 = reinterpret_cast<bf16*>(local + 397568);
           // O_sum_3[q, f]: f32 = O_sum_3 * ca_scale_15
           for (int64_t q = 0; q < q_rows; ++q) {
             M_12[q] = M_1_rows[q];
             M_12[q] = fold_vectors<Max>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), M_12[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED { return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), scale * load(&sum_13[q * 528 + k]), (-inf)); });
+          }
+          for (int64_t q = 0; q < q_rows; ++q) {
             ca_scale_15[q] = select<float>(M_12[q] == (-inf), 1.0f, exp_alone(M_1_rows[q] - M_12[q]));
             L_2_rows[q] = L_2_rows[q] * ca_scale_15[q];
+          }
+          for (int64_t q = 0; q < q_rows; ++q) {
             const float M_12_one = M_12[q];
             if (M_12_one == (-inf)) {
               L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED {
@@ -218,7 +226,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
                 Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
                 Matrix<const bf16>{left_17, 544, 1},
                 Panels<bf16>(V_18_panels, k_n),
-                q_rows, f_n, k_some, reinterpret_cast<float*>(local + 416000));
+                q_rows, f_n, k_some, reinterpret_cast<float*>(local + 432384));
           } else {
             dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_some, true);
           }
@@ -231,7 +239,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
       }
     }
     // f_19[q]: f32 = exp(M_1 - M_1)
-    alignas(64) float f_19[192];
+    alignas(64) float f_19[256];
     // store O[b, h, q, f] = where(L_2 == 0.0, 0.0, O_sum_3 / L_2 * f_19)
     for (int64_t q = 0; q < q_n; ++q) {
       f_19[q] = exp_alone(M_1[q] - M_1[q]);
