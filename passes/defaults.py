@@ -41,8 +41,9 @@ WHOLE, PASSING = 1 << 20, 3 << 18
 FEW, FEWEST, WIDE, SHALLOW, LONG = 16, 4, (512, 2048), 64, 4096
 
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
-# and for more, as what is done once for a row and group is to be little beside its products, and rows.
-GROUP, WIDEST, BROAD, TALL = 64, 2048, 512, 256
+# and for more, as what is done once for a row and group is to be little beside its products, and rows; tiles of columns
+# that are streamed at once, as far as each core gets SHARES of them.
+GROUP, WIDEST, BROAD, TALL, ABREAST = 64, 2048, 512, 256, 4
 
 # The same where there is no contraction but for that: the least group; rows and columns, whose sums stay in the nearest
 # cache as each group adds to them.
@@ -115,13 +116,13 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
                 continue
             found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
             if column in grid and extents.get(column, 0) > ON_CHIP:
-                # Weights that lie in tiles of columns are one stream for each; several at once hide that a sum waits
-                # for itself, and share what is done once for a row.
+                # Weights that lie in tiles of columns are one stream for each. Some at once hide that a sum waits for
+                # itself and share what is done once for a row; more than ABREAST are not foreseen.
                 tiles = [n for n in _quotients(k, column) if n % LANES == 0]
                 wide = WIDEST if few else BROAD
                 if few and tiles:
                     share = extents[column] // (SHARES * cores() * min(tiles))
-                    wide = min(tiles) * max(1, min(share, BROAD // min(tiles)))
+                    wide = min(tiles) * max(1, min(share, ABREAST))
                 found[column] = min(wide, _up(extents[column]))
     return found
 
