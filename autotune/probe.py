@@ -243,7 +243,8 @@ def describe_cpu() -> Device:
 def measure_cpu(seconds: float = 0.15, threads: int = 1) -> Device:
     """This CPU measured for ``seconds`` a rate, on so many threads at once, whose rates are added up.
 
-    A dtype without instructions of its own runs as f32. Raises `UsageError` where no compiler is found.
+    A dtype without instructions of its own, or whose own are slower, runs as f32. Raises `UsageError` where no compiler
+    is found.
     """
     library = load(_SOURCE)
 
@@ -262,7 +263,7 @@ def measure_cpu(seconds: float = 0.15, threads: int = 1) -> Device:
 
     told = describe_cpu()
     f32, f64 = ask("fma_f32", seconds), ask("fma_f64", seconds)
-    bf16, i8 = (rates(name, seconds) or f32 for name in ("dot_bf16", "dot_i8"))
+    bf16, i8 = (max(rates(name, seconds), f32) for name in ("dot_bf16", "dot_i8"))
     levels = []
     for place, level in enumerate(told.memory):
         last = place == len(told.memory) - 1
