@@ -165,6 +165,7 @@ class Rows(Makers):
         folded: set[str] = set()
         scalars = False
         for group in groups:
+            # A new stage begins where what was folded is wanted, and after the scalars that are made of it.
             long = bool(self._inner(group[0], row))
             if folded & set().union(*(reads(op) for op in group)) or (scalars and long and len(stages) > 1):
                 stages.append([])

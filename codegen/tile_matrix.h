@@ -25,9 +25,10 @@ struct Matrix {
   int64_t row, column;
 };
 
-// Whether products of bf16 go by pairs, two to a step of each sum. Intel's processors since Sapphire Rapids, which came with
-// AVX512-FP16, take four times as long for such a step as for a multiply-add of f32: without the matrix unit, which reads
-// the same pairs, operands are widened there as they are packed. AMD's take twice as long, which is even.
+// Whether products of bf16 go by pairs, two to a step of each sum. On AMD's processors such a step takes as long as one
+// multiply-add of f32; on an Intel of the fifth generation four times as long. Those with AVX512-FP16, which came a
+// generation before, are taken to be like it: without the matrix unit, which reads pairs, operands are widened there as they
+// are packed.
 #if !defined(__AVX512BF16__)
 #undef CASTILE_PAIRS
 #define CASTILE_PAIRS 0

@@ -209,8 +209,9 @@ def _contraction(k: TileKernel, extents: Mapping[str, int], looped: Collection[s
             if row in grid:
                 blocks = [-(-extents.get(r, 0) // n) for r, n in zip((row, column), BLOCK, strict=True)]
                 large = not streamed and prod(blocks) >= TASKS
-                some = ROWS if not streamed else BAND if _banded(k) else ROWS if row in looped else 0
-                some = some or _many(k, row, extents, found)
+                some = ROWS
+                if streamed:
+                    some = BAND if _banded(k) else ROWS if row in looped else _many(k, row, extents, found)
                 found[row] = some if not large else BLOCK[0] if column in grid else 2 * ROWS
                 if large and column in grid:
                     found[column] = BLOCK[1]
