@@ -213,7 +213,10 @@ class Expressions(Scope):
             beside = varies and place.long[-1] == inner and place.view is None
             return place.tile.dtype, varies, self._element(name) if beside else None
 
-        return Lanes(inner, self.checker, tile, lambda x, t: self.typed(x, t, axes, ATOM), kept or {})
+        def scalar(x: Expr, dtype: str) -> str:
+            return self.typed(x, dtype, axes, ATOM)
+
+        return Lanes(inner, self.checker, tile, scalar, kept or {}, self.k.ordered, self.flushed)
 
     def _guarded(self, op: Load, inner: str) -> str | None:
         """The text of which lanes of a load along an axis there are, or None; the others have to be 0."""

@@ -87,7 +87,8 @@ class KernelPrinter(Strips):
         extent_of = {h.rank: h.of for h in self.k.held}
         work = " * ".join(["1.0", *(f"{self._extent_text(extent_of.get(r, r))}" for r in _widest(self.k))])
         self.line(f"threads = worth(threads, {work});")
-        self.open("parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED")
+        rule = "<Subnormals::FLUSHED>" if self.flushed else ""
+        self.open(f"parallel_for{rule}(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED")
         self.lines += body
         self.close("});")
 

@@ -102,7 +102,8 @@ class Makers(Dots):
             return self.typed(x, dtype, plain, ATOM)
 
         try:
-            return Lanes(recipe.along, self.checker, tile, scalar, kept, words={} if words is None else words).field(
+            words = {} if words is None else words
+            return Lanes(recipe.along, self.checker, tile, scalar, kept, self.k.ordered, self.flushed, words).field(
                 moved
             )
         finally:

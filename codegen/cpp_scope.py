@@ -6,10 +6,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.cascade import Param
+from ..ir.cascade import Call, Param, walk
 from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
-from ..ir.tile import Dot, Fold, For, GridRank, Load, Map, Op, Tile, TileKernel, operations, print_kernel, tiles_of
+from ..ir.tile import (
+    Dot,
+    Fold,
+    For,
+    GridRank,
+    Load,
+    Map,
+    Op,
+    Tile,
+    TileKernel,
+    expressions,
+    operations,
+    print_kernel,
+    tiles_of,
+)
 from ..ir.types import TypeChecker
 from .interface import checked_axes, runtime_ranks
 from .made import Recipe
@@ -22,6 +36,9 @@ STACK = 1 << 17
 
 # Bytes from row to row that are a multiple of this are too regular for a cache.
 ALIASED = 1024
+
+# Operations that give ever smaller numbers, down to 0.
+VANISHING = frozenset({"exp", "exp2", "sigmoid"})
 
 
 def ctype(dtype: str) -> str:
@@ -84,6 +101,17 @@ class Place:
         return self.view[axis] if self.view is not None else str(self.stride(axis))
 
 
+def _flushed(k: TileKernel) -> bool:
+    """Whether a kernel makes zeros of results below the least normal number, as strict numerics do not let it.
+
+    It does where exponentials meet products of matrices: to some processors each such number costs a hundred cycles,
+    and each product with one as many again.
+    """
+    found = (e for op in operations(k.body) for root in expressions(op) for e in walk(root))
+    products = any(isinstance(op, Dot) for op in operations(k.body))
+    return products and not k.ordered and any(isinstance(e, Call) and e.op in VANISHING for e in found)
+
+
 class Scope:
     """The state of printing one kernel."""
 
@@ -97,6 +125,7 @@ class Scope:
         self.readers = [op for op in operations(k.body) if not isinstance(op, For)]
         types = {p.name: p.dtype for p in k.tensors} | {t.name: t.dtype for t in _typed_tiles(k)}
         self.checker = TypeChecker(types, {})
+        self.flushed = _flushed(k)
         self.axes: dict[str, Axis] = {}
         self.loops: list[For] = []
         self.places: dict[str, Place] = {}

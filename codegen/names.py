@@ -25,7 +25,8 @@ _OURS = frozenset(
     parallel_for worth dot Matrix is_finite f16 bf16 f8e4m3 f8e5m2 int8_t int16_t int32_t int64_t uint8_t uint16_t
     uint32_t uint64_t size_t load store splat choose mask_of lanes_below lanes_from lane_numbers fold_vectors pack
     stream fence divide dot_packed dot_annihilating all_finite Vector Mask Words Halves LANES PANEL clamp copysign
-    pair transpose rounded Into prefetch exp_alone Panels panels_before vectors_to between Span""".split()
+    pair transpose rounded Into prefetch exp_alone Panels panels_before vectors_to between Span
+    exp_rough exp_flushed Subnormals Underflow""".split()
 )
 
 LONGEST = 40

@@ -14,7 +14,7 @@ import pytest
 from judged import within_bound
 
 import castile
-from castile.codegen import compiler
+from castile.codegen import compiler, runtime
 from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
@@ -145,17 +145,47 @@ def test_a_users_monoid_skips_what_is_masked() -> None:
     within_bound(c, {"X": x}, run(X=x))
 
 
+@pytest.mark.parametrize("numerics", ["standard", "strict"])
 @pytest.mark.parametrize("value", ["exp(c * X[k] - 1.5)", "exp(X[k] - 1.5)", "exp2(X[k])"])
-def test_exponentials_of_any_size(value: str) -> None:
-    """What is exponentiated after it was rounded takes fewer steps; ends are the same."""
-    c = castile.parse(f"def f(X: f32[k], c: f32) -> Y:\n    Y[k] = {value}\n")
+def test_exponentials_of_any_size(value: str, numerics: str) -> None:
+    """What is exponentiated after it was rounded takes fewer steps, unless strict; ends are the same."""
+    c = castile.parse(f"@cascade(numerics={numerics!r})\ndef f(X: f32[k], c: f32) -> Y:\n    Y[k] = {value}\n")
     size = np.concatenate([np.geomspace(1e-40, 200, 3000), np.linspace(80, 160, 3000), [0, 1e9, 1e38, np.inf]])
     x = np.concatenate([size, -size, [np.nan]]).astype(np.float32)
     (run,) = CpuProgram.build_all([mapped(c, default_mapping(c, "cpu", {"k": x.size}), {"k": x.size}).program])
-    assert ("exp_rough(" in run.source) == ("c *" in value)
+    rough = "c *" in value and numerics == "standard"
+    assert ("exp_rough(" in run.source) == rough
     got = run(X=x, c=np.float32(1))
     within_bound(c, {"X": x, "c": np.float32(1)}, got)
     with np.errstate(over="ignore"):
         exact = np.exp2(x.astype(float)) if "exp2" in value else np.exp((x - np.float32(1.5)).astype(float))
         want = exact.astype(np.float32)
-    np.testing.assert_allclose(got, want, 2e-5 if "c *" in value else 1e-6, 3e-45)
+    np.testing.assert_allclose(got, want, 2e-5 if rough else 1e-6, 3e-45)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("numerics", ["standard", "strict"])
+def test_subnormal_results_become_zeros(numerics: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where exponentials meet products, unless strict; never in the caller's thread, nor in other kernels."""
+    monkeypatch.setattr(runtime, "thread_count", lambda: threads)
+    values = {
+        "A": np.full((300, 64), -90, np.float32),
+        "B": np.full((64, 70), 1e-3, np.float32),
+    }
+    made = {}
+    for value in ("exp(A[m, k])", "A[m, k]"):
+        c = castile.parse(
+            f"@cascade(numerics={numerics!r})\n"
+            "def f(A: f32[m, k], B: f32[k, n]) -> Y:\n"
+            f"    E[m, k] = {value}\n"
+            "    Y[m, n] = sum[k](E[m, k] * B[k, n])\n"
+        )
+        given = values if "exp" in value else values | {"B": np.full((64, 70), 1e-42, np.float32)}
+        made[value] = castile.compile(c, "cpu")(**given)
+        within_bound(c, given, made[value])
+        assert np.all(values["A"] * np.float32(1e-42) < 0)
+    assert np.all(made["A[m, k]"] < 0)
+    if numerics == "strict":
+        assert np.all(made["exp(A[m, k])"] > 0)
+    elif platform.machine() in ("x86_64", "AMD64"):
+        assert not made["exp(A[m, k])"].any()

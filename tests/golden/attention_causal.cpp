@@ -41,7 +41,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
   const int64_t f_tiles = tiles(f_extent, 64);
   const int64_t points = b_extent * h_extent * q_tiles * f_tiles;
   threads = worth(threads, 1.0 * b_extent * h_extent * q_extent * f_extent * k_extent * d_extent);
-  parallel_for(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
+  parallel_for<Subnormals::FLUSHED>(first, last < 0 ? points : last, threads, [=](int64_t point) CASTILE_INLINED {
     const int64_t f0 = (point % f_tiles) * 64, f_n = at_most(64, f_extent - f0);
     point /= f_tiles;
     const int64_t q0 = (point % q_tiles) * 256, q_n = at_most(256, q_extent - q0);
@@ -128,7 +128,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               });
             } else {
               L_2_rows[q] = fold_vectors<Sum>(k_n, L_2_rows[q], [&](int64_t k, int64_t) CASTILE_INLINED {
-                const Vector f_9 = exp_rough(scale * load(&sum_5[q * 528 + k]) - M_4_one);
+                const Vector f_9 = exp_flushed(scale * load(&sum_5[q * 528 + k]) - M_4_one);
                 store(&left_10[q * 544 + k], f_9);
                 return f_9;
               });
@@ -210,7 +210,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
               });
             } else {
               L_2_rows[q] = fold_vectors<Sum>(k_some, whole_vectors(0, ((q1 + q)) - (k0) + 1, k_some), L_2_rows[q], [&](int64_t k, int64_t, auto whole) CASTILE_INLINED {
-                const Vector f_16 = exp_rough(scale * load(&sum_13[q * 528 + k]) - M_12_one);
+                const Vector f_16 = exp_flushed(scale * load(&sum_13[q * 528 + k]) - M_12_one);
                 store(&left_17[q * 544 + k], choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f));
                 return choose(lanes_below(((q1 + q)) - ((k0 + k)) + 1, whole), f_16, 0.0f);
               });
