@@ -128,6 +128,14 @@ def is_view(node: Node) -> bool:
     return op_name(node) in VIEWS
 
 
+def weight_of(product: Node) -> Node | None:
+    """The matrix among the graph's inputs that a product of two is by, as it lies or transposed; None for others."""
+    b = product.args[-1]
+    if isinstance(b, Node) and is_transposed(b):
+        b = b.args[0]
+    return b if isinstance(b, Node) and b.op == "placeholder" else None
+
+
 def is_transposed(node: Node) -> bool:
     """Whether a node is the transpose of a matrix."""
     source = node.args[0] if node.args else None

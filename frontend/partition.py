@@ -29,13 +29,13 @@ from .nodes import (
     is_map,
     is_mask,
     is_narrow,
-    is_transposed,
     is_view,
     numel,
     op_name,
     repeats,
     size_bytes,
     tensors_of,
+    weight_of,
 )
 
 # Why a product is in no region.
@@ -64,9 +64,8 @@ RATIO = 4
 FEW_STEPS = 4
 # A mask is computed where it is read if what it is made of is this much smaller.
 CHEAP = 4
-# Operations from which on a product is raced against torch's, and rows up to which one of bf16 is.
+# Operations from which on a product is raced against torch's.
 RACED = 1 << 22
-FEW_ROWS = 8
 
 
 @dataclass
@@ -122,19 +121,16 @@ class Partitioner(Able):
         return found
 
     def products(self) -> list[Region]:
-        """Layers' products that stay with torch, each as a region: in f32, and of few rows in bf16, either may be
-        faster, which a race tells.
+        """Layers' products that stay with torch, each as a region: castile's kernel may be faster, which a race tells.
 
-        Their second operand is a transposed matrix among the graph's inputs.
+        Their second operand is a matrix among the graph's inputs, as it lies or transposed.
         """
         found = []
         for n in self.graph.nodes:
             if n in self.able and n not in self.group and op_name(n) in ("mm.default", "addmm.default"):
-                *bias, a, b = n.args
-                dtype, rows = fakes(n)[0].dtype, hint(fakes(n)[0].shape[0])
-                open_race = dtype is torch.float32 or (dtype is torch.bfloat16 and rows <= FEW_ROWS)
+                *bias, a, _ = n.args
                 plain = not n.kwargs and all(fakes(x)[0].ndim == 1 for x in bias)
-                if open_race and plain and is_transposed(b) and b.args[0].op == "placeholder":
+                if plain and fakes(n)[0].dtype in (torch.float32, torch.bfloat16) and weight_of(n) is not None:
                     if 2 * numel(n) * hint(fakes(a)[0].shape[1]) >= RACED:
                         found.append(Region([n], "product", reason="raced against torch's"))
         return found

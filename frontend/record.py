@@ -16,7 +16,7 @@ from ..codegen.arguments import address
 from ..codegen.runtime import Bound, thread_count
 from .arena import Plan, memory_of, span
 from .finish import WITNESS
-from .nodes import PRODUCTS, fakes, is_transposed, is_view, op_name, tensors_of
+from .nodes import PRODUCTS, fakes, is_transposed, is_view, op_name, tensors_of, weight_of
 from .races import RACES, faster
 from .region import RegionCall
 from .rewrite import SHORTER
@@ -149,10 +149,10 @@ class Recorder:
         if op_name(n) in ("mm.default", "addmm.default") and isinstance(b, Node) and is_transposed(b):
             if all(fakes(x)[0].ndim == 1 for x in bias if isinstance(x, Node)):
                 target, args = torch._C._nn.linear, (a, b.args[0], *bias)
-                call = self.products.get(n)
-                if call is not None and self._wins(call, target, args):
-                    self._region(call)
-                    return
+        call = self.products.get(n)
+        if call is not None and self._wins(call, n, target, args):
+            self._region(call)
+            return
         (fake,) = fakes(n)
         out = self._place(fake)
         if out is None:
@@ -164,16 +164,17 @@ class Recorder:
         self._call(target, args, {}).kwargs = {"out": place}
         self.lying.add(n)
 
-    def _wins(self, call: RegionCall, target: Any, given: Sequence[Any]) -> bool:
-        """Whether castile's kernel of a product is faster than torch's, on the weights of all such products in turn:
-        those of a model do not fit into a cache together."""
+    def _wins(self, call: RegionCall, product: Node, target: Any, given: Sequence[Any]) -> bool:
+        """Whether castile's kernel of a product is faster than torch's ``target`` of what is given, on the weights of
+        all such products in turn: those of a model do not fit into a cache together."""
         args = [self.values[m] for m in call.leaves]
-        weight: Node = given[1]
+        weight = weight_of(product)
+        assert weight is not None
         key = (call.kernel.cascade, tuple((x.shape, x.stride()) for x in args), self.count)
 
         def race() -> bool:
-            alike = [m.args[-1].args[0] for m, c in self.products.items() if c.kernel is call.kernel]  # type: ignore
-            weights = [self.inputs[m][1] for m in alike]
+            alike = [weight_of(m) for m, c in self.products.items() if c.kernel is call.kernel]
+            weights = [self.inputs[m][1] for m in alike if m is not None]
             like = self.values[weight]
             weights = [w for w in weights if (w.shape, w.stride()) == (like.shape, like.stride())][:MOST_WEIGHTS]
             plan = call.plan(args)
@@ -188,7 +189,9 @@ class Recorder:
             place = call.leaves.index(weight)
             names = [p.name for p in call.lowered.cascade.params if p.indices]
             (moved,) = (names.index(name) for name, at, _ in plan.views if at == place)
-            others = [self.values[m] if isinstance(m, Node) else m for m in given]
+            values = [self.values[m] if isinstance(m, Node) else m for m in given]
+            at = given.index(weight)
+            theirs_given = [[*values[:at], w, *values[at + 1 :]] for w in weights]
 
             def mine() -> None:
                 for w in weights:
@@ -196,8 +199,8 @@ class Recorder:
                     bound.call(self.count)
 
             def theirs() -> None:
-                for w in weights:
-                    target(others[0], w, *others[2:], out=out)
+                for each in theirs_given:
+                    target(*each, out=out)
 
             return faster(mine, theirs)
 
