@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr
 from ..ir.dtypes import DTYPES
-from ..ir.tile import Dot, Fold, For, Load, Op, Tile, operations
+from ..ir.tile import Dot, Fold, For, Load, Op, Store, Tile, operations
 from ..ir.types import settle
 from .cpp_fold import Folds
-from .cpp_scope import Place, ctype, stored
+from .cpp_scope import Place, There, ctype, stored
 from .interface import checked_indices
 from .made import LONGEST
-from .strips import reads
+from .strips import reads, writes
 from .vectors import steps
 
 # Floats that go to a dot as they lie.
@@ -208,6 +208,47 @@ class Dots(Folds):
         order = (*(r for r in long if r != long[-1]), long[-1])
         self.places[tile.name] = Place(tile, name, order, tuple(self.axes[r].size for r in order), strides)
         return True
+
+    def _stays(self, op: Load) -> bool:
+        """Let sums that come from an output, are added to and go back to it stay there, if rows lie along memory."""
+        tile, tensor = op.tile, op.source.tensor
+        long = tuple(r for r in tile.axes if self.axes[r].size != 1)
+        moves = steps(op.source.indices, long) if len(long) == 2 and op.guard is None else None
+        if moves is None or moves[long[1]][1] != 1 or not self._is_taken_and_put_back(op):
+            return False
+        name, param = self.names("tile", tile.name), self.names("tensor", tensor)
+        flag, row = self.names("there", tile.name, f"{name}_there"), self.names("step", tile.name, f"{name}_row")
+        (side, by), (last, _) = (moves[r] for r in long)
+        sizes = tuple(self.axes[r].size for r in long)
+        stride = self._stride(tensor, side) + (f" * {by}" if by != 1 else "")
+        self.line(f"const bool {flag} = {self._stride(tensor, last)} == 1;")
+        self.line(f"const int64_t {row} = {flag} ? {stride} : {sizes[1]};")
+        room = f"reinterpret_cast<float*>({self._room(4 * sizes[0] * sizes[1])})"
+        first = f"{param} + {self._offset(op.source, frozenset(), frozenset())}"
+        self.line(f"float* const {name} = {flag} ? {first} : {room};")
+        self.places[tile.name] = Place(tile, name, long, sizes, {long[0]: row, long[1]: "1"})
+        self.there[tensor] = There(tile.name, flag)
+        self.open(f"if (!{flag})")
+        self._load(op)
+        self.close()
+        return True
+
+    def _is_taken_and_put_back(self, op: Load) -> bool:
+        """Whether a tile of f32 is an output's, only products are added to it, and it goes back where it was."""
+        tile, tensor = op.tile.name, op.source.tensor
+        if op.tile.dtype != "f32" or tensor not in self.k.outputs or self.params[tensor].dtype != "f32":
+            return False
+        bodies = (self.k.body, *(x.body for x in operations(self.k.body) if isinstance(x, For)))
+        body = next(b for b in bodies if op in b)
+        after = body[body.index(op) + 1 :]
+        back = next((i for i, x in enumerate(after) if tensor in reads(x) | writes(x)), None)
+        if back is None:
+            return False
+        store, users = after[back], [x for x in self.readers if x is not op and tile in reads(x) | writes(x)]
+        sums = [x for x in users if isinstance(x, Dot) and x.tile.name == tile and x.accumulate and not x.annihilates]
+        good = isinstance(store, Store) and store.target == op.source and store.expr == Access(tile)
+        others = [x for x in users if x not in sums]
+        return good and others == [store] and all(x in after and tile not in (x.left, x.right) for x in sums)
 
     def _once(self, op: Load, readers: Sequence[Op]) -> bool:
         """Whether a tile is the rows of one dot, as the micro-kernel reads them, and no loop reads it again."""

@@ -181,16 +181,20 @@ class Makers(Dots):
             "panels", "_".join((*key[:3], op.operand or plan.right.tile.dtype)), f"{plan.right.tile.name}_panels"
         )
         units = -(-n.size // PANEL) * PANEL * (k.size + (1 if maker is None else LONGEST))
-        self.line(f"char* const {name} = {self._room(4 * units)};")
+        room = self._room(4 * units)
         self.panels[key] = name
         if maker is not None:
+            self.line(f"char* const {name} = {room};")
             recipe = self.recipes[plan.right.tile.name]
             assert recipe is not None
             self.line(f"pack_made<{operand}, {recipe.period}>({maker}, {k.count}, {n.count}, {name});")
             return
         kind = ctype(plan.right.tile.dtype)
         matrix = self._matrix(plan.right, plan.k, plan.n, "const " + kind)
-        self.line(f"pack<{operand}, {kind}>({matrix}, {k.count}, {n.count}, {name});")
+        loads = (x.source.tensor for x in self.readers if isinstance(x, Load) and x.tile.name == plan.right.tile.name)
+        stays = plan.right.view is not None and not {*loads} & {*self.k.outputs}
+        function = f"{'in_panels' if stays else 'packed'}<{operand}, {kind}>"
+        self.line(f"const Panels<{operand}> {name} = {function}({matrix}, {k.count}, {n.count}, {room});")
 
     def _takes(self, op: Map, dot: Dot) -> bool:
         """Whether a map alone reads the sums of a dot, place by place, so that it may take them from registers."""

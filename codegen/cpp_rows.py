@@ -37,9 +37,15 @@ class Rows(Makers):
         self._announce(op)
         match op:
             case Store():
+                there = self.there.get(op.target.tensor)
+                if there is not None and op.expr == Access(there.tile):
+                    self.open(f"if (!{there.flag})")
+                    self._store(op)
+                    self.close()
+                    return
                 self._store(op)
             case Load():
-                if self._into_made(op) or self._view(op):
+                if self._into_made(op) or self._view(op) or self._stays(op):
                     return
                 # A tile lies in memory as its tensor does, so that both are walked along.
                 self._declare(op.tile, self._along(op.source, op.tile.axes))

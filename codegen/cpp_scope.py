@@ -101,6 +101,14 @@ class Place:
         return self.view[axis] if self.view is not None else str(self.stride(axis))
 
 
+@dataclass(frozen=True, slots=True)
+class There:
+    """A tile that stays in its tensor's memory where a flag says so."""
+
+    tile: str
+    flag: str
+
+
 def _flushed(k: TileKernel) -> bool:
     """Whether a kernel makes zeros of results below the least normal number, as strict numerics do not let it.
 
@@ -129,6 +137,7 @@ class Scope:
         self.axes: dict[str, Axis] = {}
         self.loops: list[For] = []
         self.places: dict[str, Place] = {}
+        self.there: dict[str, There] = {}
         self.lines: list[str] = []
         self.depth = 0
         self.stack = 0

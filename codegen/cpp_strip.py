@@ -12,7 +12,7 @@ from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store
 from .cpp_rows import Rows
 from .cpp_scope import Axis, ctype, stored
 from .interface import checked_indices
-from .strips import MOST_ROWS, ROWS, Strip, reads, writes
+from .strips import MOST_ROWS, ROWS, ROWS_ACROSS, Strip, reads, writes
 from .vectors import steps
 
 
@@ -40,7 +40,9 @@ class Strips(Rows):
         at, base, count = (self.names("strip" + x, rank, "{}" + x) for x in ("_at", "1", "_rows"))
         # As many as registers hold, which of bf16 the machine tells.
         narrow = any(isinstance(op, Dot) and self._is_of_bf16(op) for op in strip.ops)
-        size, rows = (MOST_ROWS, "STRIP_ROWS<bf16>") if narrow else (ROWS, str(ROWS))
+        across = any(self._lies_across(op, rank, strip.ops) for op in strip.ops if isinstance(op, Load))
+        most, name = (ROWS_ACROSS, "ROWS_ACROSS") if across else (ROWS, "STRIP_ROWS")
+        size, rows = (MOST_ROWS, f"{name}<bf16>") if narrow else (most, str(most))
         self.open(f"for (int64_t {at} = 0; {at} < {whole.count}; {at} += {rows})")
         start, begins = base if whole.base != "0" else at, len(self.lines)
         self.line(f"const int64_t {count} = at_most({rows}, {whole.count} - {at});")
@@ -69,6 +71,12 @@ class Strips(Rows):
         self.axes[rank] = whole
         self.places, self.stack, self.finite, self.panels = places, stack, finite, panels
         self.close()
+
+    def _lies_across(self, op: Load, row: str, ops: Sequence[Op]) -> bool:
+        """Whether a strip multiplies rows that lie across memory, where those of a few strips share its lines."""
+        plans = (self._dot_plan(x) for x in ops if isinstance(x, Dot) and op.tile.name in (x.left, x.right))
+        rows = any(p is not None and p.m == row and p.left.tile.name == op.tile.name for p in plans)
+        return rows and self._along(op.source, op.tile.axes) == row
 
     def _ask(self, ops: Sequence[Op], row: str) -> None:
         """Fetch rows of tensors that are wanted once a product is done, while it runs."""
@@ -150,10 +158,6 @@ class Strips(Rows):
         ahead = "" if low is None else f" - {skip}"
         text = left if high is None else f"vectors_to({high}{ahead}, {left})"
         self.line(f"const int64_t {count} = {text};")
-        for key, packed in self.panels.items():
-            if rank == key[2]:
-                # They are as high as the whole tile is.
-                self.panels[key] = f"Panels<{key[3]}>({packed}, {whole.count})"
         parts = self._from(ops, loop, skip) if low is not None else []
         self.axes[rank] = Axis(whole.size, base, count, whole.index)
         return parts
@@ -176,9 +180,8 @@ class Strips(Rows):
                 self.finite[part] = self.finite[place.name]
             for (packed, n, k, operand), text in panels.items():
                 if packed == place.name and rank in (n, k):
-                    all_of_it = text if rank == k else f"Panels<{operand}>({text}, {self.axes[k].count})"
                     start = f"from_column({skip})" if rank == n else f"from_row({skip})"
-                    self.panels[part, n, k, operand] = f"{all_of_it}.{start}"
+                    self.panels[part, n, k, operand] = f"{text}.{start}"
         return parts
 
     def _drop_unused(self, names: Sequence[str]) -> None:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from ..ir.cascade import Rank, tensors_read, walk
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, expressions, operations
 
-# The rows that the dot's micro-kernel holds in registers, those that a machine may hold (`STRIP_ROWS` in `tile_amx.h`),
-# and those up to which a tile is not cut into strips.
-ROWS, MOST_ROWS, FEW = 6, 32, 16
+# The rows that the dot's micro-kernel holds in registers; those of a strip whose rows lie across memory, which are
+# brought near together; those that a machine may hold of either (`STRIP_ROWS` and `ROWS_ACROSS` in `tile_amx.h`); and
+# those up to which a tile is not cut into strips.
+ROWS, ROWS_ACROSS, MOST_ROWS, FEW = 6, 24, 32, 16
 
 
 @dataclass(frozen=True, slots=True)

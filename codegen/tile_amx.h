@@ -7,10 +7,15 @@ namespace {
 // Rows of a strip: those whose sums stay in registers over the whole of a product.
 template <class Operand>
 constexpr int64_t STRIP_ROWS = 6;
+// Those of a strip whose rows lie across memory: as many as `NearRows` brings at once.
+template <class Operand>
+constexpr int64_t ROWS_ACROSS = 24;
 
 #if defined(CASTILE_AMX)
 template <>
 constexpr int64_t STRIP_ROWS<bf16> = 32;
+template <>
+constexpr int64_t ROWS_ACROSS<bf16> = 32;
 
 // Rows of a tile register; as many words go in a row: columns of B and of the sums, pairs along k of A.
 constexpr int64_t TILE = 16;

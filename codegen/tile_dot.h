@@ -114,10 +114,6 @@ inline void dot_packed(Put put, Matrix<const A> a, Panels<Operand> b, int64_t m,
   const auto rows = rows_for<Operand, A>(a, m, k, local);
   dot_panels<U>(put, rows, m, n, depth<Operand>(k), [&](int64_t j, int64_t) CASTILE_INLINED { return b.at(j); });
 }
-template <class Operand, class A, class Put>
-inline void dot_packed(Put put, Matrix<const A> a, const void* panels, int64_t m, int64_t n, int64_t k, float* local) {
-  dot_packed<Operand, A>(put, a, Panels<Operand>(panels, k), m, n, k, local);
-}
 
 }  // namespace
 }  // namespace castile

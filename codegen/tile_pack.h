@@ -242,7 +242,8 @@ Matrix<const Unit<Operand>> copied_rows(Matrix<const A> a, int64_t m, int64_t k,
 // Rows of A as `dot_panels` takes them: where they lie if that will do, else brought near, some AT_ONCE. They are brought
 // again for each panel of B, which is little beside their product with it, and stay in the first cache meanwhile, where all
 // rows of a tile would not: those that are narrower than the micro-kernel reads them as it would have them; those that
-// lie across memory as many side by side as a line holds, as they lie.
+// lie across memory as many side by side as a line holds, as they lie. A tile of few columns of f32 that lies across, its
+// columns close to each other, is in the caches already.
 template <class Operand, class A>
 struct NearRows {
   using U = Unit<Operand>;
@@ -275,12 +276,12 @@ struct NearRows {
     const A* at = a.data + first;
     int64_t p = 0;
     if constexpr (PAIRS<Operand>) {
-      for (; p + 1 < k; p += 2, at += 2 * a.column, into += SIDE) {
+      for (; p + 1 < k; p += 2, at += 2 * a.column, into += column) {
         CASTILE_SIMD
         for (int64_t r = 0; r < rows; ++r) into[r] = pair<Operand>(at[r], at[a.column + r]);
       }
     }
-    for (; p < k; ++p, at += a.column, into += SIDE) {
+    for (; p < k; ++p, at += a.column, into += column) {
       CASTILE_SIMD
       for (int64_t r = 0; r < rows; ++r) {
         if constexpr (PAIRS<Operand>) into[r] = to<Operand>(at[r]).raw;
@@ -312,7 +313,12 @@ CASTILE_INLINE NearRows<Operand, A> rows_for(Matrix<const A> a, int64_t m, int64
   if constexpr (!IS_WHOLE<Operand> && !IN_SLICES<U>) {
     constexpr bool WIDENED = !PAIRS<Operand> && !(std::is_same_v<A, Operand> && sizeof(A) == 4);
     constexpr int64_t SIDE = NearRows<Operand, A>::SIDE;
-    if (m >= SIDE && a.row == 1 && a.column != 1) return {reinterpret_cast<U*>(room), 1, SIDE, a, m, k, SIDE, -SIDE};
+    if (m >= BLOCK_ROWS && a.row == 1 && a.column != 1) {
+      if constexpr (std::is_same_v<A, U>) {
+        if (k <= 384 && a.column * int64_t(sizeof(A)) <= 1024) return {a.data, 1, a.column};
+      }
+      return {reinterpret_cast<U*>(room), 1, at_most(SIDE, m), a, m, k, SIDE, -SIDE};
+    }
     if (WIDENED && a.column == 1) {
       return {reinterpret_cast<U*>(room), k, 1, a, m, k, BLOCK_ROWS, -BLOCK_ROWS};
     }
@@ -321,25 +327,38 @@ CASTILE_INLINE NearRows<Operand, A> rows_for(Matrix<const A> a, int64_t m, int64
   return {rows.data, rows.row, rows.column};
 }
 
-// What `pack` made of k rows of B, from its first column on or from others.
+// B[k, n] as the micro-kernel reads it, from its first column and row on or from others.
 template <class Operand>
 struct Panels {
-  const Unit<Operand>* data;
-  int64_t height;  // units along k
-
-  CASTILE_INLINE Panels(const void* packed, int64_t k)
-      : data(static_cast<const Unit<Operand>*>(packed)), height(depth<Operand>(k)) {}
+  Panel<const Unit<Operand>> first;
+  int64_t step;  // for each column on, in units
 
   // From a column on, a multiple of PANEL, or from a row on, an even one.
-  CASTILE_INLINE Panels from_column(int64_t j) const { return {data + j * height, height}; }
+  CASTILE_INLINE Panels from_column(int64_t j) const { return {at(j), step}; }
   CASTILE_INLINE Panels from_row(int64_t p) const {
-    return {data + depth<Operand>(p) * panel_at(data, height).row, height};
+    return {{first.data + depth<Operand>(p) * first.row, first.row, first.slice}, step};
   }
-  CASTILE_INLINE Panel<const Unit<Operand>> at(int64_t j) const { return panel_at(data + j * height, height); }
-
- private:
-  CASTILE_INLINE Panels(const Unit<Operand>* from, int64_t high) : data(from), height(high) {}
+  CASTILE_INLINE Panel<const Unit<Operand>> at(int64_t j) const {
+    return {first.data + j * step, first.row, first.slice};
+  }
 };
+
+template <class Operand, class B>
+inline Panels<Operand> packed(Matrix<const B> b, int64_t k, int64_t n, void* room) {
+  pack<Operand, B>(b, k, n, room);
+  const int64_t height = depth<Operand>(k);
+  return {panel_at(static_cast<const Unit<Operand>*>(room), height), height};
+}
+
+// The same, of what does not change meanwhile: in place where it lies as panels do, or nearly so.
+template <class Operand, class B>
+CASTILE_INLINE Panels<Operand> in_panels(Matrix<const B> b, int64_t k, int64_t n, void* room) {
+  if constexpr (std::is_same_v<B, float> && std::is_same_v<Operand, float>) {
+    const bool whole = n % PANEL == 0 && b.row % LANES == 0 && reinterpret_cast<uintptr_t>(b.data) % 64 == 0;
+    if (b.column == 1 && whole && b.row <= 2 * PANEL) return {{b.data, b.row, LANES}, 1};
+  }
+  return packed<Operand, B>(b, k, n, room);
+}
 
 // Of n columns, those in whole panels before some; and the others in whole vectors up to some.
 CASTILE_INLINE int64_t panels_before(int64_t first, int64_t n) {

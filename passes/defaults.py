@@ -63,11 +63,14 @@ def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> di
     """The tile of each rank, at most its extent; ranks on chip and those taken one by one are left out."""
     wanted: dict[str, int] = {}
     looped = {op.rank for k in kernels for op in operations(k.body) if isinstance(op, For)}
-    # A rank of several kernels follows those that contract.
+    # A rank of several kernels follows those that contract, and then those that go along memory in a loop over it.
+    along: set[str] = set()
     for k in sorted(kernels, key=_contracts):
         held = {h.rank for h in k.held}
         found = _contraction(k, extents, looped) if _contracts(k) else _rows(k, extents)
-        wanted |= {r: n for r, n in found.items() if r in extents and r not in held}
+        kept = set() if _contracts(k) else along - {r for r, n in found.items() if n > 1}
+        wanted |= {r: n for r, n in found.items() if r in extents and r not in held | kept}
+        along |= {op.rank for op in operations(k.body) if isinstance(op, For) and found.get(op.rank) == ROW}
     # A row alone is a product's row all the same, unless others join it.
     joined = {r: n for r, n in shared_rows(kernels, extents, FEW_SHARED).items() if r not in wanted}
     dots = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot)]

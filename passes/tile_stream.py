@@ -175,14 +175,12 @@ class Streams(Reductions):
         ops = self.frames[-1].ops
         element = without(x.expr.arg, phase.known, self.e.expr.ranks)
         axes = tuple(r for r in x.output.ranks if self.sizes[r] > 1)
-        before = replace(self._tile(x.name, x.ranks, self.types[x.name]), axes=axes)
-        total = replace(self._tile("total", x.ranks, self.types[x.name]), axes=axes)
+        total = replace(self._tile(x.name, x.ranks, self.types[x.name]), axes=axes)
         mask, inside = mask_of(element)
         over = x.expr.ranks
         pair = self._factors(replace(x.expr, args=(inside,)), None, x.ranks, mask)
         value = self.value(element, None) if pair is None else None
-        ops.append(Load(before, Access(x.name, tuple(map(Rank, x.output.ranks)))))
-        ops.append(Map(total, Access(before.name)))
+        ops.append(Load(total, Access(x.name, tuple(map(Rank, x.output.ranks)))))
         if pair is not None:
             ops.append(Dot(total, pair.left, pair.right, over, True, pair.operand, pair.annihilates))
         else:

@@ -103,6 +103,33 @@ def test_scattered_gradients_at_odd_extents(extents: dict[str, int]) -> None:
     assert all(j.ok for j in judge(g, given, results))
 
 
+UNSCALED = """def attention(Q: f32[h, q, d], K: f32[h, k, d], V: f32[h, k, f]) -> O:
+    S[h, q, k] = sum[d](Q[h, q, d] * K[h, k, d])
+    M[h, q] = max[k](S[h, q, k])
+    P[h, q, k] = exp(S[h, q, k] - M[h, q])
+    L[h, q] = sum[k](P[h, q, k])
+    O[h, q, f] = sum[k](P[h, q, k] / L[h, q] * V[h, k, f])
+"""
+
+
+@pytest.mark.parametrize("lie", ["along", "across", "apart"])
+def test_scattered_gradients_wherever_they_go(lie: str) -> None:
+    """Gradients of queries that are added to where they lie, if their rows do along memory."""
+    g = grad(castile.parse(UNSCALED), saved=("lse",))
+    sizes = resolve(g, {"h": 8, "q": 200, "k": 270, "d": 20, "f": 20})
+    rng = np.random.default_rng(3)
+    given = {p.name: rng.standard_normal(shape_of(g, p.name, sizes)).astype(np.float32) for p in g.params}
+    run = CpuProgram.build(program(g, given, scatter=1).program)
+    assert "_there ? dQ" in run.source
+    room = {n: np.full((*shape_of(g, n, sizes), 2), 7, np.float32) for n in g.outputs}
+    out = {n: x[..., 0] if lie == "apart" else np.empty(x.shape[:-1], np.float32) for n, x in room.items()}
+    if lie == "across":
+        out = {n: np.empty((x.shape[0], x.shape[2], x.shape[1]), np.float32).transpose(0, 2, 1) for n, x in out.items()}
+    run(**given, out=tuple(out.values()))
+    assert all(j.ok for j in judge(g, given, out))
+    assert all(np.all(x[..., 1] == 7) for x in room.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_mapped_for_more_rows(name: str) -> None:

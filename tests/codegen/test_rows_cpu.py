@@ -16,8 +16,10 @@ ACROSS = "def f(A: {0}[k, m], B: {0}[k, n]) -> C:\n    C[m, n] = sum[k](A[k, m] 
 ALONG = "def f(A: {0}[m, k], B: {0}[n, k]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[n, k])\n"
 MADE = "def f(A: {0}[k, m], B: {0}[k, n]) -> C:\n    C[m, n] = sum[k](exp(A[k, m]) * B[k, n])\n"
 
-# Around the rows of a block, those that are brought at once, and the columns of a panel.
+# Around the rows of a block, those that are brought at once, and a panel; and rows across memory that are
+# too many, or too long, to be read where they are.
 SIZES = [(m, k, n) for m in (1, 6, 7, 23, 24, 25, 49, 100) for k, n in ((1, 5), (33, 64), (64, 130))]
+SIZES += [(300, 40, 64), (25, 401, 70)]
 
 
 @pytest.mark.parametrize("flags", ["", "-DCASTILE_PAIRS=0", "-DCASTILE_PAIRS=1"])
@@ -26,7 +28,7 @@ def test_rows(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cascades = [castile.parse(t.format(d)) for t in (ACROSS, ALONG, MADE) for d in ("f32", "bf16", "f16", "f8e4m3")]
     programs = []
     for c in cascades:
-        extents = resolve(c, {"m": 120, "k": 120, "n": 192})
+        extents = resolve(c, {"m": 320, "k": 420, "n": 192})
         programs.append(mapped(c, default_mapping(c, "cpu", extents), extents).program)
     rng = np.random.default_rng(7)
     for c, run in zip(cascades, CpuProgram.build_all(programs), strict=True):

@@ -120,7 +120,7 @@ def test_rows_apart_are_fetched_ahead_and_tiles_of_one_row_are_not() -> None:
 def test_attention_runs_by_strips_with_packed_operands() -> None:
     text = print_cpp(program("attention_causal", "bf16").kernels, "attention")
     assert "dot_packed<bf16, bf16>(" in text
-    assert "pack<bf16, bf16>(" in text
+    assert "in_panels<bf16, bf16>(" in text
     # A row's masks are looked at in the vectors at their ends.
     assert "lanes_below(" in text
     assert "whole_vectors(0, " in text

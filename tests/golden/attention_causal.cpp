@@ -83,10 +83,8 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         const bf16* const K_6 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_11[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_11 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
-        char* const K_6_panels = local + 65536;
-        pack<bf16, bf16>(Matrix<const bf16>{K_6, K_3, K_2}, d_extent, k_n, K_6_panels);
-        char* const V_11_panels = local + 198656;
-        pack<bf16, bf16>(Matrix<const bf16>{V_11, V_2, V_3}, k_n, f_n, V_11_panels);
+        const Panels<bf16> K_6_panels = in_panels<bf16, bf16>(Matrix<const bf16>{K_6, K_3, K_2}, d_extent, k_n, local + 65536);
+        const Panels<bf16> V_11_panels = in_panels<bf16, bf16>(Matrix<const bf16>{V_11, V_2, V_3}, k_n, f_n, local + 198656);
         for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
           const int64_t q_rows = at_most(STRIP_ROWS<bf16>, q_n - q_at);
           float* const L_2_rows = L_2 + q_at;
@@ -162,11 +160,9 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
         const bf16* const K_14 = K + b * K_0 + h * K_1 + k0 * K_2;
         // V_18[f, k]: bf16 = load V[b, h, k, f]
         const bf16* const V_18 = V + b * V_0 + h * V_1 + k0 * V_2 + f0 * V_3;
-        char* const K_14_panels = local + 65536;
-        pack<bf16, bf16>(Matrix<const bf16>{K_14, K_3, K_2}, d_extent, k_n, K_14_panels);
+        const Panels<bf16> K_14_panels = in_panels<bf16, bf16>(Matrix<const bf16>{K_14, K_3, K_2}, d_extent, k_n, local + 65536);
         bool V_18_finite = all_finite<bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n);
-        char* const V_18_panels = local + 198656;
-        pack<bf16, bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n, V_18_panels);
+        const Panels<bf16> V_18_panels = in_panels<bf16, bf16>(Matrix<const bf16>{V_18, V_2, V_3}, k_n, f_n, local + 198656);
         for (int64_t q_at = 0; q_at < q_n; q_at += STRIP_ROWS<bf16>) {
           const int64_t q1 = q0 + q_at;
           const int64_t q_rows = at_most(STRIP_ROWS<bf16>, q_n - q_at);
@@ -225,7 +221,7 @@ void castile_attention_causal_M(const castile_attention_causal_M_args* args, int
             dot_packed<bf16, bf16>(
                 Into{Matrix<float>{O_sum_3_rows, 64, 1}, true},
                 Matrix<const bf16>{left_17, 544, 1},
-                Panels<bf16>(V_18_panels, k_n),
+                V_18_panels,
                 q_rows, f_n, k_some, reinterpret_cast<float*>(local + 432384));
           } else {
             dot_annihilating<bf16, bf16, bf16, true>(Matrix<float>{O_sum_3_rows, 64, 1}, Matrix<const bf16>{left_17, 544, 1}, Matrix<const bf16>{V_18, V_2, V_3}, q_rows, f_n, k_some, true);

@@ -39,8 +39,7 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
     char* const local = workspace(2622080);
     // B_3[n, k]: bf16 = load B[k, n]
     const bf16* const B_3 = B + n0 * B_1;
-    char* const B_3_panels = local + 0;
-    pack<bf16, bf16>(Matrix<const bf16>{B_3, B_0, B_1}, k_extent, n_n, B_3_panels);
+    const Panels<bf16> B_3_panels = in_panels<bf16, bf16>(Matrix<const bf16>{B_3, B_0, B_1}, k_extent, n_n, local + 0);
     for (int64_t m_at = 0; m_at < m_n; m_at += STRIP_ROWS<bf16>) {
       const int64_t m1 = m0 + m_at;
       const int64_t m_rows = at_most(STRIP_ROWS<bf16>, m_n - m_at);
