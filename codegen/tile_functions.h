@@ -126,7 +126,6 @@ CASTILE_INLINE Only<F> exp(F x) {
 // One of a row: by the steps of vectors, which have no branch to be foreseen.
 CASTILE_INLINE float exp_alone(float x) { return exp(splat(x))[0]; }
 
-#if defined(__AVX512DQ__)
 // 2^r on [-0.5, 0.5].
 CASTILE_INLINE Vector exp2_near_zero(Vector r) {
   Vector p = 0.00015594678f * r + 0.0013406643f;
@@ -136,7 +135,6 @@ CASTILE_INLINE Vector exp2_near_zero(Vector r) {
   p = p * r + 0.69314724f;
   return p * r + 1.0f;
 }
-#endif
 
 #if defined(__AVX512DQ__)
 // x less the nearest integer; 0 for infinities.
@@ -167,14 +165,18 @@ CASTILE_INLINE Vector exp_rough(Vector x) {
 #endif
 }
 
-// The same where what is below the least normal number becomes 0 and takes no time.
+// The same where what is below the least normal number becomes 0 and takes no time. Else n is added to the exponent, up to
+// 2^128, which is infinity; that would make a number of a NaN.
 CASTILE_INLINE Vector exp_flushed(Vector x) {
 #if defined(__AVX512DQ__)
   x = x * LOG2_E;
   const Vector r = fraction(x);
   return (Vector)_mm512_scalef_ps((__m512)exp2_near_zero(r), (__m512)(x - r));
 #else
-  return exp(x);
+  const Vector n = at_most(x * LOG2_E, 128.0f), rounded = n + ROUNDER;
+  const Vector y = exp2_near_zero(n - (rounded - ROUNDER));
+  const Mask scaled = bits<Mask>(y) + (bits<Mask>(rounded) << 23);
+  return nothing_where(n < -126.0f, bits<Vector>(scaled | (x != x)));
 #endif
 }
 

@@ -335,11 +335,15 @@ CASTILE_INLINE Vector floor(Vector x) {
 CASTILE_INLINE Vector copysign(Vector size, Vector sign) {
   return (Vector)(((Words)size & 0x7fffffffu) | ((Words)sign & 0x80000000u));
 }
-#if defined(__AVX512F__)
 CASTILE_INLINE Vector at_most(Vector x, float high) {  // a NaN stays
+#if defined(__AVX512F__)
   return (Vector)_mm512_min_ps(_mm512_set1_ps(high), (__m512)x);
-}
+#elif defined(__AVX__)
+  return (Vector)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
+#else
+  return x > high ? splat(high) : x;
 #endif
+}
 CASTILE_INLINE Vector clamp(Vector x, float low, float high) {  // a NaN stays
 #if defined(__AVX512F__)
   // Both give their second operand if either is NaN.

@@ -29,6 +29,7 @@ from .cascade import (
     Rank,
     Reduce,
     children,
+    free_ranks,
     literal_value,
     substitute,
     tensors_read,
@@ -47,8 +48,10 @@ from .verify import Scan, scan_step
 
 T = TypeVar("T")
 
-# Bytes of the boxes that sampling keeps, and of a scan that it computes whole; elements of the largest tensor.
+# Bytes of the boxes that sampling keeps, reductions of one element that it does, and bytes of a scan that it computes
+# whole; elements of the largest tensor.
 KEPT_BYTES = 1 << 29
+KEPT_ROWS = 1 << 12
 SCAN_BYTES = 1 << 27
 MAX_ELEMENTS = 1 << 31
 
@@ -110,6 +113,8 @@ class Oracle(Reductions):
         self.running: dict[str, tuple[tuple[int, ...], Value]] = {}
         self.boxes: OrderedDict[tuple[str, Box], Value] = OrderedDict()
         self.kept_bytes = 0
+        # By identity, as hashing a tree costs; the reduction is kept, so its identity stays its own.
+        self.rows: dict[tuple[int, tuple[tuple[str, int], ...], int], tuple[Reduce, Value]] = {}
 
     # Tensors
 
@@ -281,9 +286,21 @@ class Oracle(Reductions):
             case Access():
                 return self._access(e, scope, guard)
             case Reduce():
-                return self.reduce(e, scope, guard)
+                return self._reduced(e, scope, guard)
             case _:
                 return super().leaf(e, scope, guard)
+
+    def _reduced(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:
+        """The value of a reduction; that of one element is kept, as samples of a row share the row's."""
+        if scope.size != 1 or guard is not None or self.running:
+            return self.reduce(e, scope, guard)
+        at = tuple((r, int(values[0])) for r, (_, values) in scope.axes.items() if r in free_ranks(e))
+        key = (id(e), at, scope.ndim)
+        if key not in self.rows:
+            while len(self.rows) >= KEPT_ROWS:
+                self.rows.pop(next(iter(self.rows)))
+            self.rows[key] = e, self.reduce(e, scope, guard)
+        return self.rows[key][1]
 
     def _access(self, e: Access, scope: Scope, guard: Array | None) -> Value:
         """The elements that the indices name; those that no guard needs may be any."""

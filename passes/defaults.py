@@ -55,8 +55,9 @@ LARGEST, OPERAND = 1 << 22, 1 << 24
 # Rows of one program that share an operand and come from several coordinates of a rank.
 FEW_SHARED = 8
 
-# Elements of a row that are looked at together where there is no contraction, and rows of a tile across memory.
-ROW, ACROSS = 1024, 16
+# Elements of a row that are looked at together where there is no contraction; rows of a tile across memory; and, where
+# a row is gone over tile by tile, bytes of it that stay in the first cache from one pass over a tile to the next.
+ROW, ACROSS, TWICE = 1024, 16, 1 << 14
 
 
 def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> dict[str, int]:
@@ -70,7 +71,7 @@ def cpu_tiles(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> di
         found = _contraction(k, extents, looped) if _contracts(k) else _rows(k, extents)
         kept = set() if _contracts(k) else along - {r for r, n in found.items() if n > 1}
         wanted |= {r: n for r, n in found.items() if r in extents and r not in held | kept}
-        along |= {op.rank for op in operations(k.body) if isinstance(op, For) and found.get(op.rank) == ROW}
+        along |= {op.rank for op in operations(k.body) if isinstance(op, For) and found.get(op.rank, 0) >= ROW}
     # A row alone is a product's row all the same, unless others join it.
     joined = {r: n for r, n in shared_rows(kernels, extents, FEW_SHARED).items() if r not in wanted}
     dots = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot)]
@@ -332,12 +333,18 @@ def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
     # Of two that lie along memory, one that fills vectors.
     along = max(votes, key=lambda r: (votes[r], min(extents.get(r, 0), LANES)))
     found = dict.fromkeys((g.rank for g in k.grid), 1)
-    for op in operations(k.body):
-        if isinstance(op, For):
-            found[op.rank] = ACROSS
-    found[along] = ROW
+    loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
+    found |= dict.fromkeys(loops, ACROSS)
+    found[along] = max(ROW, TWICE // _bytes_along(k, along)) if along in loops else ROW
     scalar = all(_single(op, k) for op in operations(k.body))
     return {} if scalar else found
+
+
+def _bytes_along(k: TileKernel, rank: str) -> int:
+    """Bytes of all tensors that a kernel loads at a coordinate of a rank; at least one."""
+    loads = (op.source.tensor for op in operations(k.body) if isinstance(op, Load) and rank in op.tile.axes)
+    width = {p.name: DTYPES[p.dtype].bits // 8 for p in k.tensors}
+    return max(1, sum(width[t] for t in {*loads}))
 
 
 def _single(op: Op, k: TileKernel) -> bool:

@@ -5,6 +5,7 @@ One library for this machine's CPU and one for AVX2: the sample of compiled code
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from judged import within_bound
 
 import castile
-from castile.codegen import compiler, runtime
-from castile.codegen.cpp import print_cpp
+from castile.codegen import build, compiler, runtime
+from castile.codegen.cpp import INCLUDE, print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
@@ -161,6 +162,38 @@ def test_exponentials_of_any_size(value: str, numerics: str) -> None:
         exact = np.exp2(x.astype(float)) if "exp2" in value else np.exp((x - np.float32(1.5)).astype(float))
         want = exact.astype(np.float32)
     np.testing.assert_allclose(got, want, 2e-5 if rough else 1e-6, 3e-45)
+
+
+FLUSHED = (
+    INCLUDE
+    + """
+namespace castile {
+extern "C" void flushed(const float* x, float* y, int64_t n) {
+  const Underflow<Subnormals::FLUSHED> underflow;
+  for (int64_t i = 0; i < n; i += LANES) store(y + i, exp_flushed(load(x + i)));
+}
+}  // namespace castile
+"""
+)
+
+
+@pytest.mark.parametrize("flags", ["", "-march=haswell", "-march=x86-64"])
+def test_exponentials_beside_products(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end where those of data do, at 0 and infinity, but for subnormal results; each NaN stays one."""
+    if flags and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("flags of x86-64")
+    monkeypatch.setenv("CASTILE_CXXFLAGS", flags)
+    size = np.concatenate([np.geomspace(1e-40, 200, 3000), np.linspace(80, 160, 3001), [0, 88.7228, 1e9, 1e38, np.inf]])
+    nans = np.array([0x7FC00000, 0xFFC00001, 0x7FFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    x = np.concatenate([np.concatenate([size, -size]).astype(np.float32), nans])
+    x = np.pad(x, (0, -x.size % 64))
+    y = np.empty_like(x)
+    at = [ctypes.c_void_p(a.ctypes.data) for a in (x, y)]
+    build.load(FLUSHED).flushed(*at, ctypes.c_int64(x.size))
+    with np.errstate(over="ignore", under="ignore"):
+        want = np.exp(x.astype(float)).astype(np.float32)
+    np.testing.assert_allclose(y, want, 2e-5, 2.0**-126)
+    assert np.all(y[x < -88] == 0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

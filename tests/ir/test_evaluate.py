@@ -11,7 +11,7 @@ from numpy import inf, nan
 
 from castile.ir.cascade import Cascade
 from castile.ir.errors import CastileError, EvaluationError
-from castile.ir.evaluate import evaluate
+from castile.ir.evaluate import Oracle, evaluate
 from castile.ir.parse import parse
 
 RNG = np.random.default_rng(0)
@@ -317,3 +317,20 @@ def test_results_come_in_the_order_of_the_signature() -> None:
 def test_every_error_is_castiles() -> None:
     assert issubclass(EvaluationError, CastileError)
     assert isinstance(parse(SOFTMAX), Cascade)
+
+
+def test_samples_of_a_row_share_its_reductions(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = parse("def softmax(X: f32[m, n]) -> Y:\n    Y[m, n] = exp(X[m, n]) / sum[n](exp(X[m, n]))\n")
+    x = RNG.standard_normal((3, 50))
+    whole = evaluate(c, {"X": x})["Y"]
+    rows: list[object] = []
+    reduce = Oracle.reduce
+
+    def counted(self: Oracle, *args: Any) -> Any:
+        rows.append(args)
+        return reduce(self, *args)
+
+    monkeypatch.setattr(Oracle, "reduce", counted)
+    m, n = np.arange(90) % 3, np.arange(90) % 50
+    close(evaluate(c, {"X": x}, at={"m": m, "n": n})["Y"], whole[m, n])
+    assert len(rows) == 3
