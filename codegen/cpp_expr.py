@@ -216,7 +216,8 @@ class Expressions(Scope):
         def scalar(x: Expr, dtype: str) -> str:
             return self.typed(x, dtype, axes, ATOM)
 
-        return Lanes(inner, self.checker, tile, scalar, kept or {}, self.k.ordered, self.flushed)
+        strict = self.k.ordered
+        return Lanes(inner, self.checker, tile, scalar, kept or {}, strict, not strict, self.flushed)
 
     def _guarded(self, op: Load, inner: str) -> str | None:
         """The text of which lanes of a load along an axis there are, or None; the others have to be 0."""

@@ -102,10 +102,9 @@ class Makers(Dots):
             return self.typed(x, dtype, plain, ATOM)
 
         try:
-            words = {} if words is None else words
-            return Lanes(recipe.along, self.checker, tile, scalar, kept, self.k.ordered, self.flushed, words).field(
-                moved
-            )
+            strict, words = self.k.ordered, {} if words is None else words
+            lanes = Lanes(recipe.along, self.checker, tile, scalar, kept, strict, not strict, self.flushed, words)
+            return lanes.field(moved)
         finally:
             self.axes[recipe.over] = axis
 

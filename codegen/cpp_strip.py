@@ -56,6 +56,7 @@ class Strips(Rows):
                 self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
                 self.places[name] = replace(place, name=rows)
         self.axes[rank] = Axis(min(size, whole.size), start, count, whole.index, cut=True)
+        aligned = self.aligned.pop(rank, 1)  # a strip begins anywhere
         parts: list[str] = []
         cut = self._needed(strip.ops, rank, near)
         if cut is not None:
@@ -68,7 +69,7 @@ class Strips(Rows):
             self.lines.insert(begins, "  " * self.depth + f"const int64_t {base} = {whole.base} + {at};")
         if cut is not None:
             self.axes[cut.rank] = axis
-        self.axes[rank] = whole
+        self.axes[rank], self.aligned[rank] = whole, aligned
         self.places, self.stack, self.finite, self.panels = places, stack, finite, panels
         self.close()
 

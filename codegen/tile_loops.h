@@ -228,7 +228,7 @@ CASTILE_APART void each_point(F body, int64_t from, int64_t last) {
 
 // What becomes of results below the least normal number of their type. Processors of Intel take a hundred cycles and more
 // over each instruction that meets one, so that zeros are made of those that exponentials leave to products. Processors of
-// ARM lose no time, and keep them.
+// ARM lose no time: there only `exp_flushed` makes such zeros.
 enum class Subnormals { KEPT, FLUSHED };
 
 // Until the end of a scope, in this thread.

@@ -314,7 +314,7 @@ CASTILE_INLINE NearRows<Operand, A> rows_for(Matrix<const A> a, int64_t m, int64
     constexpr bool WIDENED = !PAIRS<Operand> && !(std::is_same_v<A, Operand> && sizeof(A) == 4);
     constexpr int64_t SIDE = NearRows<Operand, A>::SIDE;
     if (m >= BLOCK_ROWS && a.row == 1 && a.column != 1) {
-      if constexpr (std::is_same_v<A, U>) {
+      if constexpr (std::is_same_v<A, U> && std::is_same_v<A, Operand>) {
         if (k <= 384 && a.column * int64_t(sizeof(A)) <= 1024) return {a.data, 1, a.column};
       }
       return {reinterpret_cast<U*>(room), 1, at_most(SIDE, m), a, m, k, SIDE, -SIDE};

@@ -73,8 +73,8 @@ class Lanes:
     ``tile`` gives a tile's dtype, whether it varies along the axis, and its element's text, or None where it does not
     lie side by side; ``scalar`` the text of what does not vary, in a dtype; ``kept`` names tiles that are vectors.
     ``words`` numbers the words of which fields were written; ``inside``, if given, is told where masks of coordinates
-    let all lanes through. ``exact`` values take no step that rounds more than the operation does; where results below
-    the least normal number are ``flushed`` to 0, none has to be kept from arising.
+    let all lanes through. ``exact`` values are no products by a reciprocal; ``rough`` exponentials of what was rounded
+    as it was computed take fewer steps, the fewest where results below the least normal number are ``flushed`` to 0.
     """
 
     axis: str
@@ -83,6 +83,7 @@ class Lanes:
     scalar: Callable[[Expr, str], str]
     kept: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
+    rough: bool = True
     flushed: bool = False
     words: dict[str, int] = field(default_factory=dict)
     inside: Inside | None = None
@@ -143,7 +144,7 @@ class Lanes:
             return Text(f"{a.at(left)} {sign} {b.at(right)}", level, True)
         if e.op == "exp2" and (whole := self._whole(e.args[0])) is not None:
             return Text(f"exp2({whole.text})", ATOM, True)
-        if e.op == "exp" and not self.exact and _rounds_inside(e.args[0]):
+        if e.op == "exp" and self.rough and _rounds_inside(e.args[0]):
             name = "exp_flushed" if self.flushed else "exp_rough"
             return Text(f"{name}({self.value(e.args[0]).text})", ATOM, True)
         if e.op in _CALLS:

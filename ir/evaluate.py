@@ -114,7 +114,7 @@ class Oracle(Reductions):
         self.boxes: OrderedDict[tuple[str, Box], Value] = OrderedDict()
         self.kept_bytes = 0
         # By identity, as hashing a tree costs; the reduction is kept, so its identity stays its own.
-        self.rows: dict[tuple[int, tuple[tuple[str, int], ...], int], tuple[Reduce, Value]] = {}
+        self.rows: dict[tuple[int, tuple[tuple[str, int], ...], int, int], tuple[Reduce, Value]] = {}
 
     # Tensors
 
@@ -294,8 +294,9 @@ class Oracle(Reductions):
         """The value of a reduction; that of one element is kept, as samples of a row share the row's."""
         if scope.size != 1 or guard is not None or self.running:
             return self.reduce(e, scope, guard)
-        at = tuple((r, int(values[0])) for r, (_, values) in scope.axes.items() if r in free_ranks(e))
-        key = (id(e), at, scope.ndim)
+        free = free_ranks(e)
+        at = tuple((r, int(values[0])) for r, (_, values) in scope.axes.items() if r in free)
+        key = (id(e), at, scope.ndim, self.summed)
         if key not in self.rows:
             while len(self.rows) >= KEPT_ROWS:
                 self.rows.pop(next(iter(self.rows)))

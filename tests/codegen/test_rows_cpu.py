@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from judged import within_bound
@@ -39,3 +41,26 @@ def test_rows(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 for p in c.params
             }
             within_bound(c, inputs, run(**inputs))
+
+
+def test_rows_of_strips_that_begin_anywhere() -> None:
+    """A quotient of rows changes within a strip, though the strip is as high as what rows are divided by."""
+    c = castile.parse(
+        "def f(A: bf16[m, k], B: bf16[k, n], D: f32[m // 16, 16]) -> Y:\n"
+        "    Y[m, n] = sum[k](A[m, k] * B[k, n]) + D[m // 16, m % 16]\n"
+    )
+    rng = np.random.default_rng(2)
+    kind = numpy_dtype("bf16")
+    for m in (16, 32, 80):
+        apart = rng.standard_normal((m // 16, 20)).astype(np.float32)[:, :16]
+        given = {
+            "A": rng.standard_normal((m, 48)).astype(kind),
+            "B": rng.standard_normal((48, 70)).astype(kind),
+            "D": apart,
+        }
+        extents = {"m": m, "k": 48, "n": 70}
+        mapping = default_mapping(c, "cpu", extents)
+        for rows in (16, 32):
+            tiles = {**mapping.tiles, "m": rows}
+            run = CpuProgram.build(mapped(c, replace(mapping, tiles=tiles), extents).program)
+            within_bound(c, given, run(**given))
