@@ -25,6 +25,9 @@ from ..ir.print import print_param
 
 Signature = tuple[Any, ...]
 
+# What `Arguments.again` gives where the arguments have to be looked at anew.
+ANEW = object()
+
 
 # Arrays of either kind
 
@@ -73,15 +76,23 @@ def address(x: Any) -> int:
 
 
 def looked_at(arrays: Sequence[Any]) -> tuple[list[int], Signature]:
-    """Where arrays lie, and all else of them: signatures are equal for arrays of which one plan holds.
+    """Where arrays lie, and all else of them: signatures are equal for arrays of which one plan holds, and which are
+    accepted or refused alike.
 
-    A call takes longer to look at its tensors than to start a kernel, so all are looked at at once.
+    A call takes longer to look at its tensors than to start a kernel, so all are looked at at once. Raises
+    `AttributeError` or `RuntimeError` for what is neither an array nor a strided tensor.
     """
     if _DATA_OFFSET and set(map(type, arrays)) == {np.ndarray}:
         return [_word_at(id(x) + _DATA_OFFSET).value for x in arrays], tuple(map(_layout, arrays))
-    return [address(x) for x in arrays], tuple(
-        _layout(x) if type(x) is np.ndarray else (x.shape, x.stride(), x.dtype, "torch") for x in arrays
-    )
+    places, layouts = [], []
+    for x in arrays:
+        if type(x) is np.ndarray:
+            places.append(address(x))
+            layouts.append(_layout(x))
+        else:  # one that is not strided has no address
+            places.append(x.data_ptr())
+            layouts.append((x.shape, x.stride(), x.dtype, x.is_cpu, x.is_neg()))
+    return places, tuple(layouts)
 
 
 _layout = operator.attrgetter("shape", "strides", "dtype")
@@ -186,6 +197,11 @@ class Arguments(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, Any], out: Any) -> Any:
         """What a call does, its parameters in a dictionary."""
+
+    def again(self, inputs: Mapping[str, Any], out: Any) -> Any:
+        """As `run` for arguments that are like those of the last call but for addresses and numbers; `ANEW`, and
+        nothing done, for others."""
+        return ANEW
 
     def _split(self, inputs: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """The arrays and the numbers of a call. Raises `InputError` for names that are missing or unknown."""

@@ -80,18 +80,28 @@ class Strips(Rows):
         return rows and self._along(op.source, op.tile.axes) == row
 
     def _ask(self, ops: Sequence[Op], row: str) -> None:
-        """Fetch rows of tensors that are wanted once a product is done, while it runs."""
+        """Fetch what is wanted once a product is done, while it runs: rows of tensors that are loaded and stored then,
+        and where the next strip's rows begin."""
         products = [i for i, op in enumerate(ops) if isinstance(op, Dot)]
-        for op in ops[products[0] :] if products else ():
-            if not isinstance(op, Load) or op.guard is not None:
-                continue
-            param, long = self.params[op.source.tensor], tuple(r for r in op.tile.axes if self.axes[r].size != 1)
-            moves = steps(op.source.indices, long) if len(long) == 2 and long[0] == row else None
-            if moves is None or {c for _, c in moves.values()} != {1} or checked_indices(op, param.indices):
-                continue
-            first = f"&{self.names('tensor', param.name)}[{self._offset(op.source, frozenset(), frozenset())}]"
-            strides = ", ".join(self._stride(param.name, moves[r][0]) for r in long)
-            self.line(f"prefetch_rows({first}, {strides}, {self.axes[row].count}, {self.axes[long[1]].count});")
+        for i, op in enumerate(ops if products else ()):
+            if isinstance(op, Load) and op.guard is None:
+                if i > products[0]:
+                    self._ask_rows("prefetch_rows", op, op.source, op.tile.axes, row)
+                elif any(isinstance(x, Dot) and x.left == op.tile.name for x in ops):
+                    self._ask_rows("prefetch_next_rows", op, op.source, op.tile.axes, row)
+            elif isinstance(op, Store) and not op.through and i > products[0]:
+                self._ask_rows("prefetch_rows_to_write", op, op.target, op.axes, row)
+
+    def _ask_rows(self, function: str, op: Load | Store, access: Access, axes: Sequence[str], row: str) -> None:
+        """Fetch those rows of a tensor that a strip touches, if they are its rows, one element after another."""
+        param, long = self.params[access.tensor], tuple(r for r in axes if self.axes[r].size != 1)
+        moves = steps(access.indices, long) if len(long) == 2 and row in long else None
+        if moves is None or {c for _, c in moves.values()} != {1} or checked_indices(op, param.indices):
+            return
+        first = f"&{self.names('tensor', param.name)}[{self._offset(access, frozenset(), frozenset())}]"
+        along = next(r for r in long if r != row)
+        strides = ", ".join(self._stride(param.name, moves[r][0]) for r in (row, along))
+        self.line(f"{function}({first}, {strides}, {self.axes[row].count}, {self.axes[along].count});")
 
     def _needed(self, ops: Sequence[Op], row: str, near: Collection[str]) -> For | None:
         """The loop around a strip of whose tile its rows need but a part, known before; None if there is none.

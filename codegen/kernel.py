@@ -12,6 +12,7 @@ from ..ir.cascade import Cascade
 from ..ir.errors import InputError, UsageError
 from ..ir.extents import resolve
 from ..ir.mapping import Mapping
+from .arguments import ANEW
 
 # Shapes of which the variant is remembered.
 SHAPES = 4096
@@ -24,6 +25,9 @@ class Runner(Protocol):
     def source(self) -> str: ...
 
     def run(self, inputs: Dict[str, Any], out: Any) -> Any: ...
+
+    def again(self, inputs: Dict[str, Any], out: Any) -> Any:
+        """As `run` where the arguments are like those of the last call; else `ANEW`, and nothing is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Kernel:
         self._built: dict[str, Runner] = {}
         self._runs: dict[Any, Runner] = {}
         # Most calls are like the one before: to compare is quicker than to look up.
-        self._latest: tuple[Any, Any] = (None, None)
+        self._latest: Runner | None = None
         self._lock = threading.RLock()
         self._building: dict[str, threading.Lock] = {}
 
@@ -144,15 +148,16 @@ class Kernel:
                 f"arguments of `{self.cascade.name}` have names, and {len(unnamed)} came without one",
                 hint=f"call it with {', '.join(f'{p.name}=…' for p in self.cascade.params)}",
             )
-        latest, program = self._latest
+        latest = self._latest
+        if latest is not None and (done := latest.again(inputs, out)) is not ANEW:
+            return done
         try:
-            shapes = [inputs[name].shape for name in self._tensors]
-            if shapes != latest:
-                program = self._runs[tuple(shapes)]
-                self._latest = shapes, program
+            program = self._runs[tuple([inputs[name].shape for name in self._tensors])]
         except (KeyError, AttributeError, TypeError):
             program = self._meet(inputs)
-        return program.run(inputs, out)
+        done = program.run(inputs, out)
+        self._latest = program
+        return done
 
     def launcher(self, inputs: Dict[str, Any], out: Sequence[Any]) -> Callable[[Sequence[Any], list[int]], None] | None:
         """The program for tensors that lie as these do, called with numbers and addresses and nothing checked again.

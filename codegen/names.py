@@ -26,7 +26,8 @@ _OURS = frozenset(
     uint32_t uint64_t size_t load store splat choose mask_of lanes_below lanes_from lane_numbers fold_vectors pack
     stream fence divide dot_packed dot_annihilating all_finite Vector Mask Words Halves LANES PANEL clamp copysign
     pair transpose rounded Into prefetch exp_alone Panels panels_before vectors_to between Span
-    exp_rough exp_flushed Subnormals Underflow STRIP_ROWS ROWS_ACROSS packed in_panels""".split()
+    exp_rough exp_flushed Subnormals Underflow STRIP_ROWS ROWS_ACROSS packed in_panels
+    prefetch_rows prefetch_next_rows prefetch_rows_to_write""".split()
 )
 
 LONGEST = 40

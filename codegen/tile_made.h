@@ -181,7 +181,7 @@ inline void dot_packed_made(Put put, Matrix<const A> a, const void* panels, int6
   dot_panels<U>(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
-// BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Two
+// BLOCKS blocks of rows of B times a few rows of A are added to C, which stays near and has room for whole vectors. Some
 // vectors go side by side, as a sum waits for itself; the order of each is that of `dot_block`.
 template <int ROWS, int BLOCKS, int PERIOD, int VECTORS, class U, class Make>
 CASTILE_INLINE void add_made(Matrix<Element<U>> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t j, int64_t n) {
@@ -213,8 +213,9 @@ CASTILE_INLINE void add_made(Matrix<Element<U>> c, const U* a, int64_t a_row, Ma
 
 template <int ROWS, int BLOCKS, int PERIOD, class U, class Make>
 inline void add_blocks(Matrix<Element<U>> c, const U* a, int64_t a_row, Make make, int64_t k, int64_t n) {
+  constexpr int VECTORS = ROWS == 1 && PANEL_VECTORS == 4 ? 4 : 2;
   int64_t j = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES) add_made<ROWS, BLOCKS, PERIOD, 2>(c, a, a_row, make, k, j, n);
+  for (; j + VECTORS * LANES <= n; j += VECTORS * LANES) add_made<ROWS, BLOCKS, PERIOD, VECTORS>(c, a, a_row, make, k, j, n);
   for (; j < n; j += LANES) add_made<ROWS, BLOCKS, PERIOD, 1>(c, a, a_row, make, k, j, n);
 }
 

@@ -144,6 +144,9 @@ inline void pack_panel(Matrix<const B> b, int64_t k, int64_t width, Unit<Operand
           }
         } else {
           const B* const from = b.data + p * b.row + q0 * step;
+          if constexpr (std::is_same_v<decltype(step), std::integral_constant<int64_t, 1>>) {
+            for (int64_t q = 0; q < TOGETHER; q += IN_A_LINE<B>) prefetch(from + ahead * b.row + q);
+          }
           CASTILE_SIMD
           for (int64_t q = 0; q < some; ++q) into[q] = to<float>(to<Operand>(from[q * step]));
         }

@@ -133,12 +133,26 @@ CASTILE_INLINE void fence() {
 
 // Asks for what will be read soon; any address will do.
 CASTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+template <class T>
+constexpr int64_t IN_A_LINE = 64 / int64_t(sizeof(T));
 // A few rows that are wanted soon; nobody foresees where the next begins.
 template <class T>
 CASTILE_INLINE void prefetch_rows(const T* first, int64_t row, int64_t column, int64_t rows, int64_t columns) {
   for (int64_t i = 0; column == 1 && i < rows; ++i) {
-    for (int64_t j = 0; j < columns; j += 64 / int64_t(sizeof(T))) prefetch(first + i * row + j);
+    for (int64_t j = 0; j < columns; j += IN_A_LINE<T>) prefetch(first + i * row + j);
   }
+}
+// The same of rows that will be written, each line of which is read first.
+template <class T>
+CASTILE_INLINE void prefetch_rows_to_write(const T* first, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; column == 1 && i < rows; ++i) {
+    for (int64_t j = 0; j < columns; j += IN_A_LINE<T>) __builtin_prefetch(first + i * row + j, 1, 2);
+  }
+}
+// Where as many rows begin that come after these; what is read one line after another is foreseen from there on.
+template <class T>
+CASTILE_INLINE void prefetch_next_rows(const T* first, int64_t row, int64_t column, int64_t rows, int64_t) {
+  for (int64_t i = rows; column == 1 && i < 2 * rows; ++i) prefetch(first + i * row);
 }
 
 CASTILE_INLINE Mask lane_numbers() {

@@ -13,11 +13,9 @@ from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError, did_you_mean
 from ..ir.extents import given_ranks, resolve, shape_of
-from ..ir.machine import cores
 from ..ir.mapping import KNOBS, Mapping
 from ..ir.tile import Dot, TileKernel, operations
 from ..ir.types import tensor_types
-from .defaults import BLOCK as TILE
 from .defaults import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
 from .defaults_gpu import GPU_KNOBS, gpu_mapping, relieved
 from .derive import Derivation, derive
@@ -247,10 +245,6 @@ def _stored(c: Cascade, mapping: Mapping, extents: Dict[str, int]) -> Mapping:
     found = replace(mapping, knobs={**mapping.knobs, "stored": 1, "resident": 0})
     kernels = mapped(c, found, extents).kernels
     tiles = {**mapping.tiles, **cpu_tiles(kernels, sizes)}
-    # The kernel that stores the rows has no columns to share out, and takes them whole.
-    for k in (k for k in kernels if not any(isinstance(op, Dot) for op in operations(k.body))):
-        share = {g.rank: -(-sizes[g.rank] // cores()) for g in k.grid if g.rank in tiles}
-        tiles |= {r: min(tiles[r], n, TILE[0]) for r, n in share.items()}
     return replace(found, tiles=tiles, knobs={**found.knobs, "resident": RESIDENT})
 
 

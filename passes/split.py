@@ -93,7 +93,8 @@ LEAST_TURNS, LEAST_WORK = 4, 1 << 17
 def default_splits(
     kernels: Iterable[TileKernel], tiles: Mapping[str, int], extents: Mapping[str, int], units: int
 ) -> dict[str, int]:
-    """In how many pieces loops over a long rank should run, so that few programs keep ``units`` processors busy."""
+    """In how many pieces, a power of two, loops over a long rank should run, so that few programs keep ``units``
+    processors busy: no more than that takes, as pieces are merged."""
     found: dict[str, int] = {}
     for k in kernels:
         loops = {op.rank: op.size for op in k.body if isinstance(op, For) and op.size > 1}
@@ -105,8 +106,7 @@ def default_splits(
         length = extents.get(rank, 0)
         turns = -(-length // tiles.get(rank, size)) // LEAST_TURNS
         if turns > 1 and length * prod(extent for extent, _ in sizes) >= LEAST_WORK:
-            wanted = 1 << (2 * units // programs).bit_length() - 1
-            found[rank] = min(1 << turns.bit_length() - 1, wanted)
+            found[rank] = min(1 << turns.bit_length() - 1, 1 << (-(-units // programs) - 1).bit_length())
     return found
 
 

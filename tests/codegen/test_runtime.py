@@ -152,6 +152,41 @@ def test_torch_in_torch_out(programs: dict[str, CpuProgram]) -> None:
         programs["scaled"](X=x, s=1.0, i=1, out=x)
 
 
+def test_after_a_call_others_are_looked_at_anew() -> None:
+    """What was accepted once is taken again only for what is like it in all that was asked."""
+    torch = pytest.importorskip("torch")
+    double = castile.compile(castile.parse("def double(X: f32[m, n]) -> Y:\n    Y[m, n] = 2.0 * X[m, n]\n"))
+    x = torch.arange(12.0).reshape(3, 4)
+    want = (2 * x).tolist()
+    for _ in range(2):
+        assert double(X=x).tolist() == want
+    negated = torch.imag(torch.complex(x, -x).conj())
+    assert negated.is_neg()
+    assert double(X=negated).tolist() == want
+    assert double(X=x.T.contiguous().T).tolist() == want
+    assert double(X=x[:2]).tolist() == want[:2]
+    assert double(X=x.numpy()).tolist() == want
+    assert double(X=x.numpy().view(type("Named", (np.ndarray,), {}))).tolist() == want
+    for _ in range(2):
+        assert double(X=x).tolist() == want
+    for wrong in (x.to_sparse(), x.to("meta"), x.double(), x[0], None, [1.0], np.ma.array(x.numpy())):
+        with pytest.raises(InputError):
+            double(X=wrong)
+    with pytest.raises(InputError, match="no parameter `Z`"):
+        double(X=x, Z=x)
+    with pytest.raises(InputError, match="missing"):
+        double()
+    out = torch.empty(3, 4)
+    assert double(X=x, out=out) is out
+    with pytest.raises(InputError, match="overlaps"):
+        double(X=out, out=out)
+    frozen = np.empty((3, 4), np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(InputError, match="read-only"):
+        double(X=x.numpy(), out=frozen)
+    assert double(X=x, out=out).tolist() == want
+
+
 def test_bf16_by_ml_dtypes(programs: dict[str, CpuProgram]) -> None:
     got, _ = programs["bytes"](X=np.array([1.5, 300.0, -2.0]).astype(ml_dtypes.bfloat16))
     assert got.tolist() == [1, 255, 0]

@@ -43,6 +43,7 @@ void castile_gemm_C_sum(const castile_gemm_C_sum_args* args, int64_t first, int6
     for (int64_t m_at = 0; m_at < m_n; m_at += STRIP_ROWS<bf16>) {
       const int64_t m1 = m0 + m_at;
       const int64_t m_rows = at_most(STRIP_ROWS<bf16>, m_n - m_at);
+      prefetch_next_rows(&A[m1 * A_0], A_0, A_1, m_rows, k_extent);
       // A_2[m, k]: bf16 = load A[m, k]
       const bf16* const A_2 = A + m1 * A_0;
       // sum_1[m, n]: f32 = dot[k](A_2, B_3) in bf16

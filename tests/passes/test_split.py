@@ -14,7 +14,7 @@ from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
 from castile.passes.derive import derive
 from castile.passes.mapped import mapped
-from castile.passes.split import split
+from castile.passes.split import default_splits, split
 from castile.passes.tiling import Tiling
 
 
@@ -62,6 +62,15 @@ def test_two_ranks_at_once() -> None:
     got = interpret(derive(cascade), inputs, Tiling(3, 2, 2, splits={"m": 2, "k": 3}))
     for judgement in judge(cascade, inputs, got):
         assert judgement.ok, str(judgement)
+
+
+@pytest.mark.parametrize(("rows", "pieces"), [(1, 8), (2, 4), (3, 4), (5, 2), (8, None)])
+def test_few_programs_run_in_no_more_pieces_than_keep_processors_busy(rows: int, pieces: int | None) -> None:
+    c = castile.load(CASCADES / "attention.cascade")
+    extents = resolve(c, {"b": 1, "h": rows, "q": 1, "k": 1 << 16, "d": 64, "f": 64})
+    kernels = mapped(c, Mapping(knobs={"hold": 1, "group": 1}), extents).kernels
+    found = default_splits(kernels, {"h": 1, "q": 1, "k": 256, "f": 64}, extents, 8)
+    assert found == ({"k": pieces} if pieces is not None else {})
 
 
 def test_attention_decodes_in_two_kernels() -> None:

@@ -220,6 +220,17 @@ def test_a_contraction_becomes_a_dot() -> None:
     assert sum(isinstance(op, Dot) for k in program.kernels for op in operations(k.body)) == 1
 
 
+def test_kernels_beside_a_contraction_have_programs_of_few_rows() -> None:
+    """A tile of a thousand rows is for what they share of a product; the sums of these rows share nothing."""
+    c = castile.load(CASCADES / "rmsnorm_gemm.cascade")
+    program = tile_program(c, Tiling(ranks={"m": 1024, "n": 128, "k": 64}), extents=dict.fromkeys(c.ranks, 2048))
+    rows = {any(isinstance(op, Dot) for op in operations(k.body)): k.grid[0] for k in program.kernels}
+    assert {dot: (g.rank, g.size) for dot, g in rows.items()} == {True: ("m", 1024), False: ("m", 16)}
+    c = castile.load(CASCADES / "softmax.cascade")
+    alone = tile_program(c, Tiling(ranks={c.ranks[0]: 1024}))
+    assert {k.grid[0].size for k in alone.kernels} == {1024}
+
+
 def kernels_of(c: castile.Cascade, /, **extents: int) -> list[TileKernel]:
     """The kernels of a cascade, derived, with inner reductions held."""
     full = derive(c)
