@@ -84,7 +84,8 @@ def looked_at(arrays: Sequence[Any]) -> tuple[list[int], Signature]:
     """
     if _DATA_OFFSET and set(map(type, arrays)) == {np.ndarray}:
         return [_word_at(id(x) + _DATA_OFFSET).value for x in arrays], tuple(map(_layout, arrays))
-    places, layouts = [], []
+    places: list[int] = []
+    layouts: list[Signature] = []
     for x in arrays:
         if type(x) is np.ndarray:
             places.append(address(x))
