@@ -34,6 +34,7 @@ from ..ir.cascade import (
 from ..ir.errors import InputError
 from ..ir.tile import For, TileKernel
 from ..ir.verify import scan_step
+from .few_rows import least, rows_apart
 from .fresh import fresh
 
 
@@ -96,9 +97,11 @@ def default_splits(
     """In how many pieces, a power of two, loops over a long rank should run, so that few programs keep ``units``
     processors busy: no more than that takes, as pieces are merged."""
     found: dict[str, int] = {}
-    for k in kernels:
+    kernels = list(kernels)
+    for k, apart in zip(kernels, rows_apart(kernels), strict=True):
         loops = {op.rank: op.size for op in k.body if isinstance(op, For) and op.size > 1}
         sizes = [(extents.get(g.rank, 1), tiles.get(g.rank, g.size)) for g in k.grid]
+        sizes = [(n, least(size) if g.rank in apart else size) for g, (n, size) in zip(k.grid, sizes, strict=True)]
         programs = prod(-(-extent // size) for extent, size in sizes)
         if len(loops) != 1 or not 0 < programs < units:
             continue

@@ -27,10 +27,11 @@ from ..ir.cascade import (
     walk,
 )
 from ..ir.extents import bindings
-from ..ir.tile import Dot, Fold, For, GridRank, Load, Map, Op, Store, TileKernel, operations, verify_kernel
+from ..ir.tile import Fold, For, GridRank, Load, Map, Op, Store, TileKernel, operations, verify_kernel
 from ..ir.types import tensor_types
 from ..ir.verify import scan_step
 from .count import needed
+from .few_rows import with_few_rows
 from .fuse import (
     ON_CHIP,
     VECTOR,
@@ -55,9 +56,6 @@ from .tiling import Tiling
 
 # Nodes up to which a map is computed again wherever it is read, and not stored.
 INLINE_NODES = 160
-
-# Rows of a program whose kernel contracts nothing, beside kernels that do.
-FEW_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +153,7 @@ def tile_program(
             if o.name in kept and o.name not in c.outputs:
                 axes = tuple(Const(counts[r]) if r in counts else Rank(r) for r in o.ranks)
                 scratch.append(Param(o.name, types[o.name], axes))
-    if any(_contracts(k) for k in kernels):
-        kernels = [k if _contracts(k) else _of_few_rows(k) for k in kernels]
-    return TileProgram(whole, tuple(kernels), tuple(scratch))
-
-
-def _contracts(k: TileKernel) -> bool:
-    return any(isinstance(op, Dot) for op in operations(k.body))
-
-
-def _of_few_rows(k: TileKernel) -> TileKernel:
-    """The kernel in programs of fewer rows. A tile says how many rows of a contraction share its other operand; a
-    kernel that has none shares nothing, and as tall as those its programs would be too few for all cores."""
-    if any(isinstance(op, For) and (op.phase != "all" or op.meets is not None) for op in operations(k.body)):
-        return k
-    along = {i.name for i in _last_indices(k) if isinstance(i, Rank)}
-    few = {g.rank for g in k.grid if g.size % FEW_ROWS == 0} - along
-    return replace(k, grid=tuple(replace(g, size=FEW_ROWS) if g.rank in few else g for g in k.grid))
-
-
-def _last_indices(k: TileKernel) -> list[Expr]:
-    """What matrices and larger tensors of a kernel have along memory."""
-    found = [
-        op.source if isinstance(op, Load) else op.target for op in operations(k.body) if isinstance(op, Load | Store)
-    ]
-    return [a.indices[-1] for a in found if len(a.indices) > 1]
+    return TileProgram(whole, tuple(with_few_rows(kernels)), tuple(scratch))
 
 
 def _followers(

@@ -12,6 +12,7 @@ from castile.ir.device import DEVICES, device_of
 from castile.ir.mapping import Mapping
 from castile.ir.tile import Dot, Fold, For, Op, TileKernel, operations
 from castile.passes.defaults_gpu import GPU_KNOBS
+from castile.passes.few_rows import FEW_ROWS
 from castile.passes.mapped import default_mapping, mapped, nominal
 from castile.passes.registers import chained, copies, register_bytes, registers_free
 
@@ -70,7 +71,7 @@ def test_what_an_unrolled_loop_loads_early_counts() -> None:
     device = device_of("cuda:90")
     tiles = {"q": 128, "k": 64, "d": 64}
     merge = kernels("attention_dq", tiles, {"k": 8})[-1]
-    state = 128 * 64 * 4
+    state = FEW_ROWS * 64 * 4
     # The old and the new state, what is loaded, and what the next turn loads.
     assert register_bytes(merge, device, 8) > 8 * state
 

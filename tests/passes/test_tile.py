@@ -226,6 +226,13 @@ def test_kernels_beside_a_contraction_have_programs_of_few_rows() -> None:
     program = tile_program(c, Tiling(ranks={"m": 1024, "n": 128, "k": 64}), extents=dict.fromkeys(c.ranks, 2048))
     rows = {any(isinstance(op, Dot) for op in operations(k.body)): k.grid[0] for k in program.kernels}
     assert {dot: (g.rank, g.size) for dot, g in rows.items()} == {True: ("m", 1024), False: ("m", 16)}
+    shares = castile.parse("""def f(A: f32[m, k], B: f32[k, n], x: f32[m]) -> (C, D, E):
+    C[m, n] = sum[k](A[m, k] * B[k, n])
+    D[m, n] = max[k](A[m, k] + B[k, n])
+    E[m]    = exp(x[m])
+""")
+    kernels = tile_program(shares, Tiling(ranks={"m": 1024, "n": 128, "k": 64})).kernels
+    assert {k.outputs: k.grid[0].size for k in kernels} == {("C",): 1024, ("D",): 1024, ("E",): 1024}
     c = castile.load(CASCADES / "softmax.cascade")
     alone = tile_program(c, Tiling(ranks={c.ranks[0]: 1024}))
     assert {k.grid[0].size for k in alone.kernels} == {1024}
