@@ -27,7 +27,7 @@ Kernels
     fuse plan join apart                what runs together, what streams together, what leaves a contraction
     operands                            rows of products that are stored once
     mapped tile tiling tile_*           a cascade under a mapping; tile kernels, in layers from scope to streams
-    step                                how a stream takes in a whole tile
+    step few_rows                       how a stream takes in a whole tile; rows of programs that share nothing
     defaults defaults_gpu registers     the mapping where nothing was tuned, what it takes on chip
     extent vacant                       sizes of cascades that were made from others; what is left where a rank is empty
 
