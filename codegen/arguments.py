@@ -99,6 +99,25 @@ def looked_at(arrays: Sequence[Any]) -> tuple[list[int], Signature]:
 _layout = operator.attrgetter("shape", "strides", "dtype")
 
 
+def likeness(arrays: Sequence[Any]) -> Callable[..., bool]:
+    """Whether tensors, given one by one, are like these in all that `looked_at` looks at but for their addresses.
+
+    PyTorch's guards of compiled code look at all of them in one call, a fifth of the time. They ask for more, such as
+    the same class, so that a no means little; it is the answer for what else there may be.
+    """
+    try:
+        guards = sys.modules["torch"]._C._dynamo.guards.TensorGuards(
+            *arrays, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        )
+        return guards.check if guards.check(*arrays) else unlike
+    except (KeyError, AttributeError, TypeError, RuntimeError):
+        return unlike
+
+
+def unlike(*_: Any) -> bool:
+    return False
+
+
 def layout_of(x: Any, p: Param, role: str = "") -> Layout:
     """The layout of a tensor that is to be the parameter; refused unless the dtype is the declared one."""
     row = DTYPES[p.dtype]
@@ -191,6 +210,8 @@ class Arguments(ABC):
         self.params = cascade.params
         self.tensors = tuple(p for p in self.params if p.indices)
         self.scalars = tuple(p for p in self.params if not p.indices)
+        self._tensor_names = [p.name for p in self.tensors]
+        self._scalar_names = [p.name for p in self.scalars]
 
     def __call__(self, *, out: Any = None, **inputs: Any) -> Any:
         return self.run(inputs, out)
@@ -207,8 +228,8 @@ class Arguments(ABC):
     def _split(self, inputs: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """The arrays and the numbers of a call. Raises `InputError` for names that are missing or unknown."""
         try:
-            arrays = [inputs[p.name] for p in self.tensors]
-            numbers = [inputs[p.name] for p in self.scalars]
+            arrays = [inputs[name] for name in self._tensor_names]
+            numbers = [inputs[name] for name in self._scalar_names]
         except KeyError:
             raise self._misnamed(inputs) from None
         if len(inputs) != len(self.params):
@@ -292,7 +313,7 @@ class Arguments(ABC):
                 raise InputError(f"`out` for `{p.name}` is not aligned to its elements")
             low, high = at + layout.low, at + layout.high
             for i, (bt, other) in enumerate(taken):
-                if low < bt + other.high and bt + other.low < high and _share((at, layout), (bt, other)):
+                if bt + other.low < high and low < bt + other.high and _share((at, layout), (bt, other)):
                     name = (*self.tensors, *self.outputs)[i].name
                     raise InputError(
                         f"`out` for `{p.name}` overlaps `{name}`", hint="write into memory that is no input"

@@ -275,24 +275,27 @@ template <class Operand, int PERIOD, class A, class Make, class Put>
 inline void dot_made_anyhow(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
   using U = Unit<Operand>;
   if (m <= FEW_BLOCK) {
-    // Rows of A with zeros after them, as the last block of B goes beyond k.
     constexpr int LEAD = Traits<Operand>::LEAD;
     const int64_t width = height<Operand, PERIOD>(k) + LEAD;
     const int64_t c_row = tiles(n, LANES) * LANES;
     const Matrix<Element<U>> c = {reinterpret_cast<Element<U>*>(local), c_row, 1};
     float* const rest = local + m * c_row;
-    U* const copy = reinterpret_cast<U*>(rest) + LEAD;
-    const Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t p = -LEAD; p < width - LEAD; ++p) {
-        copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p * rows.column] : U{};
+    Matrix<const U> rows = rows_of<Operand, A>(a, m, k, rest + m * width);
+    if (k % PERIOD != 0) {
+      // With zeros after them, as the last block of B goes beyond k.
+      U* const copy = reinterpret_cast<U*>(rest) + LEAD;
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t p = -LEAD; p < width - LEAD; ++p) {
+          copy[i * width + p] = p < depth<Operand>(k) ? rows.data[i * rows.row + p] : U{};
+        }
       }
+      rows = {copy, width, 1};
     }
     switch (m) {
-      case 1: dot_few_made<1, Operand, PERIOD>(c, copy, width, make, n, k); break;
-      case 2: dot_few_made<2, Operand, PERIOD>(c, copy, width, make, n, k); break;
-      case 3: dot_few_made<3, Operand, PERIOD>(c, copy, width, make, n, k); break;
-      case 4: dot_few_made<4, Operand, PERIOD>(c, copy, width, make, n, k); break;
+      case 1: dot_few_made<1, Operand, PERIOD>(c, rows.data, rows.row, make, n, k); break;
+      case 2: dot_few_made<2, Operand, PERIOD>(c, rows.data, rows.row, make, n, k); break;
+      case 3: dot_few_made<3, Operand, PERIOD>(c, rows.data, rows.row, make, n, k); break;
+      case 4: dot_few_made<4, Operand, PERIOD>(c, rows.data, rows.row, make, n, k); break;
     }
     for (int64_t i = 0; i < m; ++i) {
       int64_t j = 0;
@@ -312,18 +315,17 @@ inline void dot_made_anyhow(Put put, Matrix<const A> a, Make make, int64_t m, in
   dot_panels<U>(put, rows, m, n, depth<Operand>(k), panel_of);
 }
 
-// The same; of rows that lie as they are read and columns that are TILED, by pointers alone.
+// The same; few rows of whole blocks and columns that are TILED leave the registers once.
 template <class Operand, int PERIOD, bool TILED, class A, class Make, class Put>
 CASTILE_INLINE void dot_made(Put put, Matrix<const A> a, Make make, int64_t m, int64_t n, int64_t k, float* local) {
   if constexpr (TILED) {
-    if (m <= FEW_BLOCK && k % PERIOD == 0 && lie_as_read<Operand, A>(a, k)) {
-      const auto* const rows = reinterpret_cast<const Unit<Operand>*>(a.data);
-      const int64_t row = a.row / Traits<Operand>::COUNT;
+    if (m <= FEW_BLOCK && k % PERIOD == 0) {
+      const auto rows = rows_of<Operand, A>(a, m, k, local);
       switch (m) {
-        case 1: dot_made_rows<1, PERIOD>(put, rows, row, make, n, k); break;
-        case 2: dot_made_rows<2, PERIOD>(put, rows, row, make, n, k); break;
-        case 3: dot_made_rows<3, PERIOD>(put, rows, row, make, n, k); break;
-        case 4: dot_made_rows<4, PERIOD>(put, rows, row, make, n, k); break;
+        case 1: dot_made_rows<1, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 2: dot_made_rows<2, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 3: dot_made_rows<3, PERIOD>(put, rows.data, rows.row, make, n, k); break;
+        case 4: dot_made_rows<4, PERIOD>(put, rows.data, rows.row, make, n, k); break;
       }
       return;
     }

@@ -43,7 +43,7 @@ FEW, FEWEST, WIDE, SHALLOW, LONG = 16, 4, (512, 2048), 64, 4096
 # Where factors leave a contraction group by group: the least group for which that pays, columns for up to FEWEST rows
 # and for more, as what is done once for a row and group is to be little beside its products, and rows; tiles of columns
 # that are streamed at once, as far as each core gets SHARES of them.
-GROUP, WIDEST, BROAD, TALL, ABREAST = 64, 2048, 512, 256, 4
+GROUP, WIDEST, BROAD, TALL, ABREAST = 64, 2048, 512, 256, 2
 
 # The same where there is no contraction but for that: the least group; rows and columns, whose sums stay in the nearest
 # cache as each group adds to them.
@@ -121,7 +121,7 @@ def group_tiles(kernels: Iterable[TileKernel], extents: Mapping[str, int]) -> di
             found |= {r: min(TALL, _up(extents[r])) for r in rows if r in grid and extents.get(r, 0) > FEW}
             if column in grid and extents.get(column, 0) > ON_CHIP:
                 # Weights that lie in tiles of columns are one stream for each. Some at once hide that a sum waits for
-                # itself and share what is done once for a row; more than ABREAST are not foreseen.
+                # itself and share what is done once for a row; more than ABREAST are foreseen less well.
                 tiles = [n for n in _quotients(k, column) if n % LANES == 0]
                 wide = WIDEST if few else BROAD
                 if few and tiles:

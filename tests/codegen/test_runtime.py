@@ -17,6 +17,7 @@ import pytest
 from hand import Written, access, expr, load, store, tile, written
 
 import castile
+from castile.codegen.arguments import likeness
 from castile.codegen.runtime import CpuProgram, thread_count, threads_without_torch
 from castile.ir.cascade import Access, Param, Rank
 from castile.ir.errors import InputError
@@ -152,39 +153,71 @@ def test_torch_in_torch_out(programs: dict[str, CpuProgram]) -> None:
         programs["scaled"](X=x, s=1.0, i=1, out=x)
 
 
-def test_after_a_call_others_are_looked_at_anew() -> None:
-    """What was accepted once is taken again only for what is like it in all that was asked."""
+def test_after_calls_others_are_looked_at_anew() -> None:
+    """What was accepted is taken again only for what is like it in all that was asked."""
     torch = pytest.importorskip("torch")
     double = castile.compile(castile.parse("def double(X: f32[m, n]) -> Y:\n    Y[m, n] = 2.0 * X[m, n]\n"))
-    x = torch.arange(12.0).reshape(3, 4)
+    x, out = torch.arange(12.0).reshape(3, 4), torch.empty(3, 4)
     want = (2 * x).tolist()
-    for _ in range(2):
-        assert double(X=x).tolist() == want
+
+    def accepted(**given: Any) -> None:
+        """Calls that are like each other, so that the next one is taken for another of them at first."""
+        for _ in range(3):
+            assert double(X=x, **given).tolist() == want
+
     negated = torch.imag(torch.complex(x, -x).conj())
     assert negated.is_neg()
-    assert double(X=negated).tolist() == want
-    assert double(X=x.T.contiguous().T).tolist() == want
+    apart = torch.frombuffer(bytearray(b"\0" + x.numpy().tobytes()), dtype=torch.float32, offset=1, count=12)
+    others = [negated, x.T.contiguous().T, x.numpy(), x.numpy().view(type("Named", (np.ndarray,), {}))]
+    others += [torch.nn.Parameter(x), x.as_subclass(type("Sub", (torch.Tensor,), {})), apart.reshape(3, 4)]
+    for other in others:
+        accepted()
+        assert double(X=other).tolist() == want
+    accepted()
     assert double(X=x[:2]).tolist() == want[:2]
-    assert double(X=x.numpy()).tolist() == want
-    assert double(X=x.numpy().view(type("Named", (np.ndarray,), {}))).tolist() == want
-    for _ in range(2):
-        assert double(X=x).tolist() == want
+    turned = x.clone()
+    assert double(X=turned).tolist() == double(X=turned).tolist() == want
+    turned.t_()
+    assert double(X=turned).tolist() == (2 * x.T).tolist()
     for wrong in (x.to_sparse(), x.to("meta"), x.double(), x[0], None, [1.0], np.ma.array(x.numpy())):
+        accepted()
         with pytest.raises(InputError):
             double(X=wrong)
+    accepted()
     with pytest.raises(InputError, match="no parameter `Z`"):
         double(X=x, Z=x)
     with pytest.raises(InputError, match="missing"):
         double()
-    out = torch.empty(3, 4)
-    assert double(X=x, out=out) is out
-    with pytest.raises(InputError, match="overlaps"):
-        double(X=out, out=out)
+    with torch.inference_mode():
+        accepted()
     frozen = np.empty((3, 4), np.float32)
     frozen.flags.writeable = False
-    with pytest.raises(InputError, match="read-only"):
-        double(X=x.numpy(), out=frozen)
-    assert double(X=x, out=out).tolist() == want
+    needing = torch.empty(3, 4, requires_grad=True)
+    wrongs = {"gradient": needing, "negated": negated, "overlaps": x, "shape": out[:2], "2 arrays": (out, out)}
+    for match, wrong in (wrongs | {"read-only": frozen, "no array": 3}).items():
+        accepted(out=out)
+        with pytest.raises(InputError, match=match):
+            double(X=x, out=wrong)
+    accepted(out=out)
+    with pytest.raises(InputError, match="overlaps"):
+        double(X=out, out=out)
+    accepted(out=out)
+
+
+def test_likeness_asks_what_a_signature_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    x, y = torch.zeros(3, 4), torch.zeros(4)
+    alike = likeness([x, y])
+    assert alike(x, y)
+    assert alike(torch.ones(3, 4), torch.ones(4))
+    unlike = [torch.zeros(4, 3).T, torch.zeros(3, 5), torch.zeros(3, 4, device="meta"), torch.zeros(3, 4).double()]
+    unlike += [torch.zeros(3, 4).to_sparse(), torch.zeros(3, 4, requires_grad=True), torch._neg_view(x)]
+    unlike += [x.numpy(), None]
+    assert not any(alike(other, y) for other in unlike)
+    assert not likeness([x, x])(x, x)
+    assert not likeness([x.numpy()])(x.numpy())
+    monkeypatch.delitem(sys.modules, "torch")
+    assert not likeness([x])(x)
 
 
 def test_bf16_by_ml_dtypes(programs: dict[str, CpuProgram]) -> None:
@@ -300,6 +333,7 @@ import os, numpy as np
 {first}
 from test_runtime import SCALED
 import castile
+from castile.codegen.arguments import likeness
 from castile.codegen.runtime import CpuProgram, thread_count
 program = CpuProgram.build(SCALED)
 x = np.ones((600, 640), np.float32)
