@@ -14,6 +14,9 @@ from .casts import cast, number_in_f64
 from .forms import Atom, Form, Monomial, lift
 from .normal import const, nonnegative
 
+# What numbers are below in i64 arithmetic that wraps nowhere: as factors, and by themselves.
+SMALL = (1 << 30, 1 << 62)
+
 
 def is_integral(f: Form) -> bool:
     """Whether every part of the form is an integer, so that its expression has an integer type."""
@@ -46,8 +49,9 @@ def is_narrow(f: Form) -> bool:
 
 
 def is_small(f: Form) -> bool:
-    """Whether a difference with the form does not wrap in i64: it is made of coordinates and values of 32 bits."""
-    return all(
+    """Whether a difference with the form does not wrap in i64: it is made of coordinates and values of 32 bits, with
+    numbers that leave room."""
+    return all(abs(q) < SMALL[not m.factors] for m, q in f.terms.items()) and all(
         a.kind in ("rank", "extent") or a.name == "argmax" or DTYPES[a.dtype].bits <= 32
         for m in f.terms
         for a, _ in m.factors

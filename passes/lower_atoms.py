@@ -9,7 +9,7 @@ from math import inf
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce, negative
 from ..ir.print import print_expr
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Value, parts_of
-from .integers import is_integral, is_narrow
+from .integers import is_integral, is_narrow, may_be_integral
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -143,12 +143,20 @@ class Atoms:
             return Reduce(a.name[4:], a.ranks, tuple(self.value(x) for x in a.args))
         if a.name == "eq":
             return self._equal("eq", a)
-        return Call(a.name, tuple(self.value(x) for x in a.args))
+        return Call(a.name, self._sides(a))
 
     def _equal(self, op: str, a: Atom) -> Expr:
         """``x == 0`` rather than ``0 == x``."""
-        first, second = (self.value(x) for x in a.args)
+        first, second = self._sides(a)
         return call(op, second, first) if isinstance(first, Const) else call(op, first, second)
+
+    def _sides(self, a: Atom) -> tuple[Expr, ...]:
+        """What is compared. Numbers beside integers are such, and so are large ones by themselves, -2^63 among them."""
+        forms = [x for x in a.args if isinstance(x, Form)]
+        large = any(not m.factors and abs(q) >= 1 << 62 for f in forms for m, q in f.terms.items())
+        integers = large or any(f.constant is None and is_integral(f) for f in forms)
+        whole = True if integers and all(map(may_be_integral, forms)) else None
+        return tuple(self.form(x, whole=whole) if isinstance(x, Form) else self.value(x) for x in a.args)
 
     def _all(self, parts: object, op: str = "and") -> Expr:
         found = sorted((self.atom(p) for p in parts if isinstance(p, Atom)), key=print_expr)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
@@ -417,6 +417,13 @@ def _renamer(names: Mapping[str, str]):  # type: ignore[no-untyped-def]
 
 
 def _is_untyped(f: Form) -> bool:
-    """Whether nothing in a form tells f64 from f32: numbers, conditions on coordinates, and what is made of them."""
-    atoms = (x for x in values_inside(f) if isinstance(x, Atom))
+    """Whether nothing in a form tells f64 from f32: numbers, conditions, and what is made of them."""
+    atoms = (x for x in values_inside(f, parts=_without_conditions) if isinstance(x, Atom))
     return not any(a.kind == "access" or a.dtype == "f64" for a in atoms)
+
+
+def _without_conditions(v: Value) -> Iterable[Value]:
+    if isinstance(v, Atom):
+        return () if v.kind in ("lbr", "pred") else v.args
+    exponents = (m.exponent for m in v.terms if m.exponent is not None)
+    return (*(a for m in v.terms for a, _ in m.factors), *exponents)

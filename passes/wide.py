@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce, children, rebuild
-from ..ir.types import TypeChecker, tensor_types
+from ..ir.types import WEAK_FLOAT, TypeChecker, tensor_types
 
 ARITHMETIC = ("add", "sub", "mul", "div")
 
@@ -49,7 +49,9 @@ class _Widening:
         return replace(e, expr=self._widened(e.expr)) if e.name in self.met else e
 
     def _is_f32(self, e: Expr) -> bool:
-        return self.checker.infer(e) == "f32"
+        """Whether an operand is computed in f32, as choices between numbers are too where nothing says more."""
+        dtype = self.checker.infer(e)
+        return dtype == "f32" or (dtype == WEAK_FLOAT and not isinstance(e, Const))
 
     def _is_number(self, e: Expr) -> bool:
         """Whether nothing in a value has a type: numbers, coordinates and extents, and tensors of them."""

@@ -14,6 +14,7 @@ from trees import tree_evaluate
 import castile
 from castile.ir.cascade import Cascade
 from castile.ir.evaluate import evaluate
+from castile.ir.mapping import Mapping
 from castile.passes.derive import Derivation, derive
 
 PRECISIONS = ("f64", "f32")
@@ -326,3 +327,32 @@ def f(X: f32[k]) -> Y:
     x = np.arange(7.0) - 2
     want = sum((x[2 * k] if 2 * k < 7 else x[k]) * (-k if "-" in bias else 2 * k) for k in range(7))
     assert evaluate(derive(castile.parse(text), level).cascade, {"X": x})["Y"] == want
+
+
+# Integers whose opposite i64 does not hold, and numbers beside them that no float tells from each other.
+EXTREME = (
+    "where(b[m], -9223372036854775807 - 1, 0) < 0",
+    "where(b[m], -9223372036854775807 - 1, -4) >= 5",
+    "where(b[m], -9223372036854775807 - 1, 16777217) == 16777216",
+    "where(b[m], i[m], -9223372036854775807 - 1) < i[0]",
+    "-9223372036854775807 - 1 < i[m]",
+    "i[m] <= 9223372036854775806",
+    "i[m] - 1 >= 4611686018427387905",
+    "where(any[m](b[m]), max[m](where(m > 90, i[m], -9223372036854775807 - 1)), 3) < 0",
+    "x[m] <= -9223372036854775808.0",
+)
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_comparisons_of_the_least_integer(level: str) -> None:
+    lines = [f"    Y{n}[m] = {condition}\n" for n, condition in enumerate(EXTREME)]
+    outputs = ", ".join(f"Y{n}" for n in range(len(EXTREME)))
+    c = castile.parse(f"def f(b: bool[m], i: i64[m], x: f32[m]) -> ({outputs}):\n" + "".join(lines))
+    i = np.array([-(2**63), 1 - 2**63, 0, 2**62, 2**62 + 1, 2**62 + 2, 2**63 - 1])
+    inputs: dict[str, object] = {"b": np.arange(7) % 2 == 0, "i": i, "x": i.astype(np.float32)}
+    want = evaluate(c, inputs)
+    derived = evaluate(derive(c, level).cascade, inputs)
+    compiled = castile.compile(c, "cpu", mapping=Mapping(form=level))(**inputs)
+    for n, (name, y) in enumerate(want.items()):
+        np.testing.assert_array_equal(derived[name], y, EXTREME[n])
+        np.testing.assert_array_equal(compiled[n], y, EXTREME[n])
