@@ -124,7 +124,7 @@ def as_truncated(v: Form, source: str, target: str) -> Form:
     integers wrap. ``u32(-1.0)`` -> ``u32(0)``; ``u32(-1.0 * k)`` -> ``u32(f32(-k))``."""
     if v.constant is not None:
         return const(int(saturated(np.asarray(float(v.constant)), target)))
-    if not is_integral(v):
+    if not may_be_integral(v):
         return v
     dtype = "f64" if source == "f64" else "f32"
     return v if v.atom is not None and v.atom.dtype == dtype else lift(Atom("int", f"cast:{dtype}", (v,), dtype=dtype))

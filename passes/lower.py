@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from ..ir.cascade import Const, Expr
+from ..ir.cascade import Call, Const, Expr
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
 from .emptiness import filled
@@ -128,7 +128,10 @@ class Lowering(Atoms):
             theirs = groups.pop(complement)
             if p.name == "not":
                 p, mine, theirs = negate(p), theirs, mine
-            e = call("where", self.atom(p), self._masked(mine, whole), self._masked(theirs, whole))
+            a, b = self._masked(mine, whole), self._masked(theirs, whole)
+            if self.inside and not whole and _is_integer(a) and _is_integer(b):
+                b = literal(theirs[0][1], whole=False)  # a sum of floats stays one
+            e = call("where", self.atom(p), a, b)
             rest = brackets & complement
             parts.append((self._where(rest, e, Const(0) if whole else Const(0.0)) if rest else e, True))
         return parts
@@ -304,6 +307,11 @@ class Lowering(Atoms):
         return alone and named and m.exponent is None and not m.brackets
 
     # Atoms
+
+
+def _is_integer(e: Expr) -> bool:
+    """Whether an expression is an integer's literal of either sign."""
+    return _is_integer(e.args[0]) if isinstance(e, Call) and e.op == "neg" else isinstance(e, Const) and e.kind == "int"
 
 
 def _of_twos(m: Monomial) -> Monomial | None:

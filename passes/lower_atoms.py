@@ -7,6 +7,7 @@ from fractions import Fraction
 from math import inf
 
 from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce, negative
+from ..ir.dtypes import DTYPES
 from ..ir.print import print_expr
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Value, parts_of
 from .integers import is_integral, is_narrow, may_be_integral
@@ -117,7 +118,10 @@ class Atoms:
 
     def _integer(self, a: Atom) -> Expr:
         if a.name.startswith("cast:"):
-            return Cast(a.name[5:], self.value(a.args[0]))
+            v, dtype = a.args[0], a.name[5:]
+            # What floats were before is told by a cast of its own (`as_truncated`).
+            whole = DTYPES[dtype].is_integer and isinstance(v, Form) and may_be_integral(v)
+            return Cast(dtype, self.form(as_form(v), whole=True) if whole else self.value(v))
         return Call(a.name, tuple(self.form(x, whole=True) if isinstance(x, Form) else self.atom(x) for x in a.args))
 
     # Conditions

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,17 @@ def test_likeness_asks_what_a_signature_tells(monkeypatch: pytest.MonkeyPatch) -
     assert not likeness([x.numpy()])(x.numpy())
     monkeypatch.delitem(sys.modules, "torch")
     assert not likeness([x])(x)
+
+
+def test_calls_keep_no_tensor_alive() -> None:
+    torch = pytest.importorskip("torch")
+    double = castile.compile(castile.parse("def double(X: f32[m, n]) -> Y:\n    Y[m, n] = 2.0 * X[m, n]\n"))
+    x, y = torch.zeros(3, 4), torch.empty(3, 4)
+    for _ in range(3):
+        double(X=x, out=y)
+    alive = [weakref.ref(x), weakref.ref(y)]
+    del x, y
+    assert [t() for t in alive] == [None, None]
 
 
 def test_bf16_by_ml_dtypes(programs: dict[str, CpuProgram]) -> None:

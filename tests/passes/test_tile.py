@@ -139,6 +139,12 @@ def test_a_number_keeps_the_type_that_a_cast_or_a_statement_gave_it(body: str, l
         "Y: i16 = sum[k](x[k] * 2.0)",
         "Y: i64 = sum[k](x[k] * y) / 7.0 - max[k](x[k] * x[0])",
         "Y: i64 = sum[k](x[k] * i[k]) + max[k](i[k])",
+        "Y[k] = u8(where(x[k] > 1.0, 300.0, 0.0))",
+        "Y[k] = u8(where(x[k] > 1.0, 300, 0))",
+        "Y[k] = i8(where(k < 2, 200, where(k < 3, 100, -3)))",
+        "Y[k] = u8(where(k < 2, 16384, 0)) * floor(x[k])",
+        "Y = i8(sum[k](where(x[k] > 0, 100.0, 50.0)))",
+        "Y = i8(sum[k](where(x[k] > 0, 100, 50)))",
     ],
 )
 def test_a_float_that_becomes_an_integer_is_computed_as_a_float(body: str, level: str) -> None:
