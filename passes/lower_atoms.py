@@ -139,8 +139,14 @@ class Atoms:
             if inner.name == "eq":
                 return self._equal("ne", inner)
             return call("not", self.atom(inner))
-        if a.name in ("and", "or"):
-            return self._all(a.args, a.name)
+        if a.name == "or":
+            return self._all(a.args, "or")
+        if a.name == "and":
+            near, *far = _guarding(a.args)
+            e = self._all(far[-1]) if far else self._all(near)
+            for group in reversed([near, *far[:-1]] if far else []):
+                e = call("where", self._all(group), e, Const(False))
+            return e
         if a.name.startswith("access:"):
             return Access(a.name[7:], tuple(self.form(as_form(i)) for i in a.args))
         if a.name.startswith("red:"):
@@ -213,6 +219,16 @@ def levels(parts: Iterable[Atom]) -> list[list[Atom]]:
         assert isinstance(p, Atom)
         found.setdefault(_reads(p, memo), []).append(p)
     return [found[n] for n in sorted(found)]
+
+
+def _guarding(parts: Iterable[Value]) -> list[list[Atom]]:
+    """Conditions in groups, those that read at computed places after those that let them."""
+    near: list[Atom] = []
+    far: list[Atom] = []
+    for p in parts:
+        assert isinstance(p, Atom)
+        (far if _reads(p, {}) > 1 else near).append(p)
+    return [near, *levels(far)] if near and far else [near or far]
 
 
 def _reads(v: Value, memo: dict[bytes, int]) -> int:

@@ -87,6 +87,9 @@ class Orders(Ledger):
         direction = op if q > 0 else flipped
         if masks and q < 0:
             return self._last_extreme(op, ranks, body, dtype)
+        # What leaves is read only where it was before.
+        guards = [b for b in m.brackets if not b.free & over and b.free & outside.free]
+        outside = Monomial(free, free_exponent, guards)
         return mul(
             const(abs(q) if q > 0 else q), Form({outside: ONE_FRACTION}), self.extreme(direction, ranks, inner, dtype)
         )

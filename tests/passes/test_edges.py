@@ -356,3 +356,23 @@ def test_comparisons_of_the_least_integer(level: str) -> None:
     for n, (name, y) in enumerate(want.items()):
         np.testing.assert_array_equal(derived[name], y, EXTREME[n])
         np.testing.assert_array_equal(compiled[n], y, EXTREME[n])
+
+
+# What a condition lets be read leaves a maximum with it, and conditions that read come after those that let them.
+UNDER_GUARDS = (
+    "max[n](where(2 * j + 1 < extent(k), x[2 * j + 1] ** 2 * z[j, n], 0.0))",
+    "min[n](where(2 * j + 1 < extent(k), exp(x[2 * j + 1]) * z[j, n], 0.0))",
+    "max[n](where((2 * j + 1 < extent(k)) & (n > 0), -exp2(x[2 * j + 1]) * z[j, n], 0.0))",
+    "where(any[n](where(2 * j + 1 < extent(k), x[2 * j + 1] > z[j, n], False)), 1.0, 2.0)",
+    "where(any[n](z[j, n] > 0.0) & where(2 * j + 1 < extent(k), x[2 * j + 1] > z[j, 0], False), 1.0, 2.0)",
+)
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize("body", UNDER_GUARDS)
+def test_reads_stay_under_what_guards_them(body: str, level: str) -> None:
+    c = castile.parse(f"def f(x: f32[k], z: f32[j, n]) -> Y:\n    Y[j] = {body}\n")
+    z = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+    inputs: dict[str, object] = {"x": np.float32([0.5, -0.25, 1.5]), "z": z}
+    found = evaluate(derive(c, level).cascade, inputs)  # which refuses a read outside a tensor
+    np.testing.assert_allclose(found["Y"], evaluate(c, inputs)["Y"], rtol=1e-12)
