@@ -313,7 +313,7 @@ class Arguments(ABC):
                 raise InputError(f"`out` for `{p.name}` is not aligned to its elements")
             low, high = at + layout.low, at + layout.high
             for i, (bt, other) in enumerate(taken):
-                if bt + other.low < high and low < bt + other.high and _share((at, layout), (bt, other)):
+                if low < bt + other.high and bt + other.low < high and _share((at, layout), (bt, other)):
                     name = (*self.tensors, *self.outputs)[i].name
                     raise InputError(
                         f"`out` for `{p.name}` overlaps `{name}`", hint="write into memory that is no input"

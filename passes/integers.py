@@ -14,8 +14,8 @@ from .casts import cast, number_in_f64
 from .forms import Atom, Form, Monomial, lift
 from .normal import const, nonnegative
 
-# What numbers are below in i64 arithmetic that wraps nowhere: as factors, and by themselves.
-SMALL = (1 << 30, 1 << 62)
+# What numbers are below in i64 arithmetic that wraps nowhere: as factors of values of 32 bits, and by themselves.
+SMALL_FACTOR, SMALL_NUMBER = 1 << 30, 1 << 62
 
 
 def is_integral(f: Form) -> bool:
@@ -51,7 +51,7 @@ def is_narrow(f: Form) -> bool:
 def is_small(f: Form) -> bool:
     """Whether a difference with the form does not wrap in i64: it is made of coordinates and values of 32 bits, with
     numbers that leave room."""
-    return all(abs(q) < SMALL[not m.factors] for m, q in f.terms.items()) and all(
+    return all(abs(q) < (SMALL_FACTOR if m.factors else SMALL_NUMBER) for m, q in f.terms.items()) and all(
         a.kind in ("rank", "extent") or a.name == "argmax" or DTYPES[a.dtype].bits <= 32
         for m in f.terms
         for a, _ in m.factors

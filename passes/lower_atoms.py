@@ -10,7 +10,7 @@ from ..ir.cascade import Access, Call, Cast, Const, Expr, Extent, Rank, Reduce, 
 from ..ir.dtypes import DTYPES
 from ..ir.print import print_expr
 from .forms import LN2, ONE_FRACTION, UNIT, Atom, Form, Value, parts_of
-from .integers import is_integral, is_narrow, may_be_integral
+from .integers import SMALL_NUMBER, is_integral, is_narrow, may_be_integral
 
 # What an atom becomes, where the caller decides; None leaves it to `Lowering`.
 Hook = Callable[[Atom], Expr | None]
@@ -142,9 +142,9 @@ class Atoms:
         if a.name == "or":
             return self._all(a.args, "or")
         if a.name == "and":
-            near, *far = _guarding(a.args)
-            e = self._all(far[-1]) if far else self._all(near)
-            for group in reversed([near, *far[:-1]] if far else []):
+            *outside, last = _guarding(a.args)
+            e = self._all(last)
+            for group in reversed(outside):
                 e = call("where", self._all(group), e, Const(False))
             return e
         if a.name.startswith("access:"):
@@ -163,7 +163,7 @@ class Atoms:
     def _sides(self, a: Atom) -> tuple[Expr, ...]:
         """What is compared. Numbers beside integers are such, and so are large ones by themselves, -2^63 among them."""
         forms = [x for x in a.args if isinstance(x, Form)]
-        large = any(not m.factors and abs(q) >= 1 << 62 for f in forms for m, q in f.terms.items())
+        large = any(not m.factors and abs(q) >= SMALL_NUMBER for f in forms for m, q in f.terms.items())
         integers = large or any(f.constant is None and is_integral(f) for f in forms)
         whole = True if integers and all(map(may_be_integral, forms)) else None
         return tuple(self.form(x, whole=whole) if isinstance(x, Form) else self.value(x) for x in a.args)
@@ -223,12 +223,10 @@ def levels(parts: Iterable[Atom]) -> list[list[Atom]]:
 
 def _guarding(parts: Iterable[Value]) -> list[list[Atom]]:
     """Conditions in groups, those that read at computed places after those that let them."""
-    near: list[Atom] = []
-    far: list[Atom] = []
-    for p in parts:
-        assert isinstance(p, Atom)
-        (far if _reads(p, {}) > 1 else near).append(p)
-    return [near, *levels(far)] if near and far else [near or far]
+    every = [p for p in parts if isinstance(p, Atom)]
+    far = [p for p in every if _reads(p, {}) > 1]
+    near = [p for p in every if p not in far]
+    return [near, *levels(far)] if near and far else [every]
 
 
 def _reads(v: Value, memo: dict[bytes, int]) -> int:

@@ -38,6 +38,11 @@ BYTES = """
 def f(A: bf16[m, k], W: i8[k, n], s: bf16[k // 64, n]) -> C:
     C[m, n] = sum[k](A[m, k] * (s[k // 64, n] * W[k, n]))
 """
+# Integers times fields of words in tiles of columns: whole numbers of either side.
+TILED_BYTES = """
+def f(A: i8[m, k], W: u32[n // 64, k // 8, 64]) -> C:
+    C[m, n] = sum[k](A[m, k] * i32(W[n // 64, k // 8, n % 64] >> (4 * (k % 8)) & 15))
+"""
 # What is made may need a value of its own for each k, and may be a float: nothing may be read past the last.
 SHIFTED = """
 def f(A: f32[m, k], B: f32[k, n], b: f32[k], c: f32[n]) -> C:
@@ -64,6 +69,9 @@ CASES: dict[str, Case] = {
     "grouped 9": (GROUPED, {"m": 9, "n": 130, "k": 257}, None),
     "grouped 45": (GROUPED, {"m": 45, "n": 97, "k": 384}, None),
     "tiled 1": (TILED, {"m": 1, "n": 70, "k": 299}, None),
+    "tiled 3": (TILED, {"m": 3, "n": 150, "k": 256}, None),
+    "tiled bytes 2": (TILED_BYTES, {"m": 2, "n": 128, "k": 264}, None),
+    "tiled bytes 9": (TILED_BYTES, {"m": 9, "n": 150, "k": 257}, None),
     "tiled 9": (TILED, {"m": 9, "n": 150, "k": 257}, None),
     "tiled 45": (TILED, {"m": 45, "n": 600, "k": 256}, None),
     "tiled wide": (TILED, {"m": 1, "n": 330, "k": 264}, Mapping(tiles={"k": 128, "n": 256}, knobs={"apart": 1})),

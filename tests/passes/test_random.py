@@ -33,10 +33,11 @@ from strategies import hides_nan, random_case
 BLOCK, CI, NIGHTLY = 250, 5000, 50000
 
 
-# Seeds at which a form was wrong once: what masks leave empty, captured ranks, integers' types, signs and widths.
+# Seeds at which a form was wrong once: what masks leave empty, captured ranks, guards of reads, integers' types, signs
+# and widths.
 FOUND = (
     6149, 6497, 6545, 7400, 8834, 9102, 10625, 12006, 12107, 12634, 13281, 13498, 13873, 18055, 19362, 19555, 25072,
-    27577, 30128, 52340, 202758, 207897,
+    27577, 30128, 52340, 202758, 207897, 410846, 413077, 413437,
 )  # fmt: skip
 
 # Operations that have no value below 0.
