@@ -22,8 +22,7 @@ FILLED = "red:any"
 
 def is_mask(m: Monomial) -> bool:
     """Whether a monomial is 0 or -inf and nothing else."""
-    bare = len(m.factors) == 1 and m.exponent is None and not m.brackets
-    return bare and m.factors[0][0].kind == "lbr" and m.factors[0][1] == 1
+    return m.atom is not None and m.atom.kind == "lbr"
 
 
 def filled(a: Atom) -> Atom | None:
@@ -75,8 +74,7 @@ def _rank_of(p: Atom) -> str | None:
     if not isinstance(inside, Form) or len(inside.terms) != 2 or inside.terms.get(ONE) != -ONE_FRACTION:
         return None
     m, q = next((m, q) for m, q in inside.terms.items() if m != ONE)
-    alone = q == 1 and len(m.factors) == 1 and m.factors[0][1] == 1
-    return m.factors[0][0].name if alone and m.factors[0][0].kind == "extent" else None
+    return m.atom.name if q == 1 and m.atom is not None and m.atom.kind == "extent" else None
 
 
 def pruned(m: Monomial) -> Monomial:

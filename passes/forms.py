@@ -118,6 +118,12 @@ class Monomial:
     def is_one(self) -> bool:
         return not (self.factors or self.brackets or self.exponent is not None)
 
+    @property
+    def atom(self) -> Atom | None:
+        """The one atom that the monomial is, or None."""
+        plain = len(self.factors) == 1 and self.factors[0][1] == 1 and self.exponent is None and not self.brackets
+        return self.factors[0][0] if plain else None
+
 
 class Form:
     """A sum of monomials: ``{monomial: coefficient}``. The empty sum is 0."""
@@ -163,11 +169,7 @@ class Form:
     def atom(self) -> Atom | None:
         """The one atom that the form is, or None."""
         only = self.single
-        if only is None or only[1] != 1:
-            return None
-        m = only[0]
-        plain = len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
-        return m.factors[0][0] if plain else None
+        return only[0].atom if only is not None and only[1] == 1 else None
 
 
 Value = Atom | Form

@@ -19,11 +19,7 @@ def exp(f: Form) -> Form:
     f, brackets = _unmasked(f)
     product: list[Form] = []
     for m, q in f.terms.items():
-        only = (
-            m.factors[0][0]
-            if len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
-            else None
-        )
+        only = m.atom
         positive = all(atom_nonnegative(a) or p % 2 == 0 for a, p in m.factors if a.kind != "lbr")
         masks = [a for a, p in m.factors if a.kind == "lbr" and p == 1]
         if masks and q > 0 and positive and m.exponent is None:

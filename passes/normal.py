@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from ..ir.ops import OPS
-from .brackets import FALSE, TRUE, bracket, conjunction, lbr, negate
-from .emptiness import is_mask, pruned, where_finite, where_nonzero
+from .brackets import FALSE, TRUE, bracket, conjunction, conjuncts, disjunction, lbr, negate
+from .emptiness import FILLED, is_mask, pruned, where_finite, where_nonzero
 from .forms import (
     LN2,
     ONE,
@@ -76,22 +76,25 @@ def _cancelled(a: Form, b: Form) -> Iterable[Atom]:
     """Where maxima that cancel in a sum of exponents are of something, and so more than -inf."""
     for m, q in a.terms.items():
         other = b.terms.get(m, ZERO_FRACTION)
-        alone = len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets
-        if q * other < 0 and q + other <= 0 and alone:
-            yield from where_finite(m.factors[0][0])
+        if q * other < 0 and q + other <= 0 and m.atom is not None:
+            yield from where_finite(m.atom)
 
 
 def mul(*forms: Form) -> Form:
     """A product. Constants distribute; a sum joins as one factor: its content times a "poly" atom."""
     monomial, q = ONE, ONE_FRACTION
+    lone = sum(f.constant is None for f in forms) <= 1
     for f in forms:
         if not f.terms:
             return ZERO
-        only = f.single or factored(f)
+        only = f.single or (factored(f) if lone else _guarded(f))
         product = times(monomial, only[0])
         if product is None:
             return ZERO
         monomial, q = product, q * only[1]
+    if monomial.exponent is not None and monomial.factors:
+        brackets = {*monomial.brackets, *_of_something(monomial.exponent)}
+        monomial = pruned(Monomial(monomial.factors, monomial.exponent, brackets))
     if not _has_square(monomial):
         lone = _lone_poly(monomial)
         if lone is not None:
@@ -100,15 +103,27 @@ def mul(*forms: Form) -> Form:
     return _square(monomial, q)
 
 
+def _of_something(exponent: Form) -> Iterable[Atom]:
+    """Where maxima in an exponent are of something: without, their exponential is a 0 that wins over what it meets."""
+    for m, q in exponent.terms.items():
+        if q > 0 and m.atom is not None:
+            yield from (p for p in where_finite(m.atom) if p.name == FILLED)
+
+
+def _guarded(f: Form) -> tuple[Monomial, Fraction]:
+    """A sum as `factored` has it, 0 whatever it is multiplied with where none of its terms is there."""
+    m, q = factored(f)
+    present = disjunction(conjunction(t.brackets) for t in f.terms)
+    return Monomial(m.factors, m.exponent, {*m.brackets, *conjuncts(present)}), q
+
+
 def _lone_poly(m: Monomial) -> Form | None:
     """A monomial that is just a sum is that sum."""
-    if len(m.factors) == 1 and m.factors[0][1] == 1 and m.exponent is None and not m.brackets:
-        atom = m.factors[0][0]
-        if atom.kind == "poly":
-            inner = atom.args[0]
-            assert isinstance(inner, Form)
-            return inner
-    return None
+    if m.atom is None or m.atom.kind != "poly":
+        return None
+    inner = m.atom.args[0]
+    assert isinstance(inner, Form)
+    return inner
 
 
 def _has_square(m: Monomial) -> bool:

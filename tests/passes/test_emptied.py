@@ -29,6 +29,8 @@ EMPTIED = {
     "L[q] / L[q]": True,
     "L[q] / (L[q] * L[q])": True,
     "L[q] * v[q]": True,
+    "exp(M[q]) * v[q]": True,
+    "exp(M[q]) / v[q]": True,
     "sum[k](exp(X[q, k])) * v[q]": True,
     "sum[k](A[q, k] * V[k])": True,
     "sum[k](A[q, k] * V[k]) * v[q]": True,
@@ -204,6 +206,13 @@ def f(V: f32[q, k], n: i32[q]) -> (A, B):
     B[q] = sum[k](where(k < n[q], V[q, k] * rsqrt(f32(n[q])), 0.0))
 """,
         {"V": np.ones((3, 4)), "n": np.array([0, 2, 4])},
+    ),
+    "no number beside a sum of what two masks leave out": (
+        """
+def f(X: f32[k], Y: f32[k]) -> O:
+    O[k] = log(X[k]) * where(k < 2, Y[k], exp(where(k > 3, Y[k], -inf)))
+""",
+        {"X": np.array([1.0, 2.0, -1.0, -2.0, 3.0]), "Y": np.arange(5.0)},
     ),
     "a number that is none, under a mask": (
         """
