@@ -10,7 +10,7 @@ DEMO := $(VENV)/demo.stamp
 DEV := $(VENV)/dev.stamp
 SITE := build/site
 # What benchmarks are made of, as opposed to benchmarks.
-TOOLS := $(addprefix benchmarks/, harness.py command.py selfcheck.py make_table.py gpu.py bench_registers.py _%)
+TOOLS := $(addprefix benchmarks/, harness.py selfcheck.py make_table.py gpu.py plot_cpu.py bench_registers.py _%)
 # What of the generated code runs under the sanitizers inside Python.
 SANITIZED := $(addprefix tests/codegen/test_, vectors.py random_cpu.py cpp.py cpp_values.py examples_cpu.py)
 BENCHMARKS := $(filter-out $(TOOLS), $(sort $(wildcard benchmarks/*.py)))

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .codegen import targets
@@ -25,11 +26,11 @@ from .ir.machine import cores, second_cache
 from .ir.mapping import Mapping
 from .passes import account
 from .passes.count import count_passes
+from .passes.defaults import default_mapping
 from .passes.derive import alternatives
 from .passes.explain import Explanation, einsum_reports, rank_reports, tensor_reports
 from .passes.inbounds import check_reads
-from .passes.mapped import Mapped, bucket, check_mapping, default_mapping, mapped, nominal, small_ranks
-from .passes.pipeline import dump
+from .passes.mapped import Mapped, bucket, check_mapping, mapped, nominal, small_ranks
 from .passes.vacant import vacated
 
 if TYPE_CHECKING:
@@ -74,10 +75,18 @@ def _choose(c: Cascade, target: str, mapping: Mapping | None, tuned: bool, exten
     if left != c:
         # A mapping was made for work, of which there is little here.
         return find(left, target, None, tuple((r, n) for r, n in extents.items() if r in left.ranks), "default")
-    origin = "given"
-    if mapping is None and tuned:
-        mapping, origin = _tuned(c, target, extents), "tuned"
-    return find(c, target, mapping, tuple(extents.items()), origin if mapping is not None else "default")
+    mapping, origin = _mapping(c, target, mapping, tuned, extents)
+    return find(c, target, mapping, tuple(extents.items()), origin)
+
+
+def _mapping(
+    c: Cascade, target: str, given: Mapping | None, tuned: bool, extents: Dict[str, int]
+) -> tuple[Mapping | None, str]:
+    """What was given, else what is on record, and which of both; None for the default."""
+    if given is not None:
+        return given, "given"
+    found = _tuned(c, target, extents) if tuned else None
+    return found, "tuned" if found is not None else "default"
 
 
 def _tuned(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping | None:
@@ -127,7 +136,7 @@ def _variant(
         chosen = mapping if mapping is not None else default_mapping(c, target, extents)
         program = mapped(c, chosen, extents)
         source = targets.print_source(program.program, chosen, target)
-        _dump(program, source, target)
+        _dump(c, program, source, target)
         return chosen, program, source
 
     def written() -> dict[str, Any]:
@@ -150,6 +159,8 @@ def emit(
     shapes: Dict[str, int] | None = None,
     mapping: Mapping | None = None,
     numerics: str | None = None,
+    *,
+    tuned: bool = True,
 ) -> str:
     """The text of one file that computes a cascade with no castile in it: C++ with a C entry point, or Triton.
 
@@ -160,7 +171,8 @@ def emit(
     if mapping is not None:
         check_mapping(c, mapping)
     extents = bucket(c, nominal(c) if shapes is None else resolve(c, shapes))
-    chosen = mapping if mapping is not None else default_mapping(c, target, extents)
+    found, _ = _mapping(c, target, mapping, tuned, extents)
+    chosen = found if found is not None else default_mapping(c, target, extents)
     return targets.standalone(mapped(c, chosen, extents).program, chosen, target, c)
 
 
@@ -176,14 +188,23 @@ def _with_numerics(c: Cascade, numerics: str | None) -> Cascade:
     return replace(c, numerics=numerics)
 
 
-def _dump(program: Mapped, source: str, target: str) -> None:
-    """With ``CASTILE_DUMP=dir``: every stage as text."""
-    d = program.derivation
-    name = program.program.cascade.name
-    dump(name, 2, "rewrites.txt", "".join(f"{s}\n" for s in d.steps))
-    dump(name, 3, "mapping.json", program.mapping.to_json() + "\n")
-    dump(name, 4, "tiles.txt", "\n".join(map(str, program.kernels)))
-    dump(name, 5, f"source.{'cpp' if target == 'cpu' else 'py'}", source)
+def _dump(c: Cascade, program: Mapped, source: str, target: str) -> None:
+    """With ``CASTILE_DUMP=dir``: every stage as text, in the files ``dir/<cascade>.<number>.<stage>``."""
+    folder = os.environ.get("CASTILE_DUMP")
+    if not folder:
+        return
+    d, mapping = program.derivation, program.mapping
+    stages = {
+        "input.cascade": str(c),
+        f"derive-{mapping.form}-{mapping.gauge}.cascade": str(d.cascade) if d.cascade != c else "(unchanged)\n",
+        "rewrites.txt": "".join(f"{s}\n" for s in d.steps),
+        "mapping.json": mapping.to_json() + "\n",
+        "tiles.txt": "\n".join(map(str, program.kernels)),
+        f"source.{'cpp' if target == 'cpu' else 'py'}": source,
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number, (stage, text) in enumerate(stages.items()):
+        Path(folder, f"{c.name}.{number:02d}.{stage}").write_text(text, encoding="utf-8")
 
 
 def explain(c: Cascade, shapes: Dict[str, int] | None = None) -> Explanation:

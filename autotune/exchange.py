@@ -52,7 +52,7 @@ def t4(records: Iterable[Record]) -> dict[str, Any]:
         if first is None:
             first = r
         elif (r.key, r.target, r.device, r.shapes) != (first.key, first.target, first.device, first.shapes):
-            raise InputError("T4 holds one workload", hint="choose one: --cascade, --target, --device, --shape")
+            raise InputError("T4 holds one workload", hint="choose one: --cascade, --target, --shape")
         results.append(
             {
                 "timestamp": r.at,

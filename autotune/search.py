@@ -3,15 +3,14 @@
 A few configurations that differ as much as possible come first. Then two surrogates take turns: one of the logarithm of
 time, which tells the slow apart, by what parameters do alone and together; and one of speed, which tells the fast
 apart, by what lies near. Each proposes the configuration that promises the greatest improvement beyond a margin, wide
-at first and ever narrower. Where a cost model ranks the space beforehand, its first choices are among the first
-measured, and one surrogate corrects the model, as far as measurements agree with it; the other never hears of it, so
-that a model that is wrong costs half the trials at worst.
+at first and ever narrower. A cost model takes part by what is measured first: its choices come before the ones that
+differ (`tuner.promising`), and a model that is wrong costs those trials and no more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +33,6 @@ AMBITION = 1.0
 # Spaces up to this size are scored whole; in larger ones the neighbours of the best, and others drawn at random.
 WHOLE, ELITE, POOL = 20_000, 8, 8000
 
-# A prior is heeded where its rank correlation with the measurements exceeds this.
-TRUSTED = 0.2
-
 
 def log_time(times: Array) -> Array:
     """Logarithms, the slowest drawn nearer, failures as the slowest."""
@@ -55,33 +51,31 @@ def slowness(times: Array) -> Array:
 
 @dataclass(slots=True)
 class _Arm:
-    """One surrogate: what it makes of times, and whether it hears of the prior."""
+    """One surrogate, and what it makes of times."""
 
     scale: Callable[[Array], Array]
     process: GaussianProcess
-    heeds: bool
     turns: int = 0
 
 
 class Search:
     """Proposes points of a finite space by `ask`, and learns their times by `tell`.
 
-    ``first`` are points to measure before any other (the default of a space); ``prior`` is a predicted logarithm of
-    time for each point. ``ask`` may be called for several at once, and again before all are told. ``forecasts`` holds
-    the time that a surrogate foresaw for the points that it proposed.
+    ``first`` are points to measure before any other: the default of a space, what a cost model holds to be fast.
+    ``ask`` may be called for several at once, and again before all are told. ``forecasts`` holds the time that a
+    surrogate foresaw for the points that it proposed.
     """
 
-    def __init__(self, points: Points, seed: int = 0, *, first: Sequence[int] = (), prior: Array | None = None) -> None:
+    def __init__(self, points: Points, seed: int = 0, *, first: Sequence[int] = ()) -> None:
         self.points = points
         self.times: dict[int, float] = {}
         self.forecasts: dict[int, float] = {}
-        self._prior = None if prior is None else np.asarray(prior, dtype=float)
         self._rng = np.random.default_rng(seed)
         self._asked: set[int] = set()
         self._order: list[int] = []
         self._arms = [
-            _Arm(log_time, GaussianProcess(points.places, factored=True), prior is not None),
-            _Arm(slowness, GaussianProcess(points.places, factored=False), False),
+            _Arm(log_time, GaussianProcess(points.places, factored=True)),
+            _Arm(slowness, GaussianProcess(points.places, factored=False)),
         ]
         self._turn = 0
         self._queue = self._design(list(dict.fromkeys(first)))
@@ -110,15 +104,11 @@ class Search:
     # The first points
 
     def _design(self, first: list[int]) -> list[int]:
-        """Points that differ in as many parameters as possible, in turn with the prior's first choices."""
+        """The first ones, then points that differ in as many parameters as possible."""
         size = len(self.points)
         chosen = first or [int(self._rng.integers(size))]
-        favoured: Iterable[int] = iter(()) if self._prior is None else iter(np.argsort(self._prior, kind="stable"))
         codes = self.points.codes
-        for turn in range(FIRST - len(chosen)):
-            if self._prior is not None and turn % 2 == 0:
-                chosen.append(int(next(i for i in favoured if int(i) not in chosen)))
-                continue
+        for _ in range(FIRST - len(chosen)):
             drawn = self._rng.choice(size, min(DRAWN, size), replace=False)
             apart = (codes[drawn][:, None] != codes[chosen][None]).mean(axis=2) if codes.shape[1] else np.zeros((1, 1))
             score = apart.min(axis=1) + 0.3 * apart.mean(axis=1) + 1e-6 * self._rng.random(len(apart))
@@ -171,39 +161,18 @@ class Search:
         """
         told = np.array(self._order)
         y = arm.scale(np.array([self.times[i] for i in told]))
-        trend = self._trend(arm, told, y)
-        rest = y - trend[told] if trend is not None else y
-        middle, spread = rest.mean(), rest.std() + 1e-9
-        rest = (rest - middle) / spread
+        middle, spread = y.mean(), y.std() + 1e-9
+        scaled = (y - middle) / spread
         codes = self.points.codes
         known = codes[told]
         if arm.turns % REFIT == 0:
-            arm.process.fit(known, rest)
+            arm.process.fit(known, scaled)
         arm.turns += 1
         pending = np.array(sorted(self._asked - set(self.times)), dtype=int)
         if len(pending):
-            believed, _ = arm.process.predict(known, rest, codes[pending])
-            known, rest = codes[np.concatenate([told, pending])], np.concatenate([rest, believed])
-        mean, deviation = arm.process.predict(known, rest, codes[candidates])
+            believed, _ = arm.process.predict(known, scaled, codes[pending])
+            known, scaled = codes[np.concatenate([told, pending])], np.concatenate([scaled, believed])
+        mean, deviation = arm.process.predict(known, scaled, codes[candidates])
         mean, deviation = mean * spread + middle, deviation * spread
-        if trend is not None:
-            mean = mean + trend[candidates]
         margin = AMBITION * float(y.std()) * math.sqrt(FIRST / max(FIRST, len(told)))
         return expected_improvement(mean, WARY * deviation, float(y.min()) - margin), mean
-
-    def _trend(self, arm: _Arm, told: Array, y: Array) -> Array | None:
-        """What the prior says of every point, in the arm's scale; None where measurements do not bear it out."""
-        if not arm.heeds or self._prior is None or len(told) < 4:
-            return None
-        x = self._prior[told]
-        if np.std(x) == 0 or np.std(y) == 0 or rank_correlation(x, y) < TRUSTED:
-            return None
-        slope = float(np.clip(np.cov(x, y)[0, 1] / np.var(x, ddof=1), 0.0, 1.5))
-        trend: Array = slope * self._prior
-        return trend
-
-
-def rank_correlation(x: Array, y: Array) -> float:
-    """Spearman's, ties broken by place."""
-    a, b = (np.argsort(np.argsort(v, kind="stable"), kind="stable").astype(float) for v in (x, y))
-    return float(np.corrcoef(a, b)[0, 1])

@@ -21,7 +21,8 @@ from ..ir.footprint import heaviest_last
 from ..ir.mapping import KNOBS, LARGEST_TILE
 from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import Dot, For, GridRank, TileKernel, operations, tiles_of
-from ..passes.mapped import default_mapping, mapped
+from ..passes.defaults import default_mapping
+from ..passes.mapped import mapped
 from .surrogate import Points, encode
 
 # Mappings that a search chooses among: spaces beyond this are sampled.

@@ -266,7 +266,7 @@ class _Session:
             kinds = sorted({r.status for r in self.done})
             raise UsageError(
                 f"no mapping of `{self.cascade.name}` ran within the budget",
-                hint="give it more time: --budget 120s" if not kinds else "castile records list shows each failure",
+                hint="give it more time: --budget 120s" if not kinds else "castile records show tells of each failure",
                 got=", ".join(kinds) or "nothing was measured",
             )
         places = [i for _, i in good[:FINALISTS]]

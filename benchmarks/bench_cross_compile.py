@@ -27,7 +27,8 @@ from castile.ir.errors import CastileError
 from castile.ir.footprint import scoped_sizes
 from castile.ir.mapping import Mapping
 from castile.ir.tile import Dot, For, Load, TileKernel, operations, tiles_of
-from castile.passes.mapped import default_mapping, mapped, nominal
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped, nominal
 from castile.passes.registers import sides
 from castile.passes.tile import TileProgram
 
@@ -134,7 +135,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=GPUS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many; the next run goes on")
-    parser.add_argument("--check", action="store_true", help="only tell which rows are missing or stale")
+    parser.add_argument(
+        "--check", "--quick", dest="check", action="store_true", help="only tell which rows are missing or stale"
+    )
     given = parser.parse_args(words)
     examples = sorted(p.stem for p in EXAMPLES.glob("*.cascade"))
     rows = {at: row for at, row in known(given.results).items() if at[0] in examples}

@@ -34,8 +34,9 @@ from castile.ir.device import DEVICES, device_of
 from castile.ir.dtypes import DTYPES, numpy_dtype
 from castile.ir.errors import CastileError
 from castile.ir.extents import bindings, resolve, shape_of
+from castile.passes.defaults import default_mapping
 from castile.passes.defaults_gpu import need
-from castile.passes.mapped import default_mapping, mapped, nominal
+from castile.passes.mapped import mapped, nominal
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "cascades"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PACKAGES = (
     ("numpy", ("numpy",), "nothing works", "pip install numpy"),
     ("ml_dtypes", ("ml_dtypes",), "no bf16 and no 8-bit floats in arrays", "pip install ml_dtypes"),
-    ("networkx", ("networkx",), "no grouping of Einsums into kernels", "pip install networkx"),
     ("torch", ("torch",), "no torch.compile(backend='castile'), no tensors as arguments", "pip install torch"),
     (
         "triton",
@@ -34,8 +33,9 @@ PACKAGES = (
         "no GPU kernels (with it they compile for any GPU, also where there is none)",
         "pip install triton",
     ),
+    ("scipy", ("scipy",), "no castile tune", "pip install scipy"),
     ("xgboost", ("xgboost-cpu", "xgboost"), "no learned cost model", "pip install xgboost-cpu"),
-    ("ray", ("ray",), "no measuring on many machines", "pip install ray"),
+    ("ray", ("ray",), "nothing yet: measuring on many machines is not built", "pip install ray"),
 )
 
 # Instruction sets that the C++ target can use, as the kernel spells them: flag -> name.

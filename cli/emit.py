@@ -31,12 +31,13 @@ def emit(
     file, words = sorted_out(file, more)
     c = read_cascade(file)
     shapes = extents([*(shape or ()), *words])
-    kernel = driver.compile(c, target, shapes or None, terminal.read_mapping(mapping))
-    source = driver.emit(c, target, shapes or None, terminal.read_mapping(mapping))
+    given = terminal.read_mapping(mapping)
+    source = driver.emit(c, target, shapes or None, given)
     if output is not None:
         terminal.write_file(output, source)
         note(f"wrote {output}")
     if json:
+        kernel = driver.compile(c, target, shapes or None, given)
         document = {"name": c.name, "key": c.key, "target": kernel.target, "mapping": kernel.mapping.to_dict()}
         terminal.emit({**document, "source": source})
     elif output is None:

@@ -28,7 +28,12 @@ def tune(
     what: File,
     more: More = None,
     shape: Shape = None,
-    target: Annotated[str, typer.Option("--target", metavar="T", help="What to tune for: cpu.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", metavar="T", help="What to tune for: cpu; with --offline a GPU: cuda:90, hip:gfx942, …"
+        ),
+    ] = "cpu",
     offline: Annotated[
         bool, typer.Option("--offline", help="Compile for a GPU that is not here, and rank what fits it.")
     ] = False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ..ir.cascade import Call, Param, walk
 from ..ir.dtypes import DTYPES
 from ..ir.errors import VerifyError
+from ..ir.ops import OPS
 from ..ir.tile import (
     Dot,
     Fold,
@@ -38,7 +39,7 @@ STACK = 1 << 17
 ALIASED = 1024
 
 # Operations that give ever smaller numbers, down to 0.
-VANISHING = frozenset({"exp", "exp2", "sigmoid"})
+VANISHING = frozenset(o.name for o in OPS.values() if o.at_neg_inf == 0.0)
 
 
 def ctype(dtype: str) -> str:

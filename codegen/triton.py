@@ -32,8 +32,6 @@ def print_triton(program: Program, mapping: Knobs, target: str) -> str:
     ``target`` is a GPU's or "interpret". The same program and mapping give the same text. Raises `UsageError` for a
     target without Triton, `VerifyError` for kernels that mean nothing, `InputError` for tiles that no device can hold.
     """
-    for k in program.kernels:
-        _refuse(k, mapping, target)
     return Module(program, mapping, target, print_kernels(program, mapping, target)).text()
 
 
@@ -48,9 +46,11 @@ def standalone(program: Program, mapping: Knobs, target: str, written: Cascade) 
 
 
 def print_kernels(program: Program, mapping: Knobs, target: str) -> tuple[Printed, ...]:
-    """Each kernel of a program as a Triton function."""
+    """Each kernel of a program as a Triton function. Errors as `print_triton`."""
     if target != "interpret" and not device_of(target).is_gpu:
         raise UsageError("Triton is for GPUs", expected=" ".join(t for t in DEVICES if t != "cpu"), got=target)
+    for k in program.kernels:
+        _refuse(k, mapping, target)
     names = Names((*TAKEN, LAUNCH, safe(program.cascade.name)))
     found = []
     for i, k in enumerate(program.kernels):

@@ -233,6 +233,4 @@ def device_of(target: str) -> Device:
         return DEVICES["cuda:80"]
     close = difflib.get_close_matches(str(target), TARGETS, n=1, cutoff=0.5)
     hint = f"did you mean `{close[0]}`?" if close else ""
-    raise UsageError(
-        f"no target is called `{target}`", hint=hint or "the targets are " + " ".join(TARGETS), got=str(target)
-    )
+    raise UsageError(f"no target is called `{target}`", hint=hint or "the targets are " + " ".join(TARGETS))

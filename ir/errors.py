@@ -94,8 +94,9 @@ class CastileError(Exception):
             lines.extend(_excerpt(self.source.line(self.loc.line), self.loc))
         else:
             lines.append(f"in `{self.einsum}`: {self.message}" if self.einsum else self.message)
-        if self.expected and self.got:
-            lines.append(f"expected: {self.expected}; got: {self.got}")
+        told = [f"{name}: {text}" for name, text in (("expected", self.expected), ("got", self.got)) if text]
+        if told:
+            lines.append("; ".join(told))
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)

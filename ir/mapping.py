@@ -135,7 +135,7 @@ class Mapping:
                 data = json.loads(given)
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"the mapping is no JSON: {error}", hint="a kernel prints its own: k.mapping"
+                    f"the mapping is no JSON: {error}", hint="a kernel has its own: k.mapping.to_json()"
                 ) from None
         data = _dictionary("mapping", data)
         fields = ("form", "gauge", "tiles", "splits", "knobs")

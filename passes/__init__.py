@@ -8,7 +8,7 @@ Normal forms, in which the algebra computes
     inline naming fresh room wide       maps where they are read, names of what is made, new ones, recursion, f64
 
 Derivation
-    pipeline derive                     the passes in a flat list, each run recorded; the way through all of them
+    derive                              the way from a cascade as written through all of them
     separate waiting influence          what leaves a reduction, what has to wait, what outputs owe to a value
     stabilise stream element finish     sums as streams with state, one element of them, mantissas times exponentials
     normaliser emptiness neutral laws   saved normalisers, what masks leave empty, monoids of users
@@ -28,7 +28,8 @@ Kernels
     operands                            rows of products that are stored once
     mapped tile tiling tile_*           a cascade under a mapping; tile kernels, in layers from scope to streams
     step few_rows                       how a stream takes in a whole tile; rows of programs that share nothing
-    defaults defaults_gpu registers     the mapping where nothing was tuned, what it takes on chip
+    defaults defaults_cpu defaults_gpu  the mapping where nothing was tuned, and its tiles
+    registers                           what a mapping takes on chip
     extent vacant                       sizes of cascades that were made from others; what is left where a rank is empty
 
 Telling

@@ -17,7 +17,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.footprint import heaviest_last, scoped_sizes
 from ..ir.mapping import Mapping
 from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, integer_products, operations, tiles_of
-from .defaults import along_memory, shared_rows
+from .defaults_cpu import along_memory, shared_rows
 from .registers import chained, copies, register_bytes, registers_free
 
 # The least side of a matrix product.

@@ -83,11 +83,11 @@ def _cancelled(a: Form, b: Form) -> Iterable[Atom]:
 def mul(*forms: Form) -> Form:
     """A product. Constants distribute; a sum joins as one factor: its content times a "poly" atom."""
     monomial, q = ONE, ONE_FRACTION
-    lone = sum(f.constant is None for f in forms) <= 1
+    alone = sum(f.constant is None for f in forms) <= 1
     for f in forms:
         if not f.terms:
             return ZERO
-        only = f.single or (factored(f) if lone else _guarded(f))
+        only = f.single or (factored(f) if alone else _guarded(f))
         product = times(monomial, only[0])
         if product is None:
             return ZERO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from ..ir.ops import OPS
 from .brackets import compare, lbr, negate
 from .emptiness import filled
 from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift
@@ -14,8 +15,9 @@ from .places import Ranking, ranking_of, split_masks
 from .rewriting import rewrite
 from .waiting import pieces, reason_of, waits, waits_value
 
-# Functions through which a maximum passes: strictly increasing everywhere that they are defined.
-_INCREASING = frozenset({"exp", "log", "sqrt", "tanh", "sigmoid", "erf", "expm1", "log1p"})
+# Functions through which a maximum passes, as they never fall; and where it is looked for, they must rise.
+_INCREASING = frozenset(o.name for o in OPS.values() if o.monotone == ("+",))
+_RISING = frozenset(name for name in _INCREASING if OPS[name].derivative != ("0.0",))
 
 
 class Orders(Ledger):
@@ -68,7 +70,7 @@ class Orders(Ledger):
                     exponent = masked(m.exponent, hidden)
                     return mul(rest, exp(self.extreme(op, ranks, exponent, dtype)))
         atom = body.atom
-        if atom is not None and atom.kind == "fn" and atom.name in _INCREASING and len(atom.args) == 1:
+        if atom is not None and atom.kind == "fn" and atom.name in _INCREASING:
             inner = atom.args[0]
             assert isinstance(inner, Form)
             return function(atom.name, (self.extreme(op, ranks, inner, dtype),))
@@ -194,7 +196,7 @@ class Orders(Ledger):
                 body, changed = mul(Form({kept: ONE_FRACTION if q > 0 else -ONE_FRACTION})), True
                 continue
             atom = body.atom
-            if atom is not None and atom.kind == "fn" and atom.name in _INCREASING and len(atom.args) == 1:
+            if atom is not None and atom.kind == "fn" and atom.name in _RISING:
                 inner = atom.args[0]
                 assert isinstance(inner, Form)
                 body, changed = inner, True

@@ -26,6 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that default mappings for the CPU follow: two cores with a second cache of 1 MB each."""
+    from castile.passes import defaults_cpu
+
+    monkeypatch.setattr(defaults_cpu, "cores", lambda: 2)
+    monkeypatch.setattr(defaults_cpu, "second_cache", lambda: 1 << 20)
+
+
+@pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compares a text with a file of tests/golden, or writes it there under --update-golden."""
 

@@ -16,22 +16,16 @@ import pytest
 import castile
 from castile.codegen import targets
 from castile.ir.cascade import Cascade
-from castile.passes import defaults
-from castile.passes.mapped import Mapped, bucket, default_mapping, mapped, nominal
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import Mapped, bucket, mapped, nominal
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tile-programs.md"
 SUFFIX = {"cpu": "cpp"}
 NAMES = ("attention_causal", "softmax", "gemm")
 HEADS = 16
+pytestmark = pytest.mark.usefixtures("usual")
 BLOCK = re.compile(r"(<!-- (\w+): (\w+)(?: (\S+))? -->\n```\w*\n)(.*?)(^```$)", re.M | re.S)
-
-
-@pytest.fixture(autouse=True)
-def usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine that default mappings for the CPU follow: two cores with a second cache of 1 MB each."""
-    monkeypatch.setattr(defaults, "cores", lambda: 2)
-    monkeypatch.setattr(defaults, "second_cache", lambda: 1 << 20)
 
 
 def example(name: str) -> Cascade:

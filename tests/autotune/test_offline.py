@@ -13,7 +13,8 @@ from castile.autotune.presets import preset
 from castile.ir.device import device_of
 from castile.ir.errors import UsageError
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped
 
 GEMM, _ = preset("gemm")
 H200 = device_of("cuda:90")

@@ -18,7 +18,8 @@ from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import CPU, Mapped, mapped
+from castile.passes.defaults import CPU
+from castile.passes.mapped import Mapped, mapped
 
 TEXT = """
 def attend(Q: bf16[q, d], K: bf16[k, d], V: bf16[k, f], a: i32[q], b: i32[k], w: i32) -> O:

@@ -15,8 +15,9 @@ import castile
 from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve
+from castile.passes.defaults import default_mapping
 from castile.passes.derive import derive
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.mapped import mapped
 from castile.passes.tile import TileProgram, tile_program
 from castile.passes.tiling import Tiling
 

@@ -18,8 +18,9 @@ from castile.ir.bound import judge
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import resolve, shape_of
+from castile.passes.defaults import default_mapping
 from castile.passes.grad import forward, grad
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.mapped import Mapped, mapped
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "passes"))
 

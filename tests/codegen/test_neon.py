@@ -20,7 +20,8 @@ from foreign import NEON, Foreign
 from judged import within_bound
 
 from castile.ir.extents import resolve
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped
 
 pytestmark = pytest.mark.skipif(
     bool(NEON.lacks), reason=f"{NEON.lacks} is not installed (Debian: apt install g++-aarch64-linux-gnu qemu-user)"

@@ -15,7 +15,8 @@ from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import Mapped, mapped
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

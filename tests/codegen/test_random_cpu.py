@@ -19,8 +19,9 @@ from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate, evaluate_values
 from castile.ir.extents import resolve
 from castile.ir.mapping import FORMS, GAUGES, Mapping
+from castile.passes.defaults import default_mapping
 from castile.passes.inbounds import check_reads
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.mapped import Mapped, mapped
 from castile.passes.vacant import vacated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ir"))

@@ -12,7 +12,8 @@ import castile
 from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped
 
 ACROSS = "def f(A: {0}[k, m], B: {0}[k, n]) -> C:\n    C[m, n] = sum[k](A[k, m] * B[k, n])\n"
 ALONG = "def f(A: {0}[m, k], B: {0}[n, k]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[n, k])\n"

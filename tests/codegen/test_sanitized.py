@@ -19,7 +19,8 @@ from foreign import Foreign, Machine
 from judged import within_bound
 
 from castile.ir.extents import resolve
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped
 
 CHECKS = ("-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 NATIVE = Machine("c++", ("-march=native", "-fopenmp", *CHECKS))

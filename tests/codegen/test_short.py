@@ -19,7 +19,8 @@ from castile.codegen.cpp import print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import Mapped, default_mapping
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import Mapped
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 

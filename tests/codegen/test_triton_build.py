@@ -28,8 +28,9 @@ from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
 from castile.ir.footprint import tile_shapes  # noqa: E402
 from castile.ir.mapping import Mapping  # noqa: E402
+from castile.passes.defaults import default_mapping  # noqa: E402
 from castile.passes.defaults_gpu import GPU_KNOBS  # noqa: E402
-from castile.passes.mapped import default_mapping, mapped, nominal  # noqa: E402
+from castile.passes.mapped import mapped, nominal  # noqa: E402
 from castile.passes.tile import TileProgram  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

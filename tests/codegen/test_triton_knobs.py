@@ -21,7 +21,8 @@ from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
 from castile.ir.footprint import heaviest_last
 from castile.ir.mapping import Mapping
-from castile.passes.mapped import default_mapping, mapped, nominal
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import mapped, nominal
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 SIZES = {

@@ -20,7 +20,8 @@ from castile.codegen.cpp import INCLUDE, print_cpp
 from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import Mapped, mapped
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 

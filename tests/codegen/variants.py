@@ -13,7 +13,8 @@ from castile.codegen.runtime import CpuProgram
 from castile.ir.dtypes import numpy_dtype
 from castile.ir.extents import resolve, shape_of
 from castile.ir.mapping import Mapping as Tuned
-from castile.passes.mapped import Mapped, default_mapping, mapped
+from castile.passes.defaults import default_mapping
+from castile.passes.mapped import Mapped, mapped
 
 # The text of a cascade, extents, and a mapping, or None for the default one.
 Case = tuple[str, dict[str, int], Tuned | None]

@@ -13,9 +13,10 @@ from castile.ir.bound import judge
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import resolve
 from castile.ir.tile import Dot, Fold, Load, operations
+from castile.passes.defaults import default_mapping
 from castile.passes.derive import derive
 from castile.passes.grad import forward, grad
-from castile.passes.mapped import default_mapping, mapped
+from castile.passes.mapped import mapped
 from castile.passes.tile import tile_program
 from castile.passes.tiling import Tiling
 

@@ -10,8 +10,8 @@ import pytest
 import castile
 from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
-from castile.passes import defaults
-from castile.passes.mapped import default_mapping
+from castile.passes import defaults_cpu
+from castile.passes.defaults import default_mapping
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 
@@ -19,13 +19,6 @@ CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
 def default(name: str, **extents: int) -> Mapping:
     c = castile.load(CASCADES / f"{name}.cascade")
     return default_mapping(c, "cpu", resolve(c, extents))
-
-
-@pytest.fixture
-def usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores with a second cache of 1 MB each."""
-    monkeypatch.setattr(defaults, "cores", lambda: 2)
-    monkeypatch.setattr(defaults, "second_cache", lambda: 1 << 20)
 
 
 @pytest.mark.usefixtures("usual")
@@ -48,10 +41,10 @@ def test_panels_follow_the_second_cache(monkeypatch: pytest.MonkeyPatch) -> None
     """All but a part of it; and there are as many tiles of columns as keep the cores busy."""
     found = []
     for size in (1 << 19, 1 << 20, 1 << 21):
-        monkeypatch.setattr(defaults, "second_cache", lambda size=size: size)
+        monkeypatch.setattr(defaults_cpu, "second_cache", lambda size=size: size)
         found.append(default("gemm", m=4096, n=4096, k=4096).tiles["n"])
     assert found == [64, 64, 128]
-    monkeypatch.setattr(defaults, "cores", lambda: 64)
+    monkeypatch.setattr(defaults_cpu, "cores", lambda: 64)
     assert default("gemm", m=4096, n=4096, k=4096).tiles["n"] == 64
 
 
@@ -68,7 +61,7 @@ def test_an_empty_rank_has_a_mapping(empty: str) -> None:
 def test_few_rows_go_as_far_along_memory_as_cores_leave_each_other(
     count: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(defaults, "cores", lambda: count)
+    monkeypatch.setattr(defaults_cpu, "cores", lambda: count)
     assert default("gemm", m=8, n=4096, k=4096).tiles["n"] == columns
 
 

@@ -11,9 +11,10 @@ import castile
 from castile.ir.device import DEVICES, device_of
 from castile.ir.mapping import Mapping
 from castile.ir.tile import Dot, Fold, For, Op, TileKernel, operations
+from castile.passes.defaults import default_mapping
 from castile.passes.defaults_gpu import GPU_KNOBS
 from castile.passes.few_rows import FEW_ROWS
-from castile.passes.mapped import default_mapping, mapped, nominal
+from castile.passes.mapped import mapped, nominal
 from castile.passes.registers import chained, copies, register_bytes, registers_free
 
 CASCADES = Path(__file__).resolve().parents[2] / "examples" / "cascades"
