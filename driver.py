@@ -19,7 +19,7 @@ from .codegen import targets
 from .codegen.assembly import assemble
 from .codegen.kernel import Kernel, Variant
 from .codegen.memo import recall
-from .ir.cascade import Cascade
+from .ir.cascade import NUMERICS, Cascade
 from .ir.errors import UsageError
 from .ir.extents import resolve
 from .ir.machine import cores, second_cache
@@ -35,8 +35,6 @@ from .passes.vacant import vacated
 
 if TYPE_CHECKING:
     from .autotune.tuner import TuneResult
-
-NUMERICS = ("standard", "strict", "fast")
 
 
 def compile(

@@ -132,11 +132,11 @@ def kernel_row(k: TileKernel, extents: Mapping[str, int], device: Device, mappin
     return (*own, *(counts[kind] for kind in KINDS), *shape, *units, *features((k,), extents, device, mapping))
 
 
-def trained(data: Compiled, seed: int = 0, bags: int = 1) -> CostModel:
+def trained(data: Compiled, seed: int = 0) -> CostModel:
     """A model of all the rows, for `foreseen`."""
     _, example = np.unique(data.examples, return_inverse=True)
     label = np.log(data.needed) - np.log(np.maximum(1.0, data.plain))
-    return CostModel.train(data.rows, label, example, seed, bags, OFFERED)
+    return CostModel.train(data.rows, label, example, seed, 1, OFFERED)
 
 
 def register_model(folder: Path = SHIPPED) -> CostModel | None:

@@ -20,7 +20,6 @@ MARKS = (25, 50, 100, 200)
 class Replay:
     """``regrets`` ``[seeds, trials]``: by how much the best so far is slower than the optimum, as a fraction of it."""
 
-    table: Table
     regrets: Any
 
     @property
@@ -53,4 +52,4 @@ def replay(
         times += [np.nan] * (trials - len(times))
         rows.append(np.fmin.accumulate(np.array(times)))
     found = np.nan_to_num(np.array(rows), nan=float(np.nanmax(table.times)))
-    return Replay(table, found / table.best - 1.0)
+    return Replay(found / table.best - 1.0)

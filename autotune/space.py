@@ -18,7 +18,7 @@ from ..ir.device import Device
 from ..ir.dtypes import DTYPES
 from ..ir.errors import CastileError
 from ..ir.footprint import heaviest_last
-from ..ir.mapping import KNOBS, LARGEST_TILE
+from ..ir.mapping import ALTERNATIVES, KNOBS, LARGEST_TILE
 from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import Dot, For, GridRank, TileKernel, operations, tiles_of
 from ..passes.defaults import default_mapping
@@ -32,11 +32,6 @@ MOST = 12_000
 WIDEST, WIDEST_OUTER, WHOLE = 1024, 16, 8192
 
 SPLITS = (1, 2, 4, 8, 16, 32)
-
-_FORMS = (("full", "maximum"), ("full", "exponent"), ("defer", "maximum"), ("none", "maximum"))
-
-# A choice left to the target.
-UNSET = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +187,7 @@ def _here(c: Cascade, default: Tuned, extents: Mapping[str, int]) -> _Here:
     """The forms that differ, the default's first, and their programs."""
     forms: list[tuple[str, str]] = []
     found: list[tuple[Kernels, Kernels | None]] = []
-    for form, gauge in ((default.form, default.gauge), *_FORMS):
+    for form, gauge in ((default.form, default.gauge), *ALTERNATIVES):
         tuned = replace(default, form=form, gauge=gauge)
         kernels = _kernels(c, tuned, extents)
         both = None if kernels is None else (kernels, _kernels(c, _plain(tuned), extents))

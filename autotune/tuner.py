@@ -150,7 +150,7 @@ class _Session:
     def __post_init__(self) -> None:
         combinations = self.space.combinations(self.seed)
         self.mappings = [self.space.mapping(*one) for one in combinations]
-        first = [0, *promising(self.cascade, self.mappings, self.extents, self.target, SCORED_SHARE * self.left)]
+        first = [0, *promising(self.cascade, self.mappings, self.extents, SCORED_SHARE * self.left)]
         self.searcher = Search(self.space.points(combinations), self.seed, first=first)
 
     @property
@@ -313,9 +313,7 @@ def verdict(times: Sequence[Sequence[float]], default: int | None) -> tuple[int,
     return best
 
 
-def promising(
-    c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], target: str, seconds: float
-) -> list[int]:
+def promising(c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int], seconds: float) -> list[int]:
     """The mappings that the cost model likes best among as many as it can judge in some seconds.
 
     None without a model. The search goes on from measurements alone, so a model that is wrong costs these few trials.

@@ -127,9 +127,8 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
 def _asked(program: Program, mapping: Knobs, target: str) -> tuple[str, list[dict[str, Any]]]:
     """A program's module, and what the compiler is told of each of its kernels."""
     types = {p.name: p.dtype for k in program.kernels for p in k.tensors}
-    by_value = {p.name for p in program.cascade.params if not p.indices}
     printed = print_kernels(program, mapping, target)
-    return print_triton(program, mapping, target), [_signature(k, types, by_value, mapping) for k in printed]
+    return print_triton(program, mapping, target), [_signature(k, types, mapping) for k in printed]
 
 
 def compiled_digest(program: Program, mapping: Knobs, target: str) -> str:
@@ -166,7 +165,7 @@ def _gpu(device: Device) -> tuple[str, int | str, int]:
     return ("cuda", int(arch), 32) if backend == "cuda" else ("hip", arch, device.warp)
 
 
-def _signature(k: Printed, types: Mapping[str, str], by_value: set[str], mapping: Knobs) -> dict[str, Any]:
+def _signature(k: Printed, types: Mapping[str, str], mapping: Knobs) -> dict[str, Any]:
     """A kernel's signature for the compiler: every argument's type, constants, and what is a multiple of 16."""
     last: dict[str, int] = {}
     for a in k.arguments:
@@ -266,11 +265,10 @@ class CudaProgram(Arguments):
 
     @cached_property
     def _launch(self) -> Any:
-        torch = _torch(self.target)
+        _torch(self.target)
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             hint = 'unset it, or compile for the target "interpret"'
             raise UsageError("`TRITON_INTERPRET` is set, so Triton runs nothing on a GPU", hint=hint)
-        del torch
         # Triton reads a kernel's text from its file, also long after the import.
         self._folder = tempfile.TemporaryDirectory(prefix="castile-triton-")
         path = Path(self._folder.name) / "generated.py"
@@ -297,7 +295,7 @@ class CudaProgram(Arguments):
             raise InputError("the tensors lie on several GPUs", hint="bring them to one")
         device = on_gpu[0].device if on_gpu else torch.device("cuda")
         if outs and on_gpu:
-            self._apart_on(device, outs, arrays, found)
+            self._apart_on(outs, arrays, found)
         numpy = not any(map(is_torch, arrays))
         tensors = iter(
             [x if is_torch(x) else _moved(x, p.dtype, device) for x, p in zip(arrays, self.tensors, strict=True)]
@@ -322,7 +320,7 @@ class CudaProgram(Arguments):
             results = [_back(x, numpy_dtype(p.dtype)) for x, p in zip(results, self.outputs, strict=True)]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _apart_on(self, device: Any, outs: Sequence[Any], arrays: Sequence[Any], found: Any) -> None:
+    def _apart_on(self, outs: Sequence[Any], arrays: Sequence[Any], found: Any) -> None:
         """As `_apart`, for what lies on the device."""
         here = [(x, y) for x, y in zip(arrays, found.layouts, strict=True) if is_torch(x)]
         if len(here) == len(arrays) and all(map(is_torch, outs)):

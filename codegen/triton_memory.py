@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.cascade import Access, Expr, Param, Rank, literal_value
+from ..ir.cascade import Access, Param, Rank, literal_value
 from ..ir.dtypes import DTYPES
 from ..ir.tile import Load, Store
 from .interface import checked_indices
@@ -19,7 +19,7 @@ class Memory(Scope):
     """Prints loads and stores."""
 
     def _pointer(
-        self, access: Access, axes: Sequence[str], declared: Sequence[Expr], checks: frozenset[int]
+        self, access: Access, axes: Sequence[str], checks: frozenset[int]
     ) -> tuple[str, list[tuple[int, str]]]:
         """The address of an access over some axes, and the names of the indices that data make."""
         texts: list[tuple[bool, str]] = []
@@ -126,7 +126,7 @@ class Memory(Scope):
 
     def _pointed(self, op: Load, param: Param, axes: tuple[str, ...], dtype: str) -> None:
         """A tile by pointers to its elements."""
-        pointer, found = self._pointer(op.source, axes, param.indices, checked_indices(op, param.indices))
+        pointer, found = self._pointer(op.source, axes, checked_indices(op, param.indices))
         mask = self._mask(axes, axes)
         if op.guard is not None:
             guard = self.e.typed(op.guard, "bool", axes, AND if mask else OR)
@@ -167,7 +167,7 @@ class Memory(Scope):
             value = f"{self.e.need('to_' + param.dtype)}({wide})"
         elif param.dtype == "bool":
             value = f"({value}).to(tl.uint8)"
-        pointer, found = self._pointer(op.target, axes, param.indices, checked_indices(op, param.indices))
+        pointer, found = self._pointer(op.target, axes, checked_indices(op, param.indices))
         mask = self._checks(op.target, found, self._mask(axes, axes), axes)
         if len(pointer) + len(value) + len(mask) > 90:
             result = self.names("result", f"{param.name}", "{}_new")

@@ -201,14 +201,14 @@ class Scope:
         """The active lanes of some axes, over the given ones; "" where all always are."""
         return " & ".join(aligned(self.named("in", a), (a,), over) for a in over if a in axes)
 
-    def _whole_text(self, e: Expr, dtype: str, axes: Sequence[str], floor: int = 0) -> str:
+    def _whole_text(self, e: Expr, dtype: str, axes: Sequence[str]) -> str:
         """An expression as a value of a dtype over exactly the given axes."""
         v = self.e.value(e, axes, dtype)
         if v.literal:
             return self.e.full(self._shape(axes), v, dtype)
         text = v.text if v.dtype == dtype else self.e.converted(v, dtype)
         if self.e.spread(e) >= set(axes):
-            return Value(text, v.level if v.dtype == dtype else ATOM, dtype).at(floor)
+            return Value(text, v.level if v.dtype == dtype else ATOM, dtype).at(0)
         return self.e.full(self._shape(axes), Value(text, ATOM, dtype), dtype)
 
     def _set(self, tile: Tile, text: str, clean: bool = False) -> None:

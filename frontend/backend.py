@@ -14,7 +14,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ..codegen import targets
-from ..driver import NUMERICS
+from ..ir.cascade import NUMERICS
 from ..ir.errors import CastileError, UsageError, did_you_mean
 from ..ir.machine import cores
 from .arena import is_fixed, plan_of

@@ -19,7 +19,7 @@ from .values import Unsupported, Value, call, number, same
 MINUS_INF: Expr = Call("neg", (Const(math.inf),))
 
 
-def _scale(q: Value, d: Any, scale: float | None) -> Expr:
+def _scale(d: Any, scale: float | None) -> Expr:
     if scale is not None:
         return number(float(scale))
     if not isinstance(d, int):
@@ -33,7 +33,7 @@ def scores(site: Site, q: Value, k: Value, scale: float | None, width: Any) -> V
         raise Unsupported("queries and keys of different types")
     transposed = Value((*k.dims[:-2], k.dims[-1], k.dims[-2]), k.expr, k.dtype)
     s = contract(site, q, transposed, "scores")
-    factor = _scale(q, width, scale)
+    factor = _scale(width, scale)
     last = site.ws.einsums[-1] if site.ws.einsums else None
     if last is not None and isinstance(s.expr, Access) and s.expr.tensor == last.name:
         # One statement, as the textbook has it.
@@ -179,7 +179,7 @@ def _flash_backward(
     dp = contract(site, grad, _turned(v), "dp")
     d = total(site, combine(site, "a * b", a=grad, b=out), [len(out.dims) - 1], True, "d")
     ds = combine(site, "a * (b - c)", a=p, b=dp, c=d)
-    ds = site.ws.named(Value(ds.dims, call("mul", ds.expr, _scale(q, width, scale)), ds.dtype), "ds")
+    ds = site.ws.named(Value(ds.dims, call("mul", ds.expr, _scale(width, scale)), ds.dtype), "ds")
     dq = contract(site, ds, k, "dq")
     dk = _gathered(site, _turned(ds), q, heads, "dk")
     dv = _gathered(site, _turned(p), grad, heads, "dv")

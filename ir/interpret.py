@@ -249,12 +249,6 @@ class _Run:
         return result.astype(wide) if result.dtype.kind == "f" else result
 
 
-def grid_size(k: TileKernel, extents: Mapping[str, int]) -> int:
-    """How many programs the kernel runs."""
-    always, extents = lacking_ranks(k), {**extents, **k.fixed}
-    return math.prod(max(-(-extents[g.rank] // g.size), 1 if g.rank in always else 0) for g in k.grid)
-
-
 def loops(body: tuple[Op, ...]) -> Iterator[For]:
     """The loops of a body, outermost first."""
     for op in body:

@@ -18,6 +18,9 @@ from .errors import InputError, did_you_mean
 FORMS = ("none", "defer", "full")
 GAUGES = ("maximum", "exponent")
 
+# The forms that differ, of fewest passes first: gauges tell apart what streams.
+ALTERNATIVES = (("full", "maximum"), ("full", "exponent"), ("defer", "maximum"), ("none", "maximum"))
+
 LARGEST_TILE = 1 << 16
 LARGEST_SPLIT = 1 << 12
 

@@ -15,7 +15,7 @@ from ..ir.dtypes import DTYPES
 from ..ir.footprint import scoped_sizes, tile_bytes
 from ..ir.machine import cores, second_cache
 from ..ir.mapping import Mapping as TileMapping
-from ..ir.tile import Dot, Fold, For, Load, Map, Op, Store, TileKernel, operations, tiles_of
+from ..ir.tile import Dot, Fold, For, Load, Map, Store, TileKernel, operations, tiles_of
 from .fuse import ON_CHIP
 
 # The micro-kernel holds 6 rows and 64 columns; what is a multiple of a vector needs no remainder.
@@ -51,6 +51,9 @@ LEAST, NEAR = 16, (96, 128)
 
 # Bytes of the largest tile, and of the largest one that is multiplied as it is loaded.
 LARGEST, OPERAND = 1 << 22, 1 << 24
+
+# A row whose length is not known is taken to be as long as none that stays in a cache.
+UNKNOWN = 1 << 62
 
 # Rows of one program that share an operand and come from several coordinates of a rank.
 FEW_SHARED = 8
@@ -336,8 +339,7 @@ def _rows(k: TileKernel, extents: Mapping[str, int]) -> dict[str, int]:
     loops = {op.rank for op in operations(k.body) if isinstance(op, For)}
     found |= dict.fromkeys(loops, ACROSS)
     found[along] = max(ROW, TWICE // _bytes_along(k, along)) if along in loops else ROW
-    scalar = all(_single(op, k) for op in operations(k.body))
-    return {} if scalar else found
+    return found
 
 
 def _bytes_along(k: TileKernel, rank: str) -> int:
@@ -345,10 +347,6 @@ def _bytes_along(k: TileKernel, rank: str) -> int:
     loads = (op.source.tensor for op in operations(k.body) if isinstance(op, Load) and rank in op.tile.axes)
     width = {p.name: DTYPES[p.dtype].bits // 8 for p in k.tensors}
     return max(1, sum(width[t] for t in {*loads}))
-
-
-def _single(op: Op, k: TileKernel) -> bool:
-    return isinstance(op, For) and op.size == 1
 
 
 def _up(n: int) -> int:
@@ -368,7 +366,4 @@ def longest_row(kernels: tuple[TileKernel, ...], extents: Mapping[str, int]) -> 
     places = [op.source.indices[:-1] for k in kernels for op in operations(k.body) if isinstance(op, Load)]
     if any(free_ranks(i) & ranks for indices in places for i in indices):
         return 0
-    return max((extents.get(r, RESIDENT_NEVER) for r in ranks), default=0)
-
-
-RESIDENT_NEVER = 1 << 62
+    return max((extents.get(r, UNKNOWN) for r in ranks), default=0)

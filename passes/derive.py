@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.cascade import MAX_DEPTH, Cascade, Output
 from ..ir.extents import bindings
+from ..ir.mapping import ALTERNATIVES, FORMS
 from ..ir.types import tensor_types
 from ..ir.verify import verify
 from .count import count_passes
@@ -23,8 +24,6 @@ from .room import fits, with_room
 from .stream import Stream
 from .told import Block, Step, Teller
 from .wide import in_f64
-
-LEVELS = ("none", "defer", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def derive(c: Cascade, level: str = "full", gauge: str = "maximum") -> Derivatio
 def _derived(c: Cascade, level: str, gauge: str) -> Derivation:
     original, c = c, _followable(c)
     refused: tuple[Block, ...] | None = None
-    for lower in reversed(LEVELS[: LEVELS.index(level) + 1]):
+    for lower in reversed(FORMS[: FORMS.index(level) + 1]):
         found = _Deriver(c, lower, gauge).run()
         if isinstance(found, Derivation):
             return found if refused is None else replace(found, barriers=(*refused, *found.barriers))
@@ -88,7 +87,7 @@ def _passes(c: Cascade, made: Cascade) -> dict[str, int]:
 def alternatives(c: Cascade) -> tuple[Derivation, ...]:
     """The forms of one cascade that compute the same, fewest passes first; equal cascades appear once."""
     found: dict[Cascade, Derivation] = {}
-    for level, gauge in (("full", "maximum"), ("full", "exponent"), ("defer", "maximum"), ("none", "maximum")):
+    for level, gauge in ALTERNATIVES:
         d = derive(c, level, gauge)
         found.setdefault(d.cascade, d)
     return tuple(found.values())

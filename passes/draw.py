@@ -102,7 +102,7 @@ def boxes_of(c: Cascade) -> dict[str, Box]:
         ]
         names = ", ".join(_written(o.name, o.ranks) + f": {types[o.name]}" for o in e.outputs)
         lines = (names, *_wrapped("= " + print_expr(e.expr)), does(e), *turns)
-        found[e.name] = Box(e.name, kind_of(c, e), lines, print_einsum(e), any(o.name in c.outputs for o in e.outputs))
+        found[e.name] = Box(e.name, kind_of(e), lines, print_einsum(e), any(o.name in c.outputs for o in e.outputs))
     return found
 
 
@@ -117,7 +117,7 @@ def _wrapped(text: str) -> list[str]:
     return lines
 
 
-def kind_of(c: Cascade, e: Einsum) -> str:
+def kind_of(e: Einsum) -> str:
     """The name of the Einsum's row in `KINDS`."""
     if scan_step(e) is not None:
         return "scan"

@@ -65,15 +65,13 @@ def save_normalisers(c: Cascade, saved: Collection[str], names: Names) -> tuple[
     """
     found: list[Normaliser] = []
     written = c
-    while (step := _next(c, written, saved, names, {n.name for n in found})) is not None:
+    while (step := _next(c, written, saved, names)) is not None:
         written, normaliser = step
         found.append(normaliser)
     return written, tuple(found)
 
 
-def _next(
-    c: Cascade, written: Cascade, saved: Collection[str], names: Names, known: Collection[str]
-) -> tuple[Cascade, Normaliser] | None:
+def _next(c: Cascade, written: Cascade, saved: Collection[str], names: Names) -> tuple[Cascade, Normaliser] | None:
     reader = read(written, "none")
     for e in written.einsums:
         if e.name not in reader.forms:

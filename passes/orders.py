@@ -101,7 +101,7 @@ class Orders(Ledger):
         if waits(body, over):
             for part in (p for m in body.terms for p in pieces(m)):
                 if waits_value(part, over):
-                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part))
         return lift(Atom("red", op, (body,), ranks, dtype))
 
     def _place(self, ranks: tuple[str, ...], body: Form) -> Form | None:
@@ -173,7 +173,7 @@ class Orders(Ledger):
         if waits(body, over):
             for part in (p for m in body.terms for p in pieces(m)):
                 if waits_value(part, over):
-                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+                    self._block(ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part))
         return lift(Atom("red", "argmax", (body,), ranks, "i64"))
 
     def _ordering(self, body: Form, over: frozenset[str]) -> Form:

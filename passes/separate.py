@@ -295,7 +295,7 @@ class Reductions(Orders):
             return
         for part in (p for m in body.terms for p in pieces(m)):
             if waits_value(part, over):
-                self._block(atom.ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part, over))
+                self._block(atom.ranks, part if isinstance(part, Form) else lift(part), body, reason_of(part))
 
     def is_bare(self, atom: Atom) -> bool:
         """Whether separation left an exponential of this sum without what kept it small."""

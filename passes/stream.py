@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from ..ir.cascade import Einsum, Monoid
 from .forms import Atom, Form
 
-GAUGES = ("maximum", "exponent")
-
 if TYPE_CHECKING:
     from .step import Step
 

@@ -144,9 +144,9 @@ class Scope:
                 return i
         return len(self.frames) - 1
 
-    def _map(self, base: str, e: Expr, dtype: str | None = None, depends: frozenset[str] | None = None) -> Expr:
+    def _map(self, base: str, e: Expr, dtype: str | None = None) -> Expr:
         """A tile that holds an expression over tiles."""
-        depends = self._depends(e) if depends is None else depends
+        depends = self._depends(e)
         level = self._frame_of(depends, e)
         tile = self._tile(base, depends, dtype or settle(self.checker.infer(e)), level)
         self.frames[level].ops.append(Map(tile, e))

@@ -75,7 +75,7 @@ def _units(m: Monomial, over: frozenset[str]) -> Iterable[Value]:
     yield from (x for x in pieces(m) if (x.free | x.reduced) & over and not any(x == a for a, _ in fixed))
 
 
-def reason_of(part: Atom | Form, over: frozenset[str]) -> str:
+def reason_of(part: Atom | Form) -> str:
     """Why a part of an integrand keeps the reduction waiting."""
     if isinstance(part, Form):
         return f"in an exponent it multiplies {WAITED}, which no factor of the exponential can hold"

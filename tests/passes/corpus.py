@@ -12,6 +12,7 @@ import numpy as np
 import castile
 from castile.ir.cascade import Cascade, Rank
 from castile.ir.dtypes import DTYPES
+from castile.ir.mapping import GAUGES as GAUGES
 from castile.passes.derive import Derivation, derive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,6 @@ import example_softmax  # noqa: E402, F401
 from example_case import CASES  # noqa: E402
 
 NAMES = sorted(CASES)
-FORMS = (("full", "maximum"), ("full", "exponent"), ("defer", "maximum"), ("none", "maximum"))
-GAUGES = ("maximum", "exponent")
 
 
 @cache

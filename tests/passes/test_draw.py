@@ -50,8 +50,8 @@ def test_boxes_and_edges() -> None:
 
 def test_kinds_of_scans_and_monoids() -> None:
     delta, flash = example("delta_rule"), example("attention_monoid")
-    assert kind_of(delta, delta.einsums[0]) == "scan"
-    assert [kind_of(flash, e) for e in flash.einsums] == ["contraction", "monoid", "map"]
+    assert kind_of(delta.einsums[0]) == "scan"
+    assert [kind_of(e) for e in flash.einsums] == ["contraction", "monoid", "map"]
 
 
 def test_scalars_are_listed_and_not_drawn() -> None:
