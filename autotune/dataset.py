@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,21 @@ def row_of(c: Cascade, mapping: Tuned, extents: Mapping[str, int], device: Devic
     return features(kernels, extents, device, mapping), roofline_s(kernels, extents, device)
 
 
-def dataset(records: Iterable[Record], device: Device) -> Dataset:
-    """The trials that ran, as rows."""
-    rows, times, rooflines, workloads, operators = [], [], [], [], []
+def _ran(records: Iterable[Record], device: Device) -> Iterator[tuple[Record, tuple[tuple[float, ...], float]]]:
+    """The trials that ran on a device's target, each with its features and roofline."""
     cascades: dict[str, Cascade] = {}
     for r in records:
         if r.status != "ok" or r.kind != "trial" or r.time_s is None or r.target != device.target:
             continue
-        c = cascades.setdefault(r.cascade, parse(r.cascade))
-        try:
-            row, roofline = row_of(c, r.mapping, r.shapes, device)
-        except CastileError:
-            continue  # another castile could make kernels of this
+        with suppress(CastileError):  # another castile could make kernels of this
+            c = cascades.get(r.cascade) or cascades.setdefault(r.cascade, parse(r.cascade))
+            yield r, row_of(c, r.mapping, r.shapes, device)
+
+
+def dataset(records: Iterable[Record], device: Device) -> Dataset:
+    """The trials that ran, as rows."""
+    rows, times, rooflines, workloads, operators = [], [], [], [], []
+    for r, (row, roofline) in _ran(records, device):
         rows.append(row)
         times.append(r.time_s)
         rooflines.append(roofline)
@@ -92,15 +96,7 @@ class Judged:
 def judged(records: Iterable[Record], device: Device, model: CostModel | None) -> list[Judged]:
     """The trials that ran on a device's target, judged."""
     found, rows, rooflines = [], [], []
-    cascades: dict[str, Cascade] = {}
-    for r in records:
-        if r.status != "ok" or r.kind != "trial" or r.time_s is None or r.target != device.target:
-            continue
-        try:
-            c = cascades.get(r.cascade) or cascades.setdefault(r.cascade, parse(r.cascade))
-            row, roofline = row_of(c, r.mapping, r.shapes, device)
-        except CastileError:
-            continue
+    for r, (row, roofline) in _ran(records, device):
         found.append(r)
         rows.append(row)
         rooflines.append(roofline)

@@ -149,7 +149,7 @@ def _taken(k: TileKernel, device: Device, mapping: Tuned, registers: float) -> d
     limit = min(device.registers_per_thread, device.registers_per_unit // threads)
     shared = staged_bytes(k) * mapping.knob("stages")
     held = math.ceil(min(registers, limit))
-    occupancy = occupancy_of(device, 32 * mapping.knob("warps"), held, shared)
+    occupancy = occupancy_of(device, mapping.knob("warps"), held, shared)
     return {"occupancy": occupancy, "spill_bytes": 4.0 * max(0.0, registers - limit)}
 
 

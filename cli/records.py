@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import Json, emit, fail, note, out, say, write_file
+from .terminal import Json, More, Shape, emit, extents, fail, note, out, say, write_file
 
 if TYPE_CHECKING:
     from ..autotune.record import Record
@@ -114,14 +114,18 @@ def export(
     records: From = None,
     cascade: Name = None,
     target: Target = None,
+    shape: Shape = None,
+    more: More = None,
     status: Status = None,
     t4: Annotated[bool, typer.Option("--t4", help="One workload as T4 JSON, for other tuners.")] = False,
 ) -> None:
-    """Write records as JSON lines, or one workload as T4."""
+    """Write records as JSON lines, or one workload as T4. ``--shape`` keeps those of these extents."""
     from ..autotune.exchange import export as lines
     from ..autotune.exchange import t4 as as_t4
 
     found = _read(records, name=cascade, target=target, status=status)
+    sizes = extents([*(shape or ()), *(more or ())])
+    found = [r for r in found if sizes.items() <= dict(r.shapes).items()]
     if t4:
         found = [r for r in found if r.kind == "trial"]
     text = jsons.dumps(as_t4(found), ensure_ascii=False) + "\n" if t4 else lines(found)

@@ -119,7 +119,7 @@ def resources(program: Program, mapping: Knobs, target: str) -> Resources:
     for k, row in zip(program.kernels, answer["kernels"], strict=True):
         if device.shared_bytes and row["shared_bytes"] > device.shared_bytes:
             raise _too_large(k, device, row["shared_bytes"])
-        occupancy = occupancy_of(device, 32 * mapping.knob("warps"), row["registers"], row["shared_bytes"])
+        occupancy = occupancy_of(device, mapping.knob("warps"), row["registers"], row["shared_bytes"])
         rows.append(KernelResources(**row, occupancy=occupancy))
     return Resources(tuple(rows))
 
@@ -218,15 +218,16 @@ def _constant(a: Argument, last: Mapping[str, int]) -> Any:
     return None
 
 
-def occupancy_of(device: Device, threads: int, registers: int, shared: int) -> float:
-    """The share of a unit's threads that are resident; a warp's registers come in steps of 256."""
-    threads = threads * device.warp // 32
+def occupancy_of(device: Device, warps: int, registers: int, shared: int) -> float:
+    """The share of a unit's threads that are resident, given a block's warps, a thread's registers and a block's bytes
+    of shared memory; a warp's registers come in steps of 256."""
+    threads = warps * device.warp
     if threads == 0 or device.threads_per_unit == 0:
         return 1.0
     blocks = device.threads_per_unit // threads
     if registers:
         warp = -(-registers * device.warp // 256) * 256
-        blocks = min(blocks, device.registers_per_unit // (warp * max(1, threads // device.warp)))
+        blocks = min(blocks, device.registers_per_unit // (warp * max(1, warps)))
     if shared:
         blocks = min(blocks, device.memory[0].bytes // shared)
     return min(1.0, blocks * threads / device.threads_per_unit)

@@ -46,7 +46,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 class Options:
     """What `torch.compile(…, options=)` may say.
 
-    ``target`` is "cpu", "cuda", … or None for what the tensors are on; ``tune`` is "off", "cached", "quick" or "full";
+    ``target`` is "cpu", "cuda", … or None for "cpu"; ``tune`` is "off", "cached", "quick" or "full";
     ``numerics`` is "standard", "strict" or "fast", None for the first; ``fallback`` says what runs the rest, "eager" or
     "inductor"; ``when`` is "faster" (a region becomes a kernel where the cost rule expects a gain) or "always".
     """

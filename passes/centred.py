@@ -6,6 +6,7 @@ far; when r moves, the sums with lower powers say how.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -118,19 +119,24 @@ def centres(atom: Atom) -> list[Centre]:
     return found
 
 
-def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
-    """The basis of a centred reduction: the same sum with each lower power of its centred factors, itself last."""
+def _beside(atom: Atom, inside: Sequence[Centre]) -> tuple[Monomial, Fraction]:
+    """The term that a centred reduction sums without its centred factors, and its coefficient."""
     body = atom.args[0]
     assert isinstance(body, Form)
     assert body.single is not None
     m, q = body.single
-    inside = centres(atom)
     polys = [c.poly for c in inside]
+    return Monomial([(a, p) for a, p in m.factors if a not in polys], m.exponent, m.brackets), q
+
+
+def lower_powers(atom: Atom) -> list[tuple[tuple[int, ...], Atom]]:
+    """The basis of a centred reduction: the same sum with each lower power of its centred factors, itself last."""
+    inside = centres(atom)
+    rest, q = _beside(atom, inside)
     basis = []
     for powers in product(*(range(c.power + 1) for c in inside)):
-        kept = [(a, p) for a, p in m.factors if a not in polys]
-        kept += [(a, p) for a, p in zip(polys, powers, strict=True) if p]
-        term = Form({Monomial(kept, m.exponent, m.brackets): q})
+        kept = [(c.poly, p) for c, p in zip(inside, powers, strict=True) if p]
+        term = Form({Monomial([*rest.factors, *kept], rest.exponent, rest.brackets): q})
         basis.append((powers, count_of(atom.ranks) if term == UNIT else Atom("red", "sum", (term,), atom.ranks)))
     return basis
 
@@ -146,16 +152,11 @@ def reductions_over(v: Value, ranks: tuple[str, ...]) -> list[Atom]:
 
 def spread(atom: Atom) -> Form:
     """A centred reduction multiplied out: ``Σ (a - r)² w`` -> ``Σ a² w - 2 r Σ a w + r² Σ w``."""
-    body = atom.args[0]
-    assert isinstance(body, Form)
-    assert body.single is not None
-    m, q = body.single
     inside = centres(atom)
-    polys = [c.poly for c in inside]
-    rest = Form({Monomial([(a, p) for a, p in m.factors if a not in polys], m.exponent, m.brackets): q})
+    rest, q = _beside(atom, inside)
     terms = []
     for powers in product(*(range(c.power + 1) for c in inside)):
-        kept, outside = [rest], UNIT
+        kept, outside = [Form({rest: q})], UNIT
         for c, p in zip(inside, powers, strict=True):
             kept.append(power(c.varying, p))
             outside = mul(outside, const(comb(c.power, p)), power(c.reference, c.power - p))

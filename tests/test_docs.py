@@ -20,6 +20,7 @@ import pytest
 
 import castile
 from castile.cli.main import app
+from castile.codegen.triton_process import LIMIT
 from castile.ir.types import tensor_types
 from castile.passes.draw import to_svg
 
@@ -156,6 +157,14 @@ def test_links(name: str) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def test_environment_variables_are_told() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M))
+    folders = ("ir", "passes", "codegen", "costmodel", "autotune", "frontend", "cli")
+    code = "".join(p.read_text(encoding="utf-8") for f in folders for p in (ROOT / f).glob("*.py"))
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(CASTILE_\w+)\"", code)) | {LIMIT, "CASTILE_DUMP"}
+    assert read <= told
 
 
 def test_the_drawing_is_the_one_that_explain_draws() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 
 from castile.benchmarks import bench_start
+from castile.benchmarks._rows import ROOT
 
 
 def test_every_example_exists() -> None:
@@ -14,3 +19,12 @@ def test_every_example_exists() -> None:
 @pytest.mark.parametrize("measure", sorted(bench_start.MEASURES))
 def test_each_measure_gives_a_time(measure: str) -> None:
     assert bench_start.MEASURES[measure]("softmax") > 0
+
+
+def test_every_benchmark_of_make_bench_can_be_quick() -> None:
+    made = subprocess.run(["make", "-n", "bench", "PY=python"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = re.findall(r"for file in (.*?);", made.stdout)
+    assert len(line.split()) > 5
+    for file in line.split():
+        told = subprocess.run([sys.executable, file, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "--quick" in told.stdout, file

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from castile.autotune.probe import device_name
 from castile.autotune.record import Record
 from castile.autotune.records import Records
 from castile.cli.tune import duration
@@ -104,6 +105,29 @@ def test_t4_and_replay(castile: Any, filled: Path, tmp_path: Path) -> None:
     assert (found["configurations"], found["valid"]) == (2, 1)
     assert found["median_regret"] == {"2": 0.0}
     assert "regret" in castile("replay", table, "--trials", 2, "--seeds", 1).out
+
+
+def test_one_size_of_several_is_exported(castile: Any, filled: Path) -> None:
+    with Records() as r:
+        r.add([Record(TEXT, "cpu", "<b>a CPU</b>", {"n": 65}, Mapping(tiles={"n": 4}), time_s=1e-3, times=(1e-3,))])
+    assert "--shape" in castile("records", "export", "--t4").err
+    assert len(castile("records", "export", "--t4", "--shape", "n=65").json["results"]) == 1
+    assert len(castile("records", "export", "--shape", "n=64").out.splitlines()) == 3
+
+
+def test_emit_takes_what_was_tuned(castile: Any, own_records: Path, tmp_path: Path) -> None:
+    file = tmp_path / "double.cascade"
+    file.write_text(TEXT)
+    words = ("emit", file, "--target", "cpu", "--shape", "n=64", "--json")
+    before = castile(*words).json
+    with Records() as r:
+        r.add([Record(TEXT, "cpu", device_name("cpu"), {"n": 64}, Mapping(tiles={"n": 24}), time_s=1e-3, kind="final")])
+    after = castile(*words).json
+    assert after["mapping"]["tiles"] == {"n": 24}
+    assert "24" in after["source"]
+    assert after["source"] != before["source"]
+    given = castile(*words, "--mapping", json.dumps(before["mapping"])).json
+    assert (given["mapping"], given["source"]) == (before["mapping"], before["source"])
 
 
 def test_lock(castile: Any, filled: Path, tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_the_header_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("CASTILE_CXXFLAGS")
     made.write_bytes(made.read_bytes()[:1000])
     assert kernel(6) == 6
-    assert made not in ahead(folder) or build._sound(made)
+    assert made not in ahead(folder)
     assert build.clear() == 6
     assert list(folder.iterdir()) == []
 
@@ -374,6 +374,7 @@ def test_no_room_for_the_header(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ahead(folder) == []
 
 
+@pytest.mark.skipif(not gcc(), reason="only GCC's form of a header is used")
 def test_a_compiler_that_keeps_no_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = tmp_path / "tries"
     real = compiler.find_compiler().command[0]
@@ -381,4 +382,4 @@ def test_a_compiler_that_keeps_no_header(folder: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
     assert [kernel(n) for n in range(5)] == [0, 1, 2, 3, 4]
     assert ahead(folder) == []
-    assert not tries.exists() or tries.read_text() == "x\n"
+    assert tries.read_text() == "x\n"

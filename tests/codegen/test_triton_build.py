@@ -83,6 +83,8 @@ def test_tiles_that_cannot_fit_are_refused_before_compiling() -> None:
     with pytest.raises(InputError, match="more elements") as caught:
         print_triton(program, mapping, "cuda:90")
     assert caught.value.rank == "m"
+    with pytest.raises(InputError, match="more elements"):
+        castile.emit(castile.load(CASCADES / "gemm.cascade"), "cuda:90", None, mapping)
     program, mapping = made("gemm", "cuda:89", tiles={"m": 128, "n": 128, "k": 256}, knobs={"stages": 4})
     with pytest.raises(InputError, match="shared memory") as caught:
         CudaProgram.build(program, mapping, "cuda:89")

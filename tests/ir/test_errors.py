@@ -219,6 +219,8 @@ def test_fields_are_there_for_tools() -> None:
 
 def test_expected_and_got_are_shown() -> None:
     assert str(InputError("a", expected="b", got="c")) == "a\nexpected: b; got: c"
+    assert str(InputError("a", expected="b")) == "a\nexpected: b"
+    assert str(InputError("a", got="c", hint="d")) == "a\ngot: c\nhint: d"
 
 
 def test_a_source_is_attached_once() -> None:
