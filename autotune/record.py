@@ -169,6 +169,8 @@ def standing(r: Record) -> tuple[float, float]:
 
 
 def renamed(r: Record, names: Mapping[str, str]) -> Record:
+    """A record under other names of ranks: the mapping and the shapes of the same cascade spelt otherwise."""
+
     def one(values: Mapping[str, int]) -> dict[str, int]:
         return {names.get(k, k): v for k, v in values.items()}
 

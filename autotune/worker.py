@@ -230,6 +230,7 @@ def calls(w: Workload, kernel: Callable[..., Any], outputs: Mapping[str, Guarded
 
 
 def once(w: Workload, kernel: Callable[..., Any], outputs: Mapping[str, Guarded], count: int) -> float:
+    """The seconds of one call, as the mean of ``count`` in a row."""
     arrays = tuple(o.array for o in outputs.values())
     out, inputs = arrays if len(arrays) > 1 else arrays[0], w.inputs
     began = perf_counter_ns()

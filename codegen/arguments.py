@@ -70,6 +70,7 @@ _DATA_OFFSET = _data_offset()
 
 
 def address(x: Any) -> int:
+    """The address of the first element of an array or a tensor."""
     if type(x) is np.ndarray:
         return _word_at(id(x) + _DATA_OFFSET).value if _DATA_OFFSET else int(x.ctypes.data)
     return int(x.data_ptr())
@@ -344,6 +345,7 @@ class Arguments(ABC):
 
 
 def contiguous(shape: tuple[int, ...], dtype: str) -> Layout:
+    """The layout of a shape in C order: strides in elements, and the bytes of it all."""
     strides, step = [], 1
     for n in reversed(shape):
         strides.append(step)
@@ -355,6 +357,7 @@ def contiguous(shape: tuple[int, ...], dtype: str) -> Layout:
 
 
 def param_shape(p: Param, extents: Mapping[str, int]) -> tuple[int, ...]:
+    """A parameter's shape for some extents. Raises `VerifyError` where these do not give it."""
     shape = tuple(extent_of(i, extents) for i in p.indices)
     if any(n is None for n in shape):
         raise VerifyError(f"the shape of scratch tensor `{p.name}` is not known")
@@ -362,10 +365,12 @@ def param_shape(p: Param, extents: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def new_array(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
+    """What makes a NumPy array of a shape, uninitialised."""
     return partial(np.empty, shape, numpy_dtype(dtype))
 
 
 def new_tensor(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
+    """What makes a torch tensor of a shape on the CPU, uninitialised."""
     torch = sys.modules["torch"]
     return partial(torch.empty, shape, dtype=getattr(torch, str(numpy_dtype(dtype))))
 

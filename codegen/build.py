@@ -31,6 +31,7 @@ from pathlib import Path
 from ..ir.errors import UsageError
 from .compiler import Compiler, find_compiler, header_ahead, key_of, library, refusal, warn_refusal
 from .cpp import INCLUDE, header, standalone
+from .files import read_ours, write_whole
 
 SUFFIX, AHEAD = ".so", ".gch"
 
@@ -174,30 +175,15 @@ def _lookup(folder: Path, key: str, suffix: str = SUFFIX) -> Path | None:
 
 
 def _sound(path: Path) -> bool:
-    """Whether a file is plain, ours, written by nobody else, and holds the bytes that its name promises."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-                return False
-            return hashlib.sha256(file.read()).hexdigest() == path.stem.partition("-")[2]
-    except OSError:
-        return False
+    """Whether a file is ours alone and holds the bytes that its name promises."""
+    data = read_ours(path)
+    return data is not None and hashlib.sha256(data).hexdigest() == path.stem.partition("-")[2]
 
 
 def _keep(folder: Path, key: str, data: bytes, suffix: str = SUFFIX) -> Path:
     """Put what a compiler made into a folder under its final name, whole or not at all."""
     path = folder / f"{key}-{hashlib.sha256(data).hexdigest()}{suffix}"
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=folder)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o700)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(path, data, 0o700)
     _point(path, key)
     return path
 

@@ -10,14 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .build import cache_folder
+from .files import read_ours, write_whole
 
 SUFFIX = ".json"
 LARGEST = 1 << 24
@@ -34,7 +33,8 @@ def recall(parts: Sequence[str], make: Callable[[], Any]) -> Any:
         return found[0]
     value = make()
     with contextlib.suppress(OSError):
-        _write(path, value)
+        data = json.dumps(value).encode()
+        write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data, 0o600)
     return value
 
 
@@ -61,30 +61,9 @@ def fingerprint() -> str:
 
 def _read(path: Path) -> tuple[Any] | None:
     """What a sound file holds."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-            if not ours or status.st_size > LARGEST:
-                return None
-            digest, _, data = file.read().partition(b"\n")
-            if hashlib.sha256(data).hexdigest().encode() != digest:
-                return None
-            return (json.loads(data),)
-    except (OSError, ValueError):
+    digest, _, data = (read_ours(path, LARGEST) or b"").partition(b"\n")
+    if hashlib.sha256(data).hexdigest().encode() != digest:
         return None
-
-
-def _write(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    data = json.dumps(value).encode()
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.chmod(name, 0o600)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with contextlib.suppress(ValueError):
+        return (json.loads(data),)
+    return None

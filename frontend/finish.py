@@ -10,14 +10,12 @@ from ..ir.cascade import (
     Call,
     Cascade,
     Const,
-    Einsum,
     Expr,
     Extent,
     Param,
     Rank,
     Reduce,
     ranks_named,
-    tensors_read,
     transform,
     walk,
 )
@@ -57,16 +55,6 @@ def cut_axes(e: Expr, name: str, parts: Sequence[tuple[Size, ...] | None], ws: W
         return Access(name, tuple(indices))
 
     return transform(e, one)
-
-
-def needed(einsums: Sequence[Einsum], outputs: Iterable[str]) -> tuple[Einsum, ...]:
-    wanted = set(outputs)
-    kept: list[Einsum] = []
-    for e in reversed(einsums):
-        if e.name in wanted:
-            kept.append(e)
-            wanted |= set(tensors_read(e.expr))
-    return tuple(reversed(kept))
 
 
 def unshown(c: Cascade, sizes: Mapping[str, Size], hints: Mapping[str, int]) -> tuple[str, ...]:

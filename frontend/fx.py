@@ -20,6 +20,7 @@ from ..ir.cascade import (
     Param,
     Rank,
     Reduce,
+    live_einsums,
     tensors_read,
     walk,
 )
@@ -27,7 +28,7 @@ from ..ir.dtypes import DTYPES as DTYPE_ROWS
 from ..ir.verify import verify
 from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
-from .finish import WITNESS, cut_axes, digits, needed, one_name, renamed, unshown
+from .finish import WITNESS, cut_axes, digits, one_name, renamed, unshown
 from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
 from .values import Size, Unsupported, Value, Workspace, number, same
 
@@ -234,7 +235,7 @@ class Lowering:
         for (_, _, value), order in zip(wanted, orders, strict=True):
             names.append(self._output(value, names, order))
         results = tuple((node, at, self._sizes(value)) for node, at, value in wanted)
-        einsums = needed(self.ws.einsums, names)
+        einsums = live_einsums(self.ws.einsums, names)
         read = {t for e in einsums for t in tensors_read(e.expr)}
         params, arguments, einsums = self._parameters(einsums, read)
         hints = {r: hint(n) for r, n in self.ws.sizes.items()}

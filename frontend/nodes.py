@@ -82,10 +82,12 @@ def fakes(node: Node) -> tuple[Any, ...]:
 
 
 def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors that stand for a node's results, without data."""
     return [f for f in fakes(node) if isinstance(f, torch.Tensor)]
 
 
 def numel(node: Node) -> int:
+    """The elements of a node's results, dynamic sizes by their hints."""
     found = 0
     for f in tensors_of(node):
         n = 1
@@ -96,6 +98,7 @@ def numel(node: Node) -> int:
 
 
 def size_bytes(node: Node) -> int:
+    """The bytes of a node's results."""
     found = tensors_of(node)
     return numel(node) * found[0].element_size() if found else 0
 
@@ -125,6 +128,7 @@ def base_name(node: Node) -> str:
 
 
 def is_view(node: Node) -> bool:
+    """Whether a node gives a view of its argument."""
     return op_name(node) in VIEWS
 
 

@@ -70,12 +70,14 @@ def same(a: Size, b: Size) -> bool:
 
 
 def divides(d: Size, n: Size) -> bool:
+    """Whether d is known to divide n."""
     if isinstance(d, int) and isinstance(n, int):
         return d > 0 and n % d == 0
     return certain(n % d == 0)
 
 
 def certain(claim: Any) -> bool:
+    """Whether a claim about sizes holds whatever the dynamic ones are."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(claim))

@@ -7,7 +7,7 @@ locations ride along for error messages and take no part in equality.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -321,6 +321,16 @@ def free_ranks(e: Expr) -> frozenset[str]:
 def tensors_read(e: Expr) -> tuple[str, ...]:
     """The tensors that the expression accesses, in order of first appearance."""
     return tuple(dict.fromkeys(n.tensor for n in walk(e) if isinstance(n, Access)))
+
+
+def live_einsums(einsums: Sequence[Einsum], outputs: Iterable[str]) -> tuple[Einsum, ...]:
+    """The Einsums that some outputs depend on, in order."""
+    wanted, found = set(outputs), []
+    for e in reversed(einsums):
+        if wanted & {o.name for o in e.outputs}:
+            wanted |= set(tensors_read(e.expr))
+            found.append(e)
+    return tuple(reversed(found))
 
 
 def substitute(e: Expr, ranks: Mapping[str, Expr]) -> Expr:

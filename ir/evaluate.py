@@ -31,6 +31,7 @@ from .cascade import (
     children,
     free_ranks,
     literal_value,
+    live_einsums,
     substitute,
     tensors_read,
     walk,
@@ -108,7 +109,7 @@ class Oracle(Reductions):
         self.whole = {n: self._input(n, a) for n, a in inputs.items()}
         self.shapes = {n: a.shape for n, a in inputs.items()}
         self.shapes.update({o.name: shape_of(c, o.name, extents) for e in c.einsums for o in e.outputs})
-        self.live = _live(c)
+        self.live = live_einsums(c.einsums, c.outputs)
         self.terms = _terms(c, extents)
         self.running: dict[str, tuple[tuple[int, ...], Value]] = {}
         self.boxes: OrderedDict[tuple[str, Box], Value] = OrderedDict()
@@ -342,16 +343,6 @@ class Oracle(Reductions):
             hint = "indices do not wrap: with `extent(k)` entries the last is at extent(k) - 1"
         message = f"`{e.tensor}` is read at {value} along axis {axis}, which has extent {size}"
         return EvaluationError(message, hint=hint, loc=e.loc)
-
-
-def _live(c: Cascade) -> list[Einsum]:
-    """The Einsums that the outputs depend on, in order."""
-    needed, found = set(c.outputs), []
-    for e in reversed(c.einsums):
-        if needed & {o.name for o in e.outputs}:
-            needed.update(tensors_read(e.expr))
-            found.append(e)
-    return found[::-1]
 
 
 def _terms(c: Cascade, extents: Mapping[str, int]) -> dict[str, int]:

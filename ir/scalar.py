@@ -295,6 +295,7 @@ def projected(guard: Array, shape: tuple[int, ...]) -> Array:
 
 
 def narrowed(guard: Array | None, condition: Array) -> Array:
+    """Where a guard and a condition hold."""
     return condition if guard is None else condition & guard
 
 

@@ -265,6 +265,7 @@ def _output_types(e: Einsum, types: dict[str, str], checker: TypeChecker) -> dic
 
 
 def fits(number: float | int, dtype: str) -> bool:
+    """Whether a type holds a number: an integer type in its range, a float type any integer below 2^24."""
     row = DTYPES[dtype]
     return row.lowest <= number <= row.highest if row.is_integer else row.is_float and abs(number) < 1 << 24
 

@@ -9,10 +9,12 @@ from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, Value, lift, 
 
 
 def lbr(p: Atom) -> Atom:
+    """What a mask leaves of an addend: 0 where p holds, else -inf."""
     return Atom("lbr", "", (p,))
 
 
 def pred(name: str, *args: Value, **kwargs: Any) -> Atom:
+    """A predicate, by the name of what it says of its arguments."""
     return Atom("pred", name, args, dtype="bool", **kwargs)
 
 
@@ -102,6 +104,7 @@ def negate(p: Atom) -> Atom:
 
 
 def conjunction(parts: Iterable[Atom]) -> Atom:
+    """Where all hold: each part once, in a fixed order; FALSE where two contradict each other."""
     flat = {q for p in parts for q in conjuncts(p)} - {TRUE}
     if FALSE in flat or any(negate(p) in flat for p in flat):
         return FALSE
@@ -110,6 +113,7 @@ def conjunction(parts: Iterable[Atom]) -> Atom:
 
 
 def disjunction(parts: Iterable[Atom]) -> Atom:
+    """Where one of several holds: each part once, in a fixed order; TRUE where two leave no other case."""
     flat: set[Atom] = set()
     for p in parts:
         flat |= {a for a in p.args if isinstance(a, Atom)} if p.name == "or" else {p}
@@ -121,6 +125,7 @@ def disjunction(parts: Iterable[Atom]) -> Atom:
 
 
 def conjuncts(p: Value) -> list[Atom]:
+    """The parts of a conjunction; none of TRUE."""
     assert isinstance(p, Atom)
     if p.name == "and" and p.kind == "pred":
         return [a for a in p.args if isinstance(a, Atom)]

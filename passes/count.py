@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..ir.cascade import Access, Cascade, Einsum, Expr, Output, Reduce, children, free_ranks, tensors_read
+from ..ir.cascade import Access, Cascade, Einsum, Expr, Output, Reduce, children, free_ranks, live_einsums, tensors_read
 from ..ir.verify import reduced_ranks, scan_step
 
 # The ranks of a tensor through which the counted rank's coordinate comes in.
@@ -48,12 +48,8 @@ def traversals(c: Cascade) -> dict[str, dict[str, int]]:
 
 def needed(c: Cascade) -> frozenset[str]:
     """The tensors that the outputs depend on, themselves included."""
-    live = set(c.outputs)
-    for e in reversed(c.einsums):
-        names = {o.name for o in e.outputs}
-        if names & live:
-            live |= names | set(tensors_read(e.expr))
-    return frozenset(live)
+    live = live_einsums(c.einsums, c.outputs)
+    return frozenset((*c.outputs, *(n for e in live for n in (*(o.name for o in e.outputs), *tensors_read(e.expr)))))
 
 
 def _depths(c: Cascade) -> dict[str, list[tuple[Output, int]]]:

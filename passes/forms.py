@@ -185,10 +185,12 @@ UNIT = Form({ONE: ONE_FRACTION})
 
 
 def lift(a: Atom) -> Form:
+    """An atom as a form."""
     return Form({Monomial([(a, 1)]): ONE_FRACTION})
 
 
 def add(*forms: Form) -> Form:
+    """The sum of forms; terms that cancel are gone."""
     terms: dict[Monomial, Fraction] = {}
     for f in forms:
         for m, q in f.terms.items():
@@ -197,14 +199,17 @@ def add(*forms: Form) -> Form:
 
 
 def scale(f: Form, by: Fraction) -> Form:
+    """A form times a number."""
     return Form({m: q * by for m, q in f.terms.items()})
 
 
 def neg(f: Form) -> Form:
+    """Minus a form."""
     return scale(f, -ONE_FRACTION)
 
 
 def sub(a: Form, b: Form) -> Form:
+    """``a - b``."""
     return add(a, neg(b))
 
 

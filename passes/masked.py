@@ -51,6 +51,7 @@ NEVER = Flags()
 
 
 def either(*parts: Expr | None) -> Expr | None:
+    """A condition that holds where one of several does."""
     found = list(dict.fromkeys(p for p in parts if p is not None))
     if ALWAYS in found:
         return ALWAYS
@@ -61,16 +62,19 @@ def either(*parts: Expr | None) -> Expr | None:
 
 
 def both(a: Expr | None, b: Expr | None) -> Expr | None:
+    """A condition that holds where two do."""
     if a is None or b is None:
         return None
     return b if a in (ALWAYS, b) else a if b == ALWAYS else Call("and", (a, b))
 
 
 def without(a: Expr | None, b: Expr | None) -> Expr | None:
+    """A condition that holds where the first does and the second does not."""
     return a if b is None else both(a, opposite(b))
 
 
 def opposite(p: Expr) -> Expr | None:
+    """A condition that holds where this one does not."""
     if p == ALWAYS:
         return None
     return p.args[0] if isinstance(p, Call) and p.op == "not" else Call("not", (p,))
@@ -88,10 +92,12 @@ def chosen(p: Expr, a: Expr | None, b: Expr | None) -> Expr | None:
 
 
 def quantified(op: str, ranks: tuple[str, ...], p: Expr | None) -> Expr | None:
+    """A condition asked of all coordinates of some ranks: ``any`` or ``all``."""
     return None if p is None else Reduce(op, ranks, (p,))
 
 
 def select(p: Expr | None, a: Expr, b: Expr) -> Expr:
+    """``where(p, a, b)``, for a p that may never hold."""
     return b if p is None else Call("where", (p, a, b))
 
 

@@ -261,6 +261,7 @@ def _is_positive(a: Atom) -> bool:
 
 
 def poly(f: Form) -> Atom:
+    """A sum as one atom."""
     return Atom("poly", "", (f,), nonnegative=nonnegative(f))
 
 
@@ -279,11 +280,13 @@ def power(f: Form, n: int) -> Form:
 
 
 def power_of_opaque(f: Form, n: int) -> Form:
+    """A negative power of something whose parts stay together: ``(1 / f)^-n``."""
     inverse = Atom("fn", "div", (UNIT, f))
     return Form({Monomial([(inverse, -n)]): ONE_FRACTION})
 
 
 def div(a: Form, b: Form) -> Form:
+    """``a / b``."""
     return mul(a, power(b, -1))
 
 
@@ -297,6 +300,7 @@ def _monomial_nonnegative(m: Monomial) -> bool:
 
 
 def atom_nonnegative(a: Atom) -> bool:
+    """Whether an atom is known not to be negative (NaN aside)."""
     if a.nonnegative or a.kind in ("extent", "rank", "inf", "ln2"):
         return True
     if a.kind == "fn" and a.name in OPS:

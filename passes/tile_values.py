@@ -34,8 +34,8 @@ class Values(Scope):
                 return self._reduce(e, guard)
             case Call(op="where", args=(condition, a, b)):
                 test = self.value(condition, guard)
-                yes = self.value(a, both(guard, test))
-                no = self.value(b, both(guard, Call("not", (test,))))
+                yes = self.value(a, guarded(guard, test))
+                no = self.value(b, guarded(guard, Call("not", (test,))))
                 return replace(e, args=(test, yes, no))
             case Call(op=op, args=args):
                 made = replace(e, args=tuple(self.value(a, guard) for a in args))
@@ -105,7 +105,8 @@ class Values(Scope):
         return all(self._inside(n) for n in walk(e) if isinstance(n, Access))
 
 
-def both(guard: Expr | None, test: Expr) -> Expr:
+def guarded(guard: Expr | None, test: Expr) -> Expr:
+    """A test that holds under a guard, if there is one."""
     return test if guard is None else Call("and", (guard, test))
 
 

@@ -24,6 +24,7 @@ def waits_value(v: Atom | Form, over: frozenset[str]) -> bool:
 
 
 def waits(body: Form, over: frozenset[str]) -> bool:
+    """`waits_value`, of an integrand."""
     return waits_value(body, over)
 
 
