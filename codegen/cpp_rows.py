@@ -45,7 +45,11 @@ class Rows(Makers):
                     return
                 self._store(op)
             case Load():
-                if self._into_made(op) or self._view(op) or self._stays(op):
+                place = self.places.get(op.tile.name)
+                if self._into_made(op) or (place is not None and place.view is not None):
+                    return
+                # What a strip makes for others, too, has its place already.
+                if place is None and (self._view(op) or self._stays(op)):
                     return
                 # A tile lies in memory as its tensor does, so that both are walked along.
                 self._declare(op.tile, self._along(op.source, op.tile.axes))

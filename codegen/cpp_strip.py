@@ -29,9 +29,10 @@ class Strips(Rows):
         whole = self.axes[rank]
         made = [op.tile for op in strip.ops if isinstance(op, Load | Map | Fold | Dot)]
         elsewhere = {t for op in body if op not in strip.ops for t in (*reads(op), *writes(op))}
-        for tile in made:
-            if tile.name in elsewhere:
-                self._declare(tile)
+        for op in strip.ops:
+            if isinstance(op, Load | Map | Fold | Dot) and op.tile.name in elsewhere:
+                if not (isinstance(op, Load) and op.source.tensor not in self.k.outputs and self._view(op)):
+                    self._declare(op.tile)
         near = {tile.name for tile in made} - elsewhere
         for op in strip.ops:
             plan = self._dot_plan(op) if isinstance(op, Dot) else None
@@ -53,7 +54,8 @@ class Strips(Rows):
             if rank in place.tile.axes and place.elements != 1:
                 rows, step = self.names("rows", name, f"{place.name}_rows"), place.step(rank)
                 offset = at if step == "1" else f"{at} * {step}"
-                self.line(f"{ctype(place.tile.dtype)}* const {rows} = {place.name} + {offset};")
+                kind = f"const {stored(place.tile.dtype)}" if place.view is not None else ctype(place.tile.dtype)
+                self.line(f"{kind}* const {rows} = {place.name} + {offset};")
                 self.places[name] = replace(place, name=rows)
         self.axes[rank] = Axis(min(size, whole.size), start, count, whole.index, cut=True)
         aligned = self.aligned.pop(rank, 1)  # a strip begins anywhere

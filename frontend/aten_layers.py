@@ -108,7 +108,7 @@ def _picked(site: Site, a: Value, target: Value, ignore: int) -> tuple[Expr, Exp
         if left or ranks != target.dims[0]:
             raise Unsupported("rows that were merged in different ways")
         new |= right
-    return keep, substitute(a.expr, new)
+    return keep, substitute(a.expr, new, site.ws.sizes)
 
 
 @handles("nll_loss_backward.default")

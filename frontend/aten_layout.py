@@ -143,7 +143,7 @@ def _flip(site: Site, a: Value, axes: Sequence[int]) -> Value:
         if a.dims[axis]:
             r = site.ws.single(a, axis)
             last = call("sub", Extent(r), Const(1))
-            a = Value(a.dims, substitute(a.expr, {r: call("sub", last, Rank(r))}), a.dtype)
+            a = Value(a.dims, substitute(a.expr, {r: call("sub", last, Rank(r))}, site.ws.sizes), a.dtype)
     return a
 
 
@@ -179,7 +179,7 @@ def _cat(site: Site, tensors: Sequence[Value], dim: int = 0) -> Value:
                 if left or ranks != mine:
                     raise Unsupported("pieces that were merged in different ways")
                 new |= right
-        piece = substitute(v.expr, new)
+        piece = substitute(v.expr, new, site.ws.sizes)
         result = piece if result is None else call("where", call("lt", Rank(whole), Const(ends)), piece, result)
         ends = start
     if result is None:

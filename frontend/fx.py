@@ -30,7 +30,7 @@ from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they
 from .aten import HANDLERS, Site
 from .finish import WITNESS, cut_axes, digits, one_name, renamed, unshown
 from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
-from .values import Size, Unsupported, Value, Workspace, number, same
+from .values import Size, Unsupported, Value, Workspace, number, product, same
 
 # Einsums past which a region is cut: deriving takes time, and nothing is gained.
 LARGEST_REGION = 48
@@ -318,10 +318,7 @@ class Lowering:
                 found = sizes
             elif len(found) != len(sizes) or not all(map(same, found, sizes)):
                 return None
-        whole: Size = 1
-        for n in found or ():
-            whole = whole * n
-        return found if found and same(whole, size) else None
+        return found if found and same(product(found), size) else None
 
     def _axes(self, accesses: Sequence[Access], sizes: Sequence[Size]) -> tuple[Expr, ...]:
         axes: list[Expr] = []

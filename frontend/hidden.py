@@ -66,7 +66,7 @@ def _every_row(ws: Workspace, seen: Expr, a: Value, axis: int) -> bool:
     """Whether each row provably sees the first column, or the one of a coordinate of its own."""
     (column,) = a.dims[axis]
     box = dict.fromkeys(free_ranks(seen), (0, FAR))
-    return any(classify(substitute(seen, {column: e}), box) == "full" for e in _columns(ws, a, column))
+    return any(classify(substitute(seen, {column: e}, ws.sizes), box) == "full" for e in _columns(ws, a, column))
 
 
 def _columns(ws: Workspace, a: Value, column: str) -> Iterator[Expr]:

@@ -7,8 +7,9 @@ outermost first. What is computed once and read often gets a name: it becomes an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from ..ir.cascade import (
@@ -94,19 +95,31 @@ def call(op: str, *args: Expr) -> Expr:
     return Call(op, args)
 
 
-def substitute(e: Expr, new: Mapping[str, Expr]) -> Expr:
-    """Other expressions in place of ranks; the extent of a rank that was cut in two is the product of both."""
+def substitute(e: Expr, new: Mapping[str, Expr], sizes: Mapping[str, Size]) -> Expr:
+    """Other expressions in place of ranks, given the sizes of all. The extent of a rank that goes by another name or is
+    cut in two is that of the others; one that is read in part, or in a larger whole, keeps its own."""
 
     def one(n: Expr) -> Expr:
         match n:
             case Rank(name=name):
                 return new.get(name, n)
             case Extent(rank=name) if name in new:
-                return _product([Extent(x.name) for x in walk(new[name]) if isinstance(x, Rank)])
+                ranks = [x.name for x in walk(new[name]) if isinstance(x, Rank)]
+                return (
+                    _product([Extent(r) for r in ranks]) if same(product([sizes[r] for r in ranks]), sizes[name]) else n
+                )
             case _:
                 return n
 
     return transform(e, one) if new else e
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """The size of several dimensions together."""
+    whole: Size = 1
+    for n in sizes:
+        whole = whole * n
+    return whole
 
 
 def _product(factors: Sequence[Expr]) -> Expr:
@@ -133,19 +146,22 @@ class Workspace:
         self.sizes[name] = size
         return name
 
+    def _numbered(self, base: str, first: int) -> str:
+        """The first unused name of a base and a number from ``first`` on: `write` numbers names as well."""
+        return next(name for i in count(first) if (name := f"{base}{i}") not in self.types)
+
     def _unused(self, base: str) -> str:
-        taken = self.types
         if base in RESERVED:
             base += "_"
-        if base not in taken:
+        if base not in self.types:
             return base
-        return next(f"{base}{i}" for i in range(2, len(taken) + 3) if f"{base}{i}" not in taken)
+        return self._numbered(base, 2)
 
     # Where values come from
 
     def tensor(self, dtype: str, sizes: Sequence[Size]) -> tuple[str, Value]:
         """A new parameter, and what it holds."""
-        name = f"x{len(self.params)}"
+        name = self._numbered("x", len(self.params))
         self.params[name] = (dtype, tuple(sizes))
         self.types[name] = dtype
         dims = tuple(() if same(n, 1) else (self.rank(n),) for n in sizes)
@@ -153,7 +169,7 @@ class Workspace:
         return name, Value(dims, Access(name, indices or (Const(0),)), dtype)
 
     def scalar(self, dtype: str) -> tuple[str, Value]:
-        name = f"n{len(self.scalars)}"
+        name = self._numbered("n", len(self.scalars))
         self.scalars[name] = dtype
         self.types[name] = dtype
         return name, Value((), Access(name), dtype)
@@ -222,7 +238,7 @@ class Workspace:
     # Ranks
 
     def renamed(self, v: Value, new: Mapping[str, Expr], dims: Dims) -> Value:
-        return Value(dims, substitute(v.expr, new) if new else v.expr, v.dtype)
+        return Value(dims, substitute(v.expr, new, self.sizes), v.dtype)
 
     def distinct(self, v: Value, taken: Sequence[str]) -> Value:
         """The value over ranks of which none is taken."""
@@ -268,7 +284,7 @@ class Workspace:
                 raise Unsupported(f"a dimension is cut in two ways, by {m} and by {n}")
         if left or right:
             raise Unsupported("two dimensions of different sizes")
-        return tuple(reversed(found)), _closed(new_left), _closed(new_right)
+        return tuple(reversed(found)), _closed(new_left, self.sizes), _closed(new_right, self.sizes)
 
     def broadcast(self, values: Sequence[Value]) -> tuple[Dims, list[Expr]]:
         """The dimensions of several tensors after broadcasting, and an element of each over those."""
@@ -300,8 +316,8 @@ class Workspace:
                 merged[i] = tuple(fresh.get(r, r) for r in d)
             dims = tuple(merged)
             if old:
-                done = [Value(dims, substitute(x.expr, old), x.dtype) for x in done]
-            done.append(Value(dims, substitute(v.expr, new) if new else v.expr, v.dtype))
+                done = [Value(dims, substitute(x.expr, old, self.sizes), x.dtype) for x in done]
+            done.append(Value(dims, substitute(v.expr, new, self.sizes), v.dtype))
         by_place = dict(zip(order, done, strict=True))
         return dims, [by_place[i].expr for i in range(len(padded))]
 
@@ -335,7 +351,7 @@ class Workspace:
             dims.append(tuple(reversed(group)))
         if left:
             raise Unsupported("a view of fewer elements than there are")
-        return self.renamed(v, _closed(new), tuple(reversed(dims)))
+        return self.renamed(v, _closed(new, self.sizes), tuple(reversed(dims)))
 
     def single(self, v: Value, axis: int) -> str:
         """The one rank of a dimension. Raises `Unsupported` if it has more or none."""
@@ -355,11 +371,11 @@ class Workspace:
         return self.renamed(v, {old: index(Rank(rank))}, tuple(dims))
 
 
-def _closed(new: Mapping[str, Expr]) -> dict[str, Expr]:
+def _closed(new: Mapping[str, Expr], sizes: Mapping[str, Size]) -> dict[str, Expr]:
     """Substitutions that mention each other, worked out."""
     done = dict(new)
     for _ in range(len(done)):
-        done = {r: substitute(e, done) if free_ranks(e) & done.keys() else e for r, e in done.items()}
+        done = {r: substitute(e, done, sizes) if free_ranks(e) & done.keys() else e for r, e in done.items()}
     return done
 
 

@@ -147,7 +147,7 @@ class Elements:
         # exp(-inf) is 1 times the base to the -inf.
         power = call("exp" if unit == UNIT else "exp2", call("sub", x, n))
         small = call("where", call("eq", n, MINUS_INF), Const(1.0), power)
-        masks = {b for m in value.terms for b in m.brackets if b.free & self.over}
+        masks = {b for b in shared_brackets(value) if b.free & self.over}
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
         e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))
         passed = self.finish(bracket(conjunction(masks))).single
@@ -178,12 +178,12 @@ class Elements:
         with ``begun`` where the element is no more than an extreme begins with."""
         weights = [self._weight(a) for a in self._denominators(reference)]
         # Where nothing that the reference divides by comes in, it is 0: there alone may masks count as passed.
-        live = self.leaf_form(reference, frozenset().union(*map(_shared_brackets, weights)), begun)
+        live = self.leaf_form(reference, frozenset().union(*map(shared_brackets, weights)), begun)
         for w in weights:
             c = w.constant
             if c is not None and c != 0:
                 continue
-            brackets = {b for m in w.terms for b in m.brackets}
+            brackets = shared_brackets(w)
             bare = Form({Monomial(m.factors, None, set(m.brackets) - brackets): q for m, q in w.terms.items()})
             if bare.constant is not None and bare.constant != 0:
                 condition = conjunction(brackets)
@@ -248,14 +248,14 @@ def passing(v: Form, passed: frozenset[Atom] | None = None) -> Form:
     """
     masks = {m: frozenset(conjuncts(m.factors[0][0].args[0])) for m in v.terms if is_mask(m)}
     held = frozenset().union(
-        *masks.values(), _shared_brackets(Form({m: q for m, q in v.terms.items() if m not in masks}))
+        *masks.values(), shared_brackets(Form({m: q for m, q in v.terms.items() if m not in masks}))
     )
     held = held if passed is None else held & passed
     rest = {m: q for m, q in v.terms.items() if m not in masks or not masks[m] <= held}
     return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - held): q}) for m, q in rest.items()))
 
 
-def _shared_brackets(v: Form) -> frozenset[Atom]:
+def shared_brackets(v: Form) -> frozenset[Atom]:
     """The brackets that every term of a value has."""
     return frozenset.intersection(*(frozenset(m.brackets) for m in v.terms)) if v.terms else frozenset()
 

@@ -92,9 +92,6 @@ def mul(*forms: Form) -> Form:
         if product is None:
             return ZERO
         monomial, q = product, q * only[1]
-    if monomial.exponent is not None and monomial.factors:
-        brackets = {*monomial.brackets, *_of_something(monomial.exponent)}
-        monomial = pruned(Monomial(monomial.factors, monomial.exponent, brackets))
     if not _has_square(monomial):
         lone = _lone_poly(monomial)
         if lone is not None:
@@ -103,18 +100,17 @@ def mul(*forms: Form) -> Form:
     return _square(monomial, q)
 
 
-def _of_something(exponent: Form) -> Iterable[Atom]:
-    """Where maxima in an exponent are of something: without, their exponential is a 0 that wins over what it meets."""
-    for m, q in exponent.terms.items():
-        if q > 0 and m.atom is not None:
-            yield from (p for p in where_finite(m.atom) if p.name == FILLED)
-
-
 def _guarded(f: Form) -> tuple[Monomial, Fraction]:
-    """A sum as `factored` has it, 0 whatever it is multiplied with where none of its terms is there."""
+    """A sum as `factored` has it, 0 whatever it is multiplied with at coordinates where none of its terms is there."""
     m, q = factored(f)
-    present = disjunction(conjunction(t.brackets) for t in f.terms)
+    present = disjunction(conjunction(filter(_is_of_coordinates, t.brackets)) for t in f.terms)
     return Monomial(m.factors, m.exponent, {*m.brackets, *conjuncts(present)}), q
+
+
+def _is_of_coordinates(b: Atom) -> bool:
+    """Whether a bracket follows from coordinates and extents alone."""
+    inside = (x for x in values_inside(b) if isinstance(x, Atom))
+    return b.name != FILLED and all(x.kind in ("pred", "rank", "extent", "int") for x in inside)
 
 
 def _lone_poly(m: Monomial) -> Form | None:

@@ -12,7 +12,6 @@ import numpy as np
 import castile
 from castile.ir.cascade import Cascade, Rank
 from castile.ir.dtypes import DTYPES
-from castile.ir.mapping import GAUGES as GAUGES
 from castile.passes.derive import Derivation, derive
 
 ROOT = Path(__file__).resolve().parents[2]

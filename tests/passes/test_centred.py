@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from corpus import GAUGES
 from test_random import plainly
 from test_tile import interpret
 
 import castile
 from castile.ir.evaluate import evaluate
+from castile.ir.mapping import GAUGES
 from castile.passes.derive import derive
 from castile.passes.tiling import Tiling
 

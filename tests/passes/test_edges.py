@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import GAUGES
 from test_trees import rng_of
 from trees import tree_evaluate
 
 import castile
 from castile.ir.cascade import Cascade
 from castile.ir.evaluate import evaluate
-from castile.ir.mapping import Mapping
+from castile.ir.mapping import GAUGES, Mapping
 from castile.passes.derive import Derivation, derive
 
 PRECISIONS = ("f64", "f32")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import FORMS
 from test_random import disagreement, excused, plainly
 
 import castile
 from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate
+from castile.ir.mapping import ALTERNATIVES
 from castile.passes.derive import derive
 from castile.passes.extent import keeps_extents
 from castile.passes.flags import followable, written_out
@@ -125,7 +125,7 @@ def f(X: f32[k], v: f32) -> O:
 """)
     given = {"X": np.ones(3), "v": np.array(np.inf)}
     want = evaluate(c, given)["O"]
-    for level, gauge in FORMS:
+    for level, gauge in ALTERNATIVES:
         with plainly():
             assert evaluate(derive(c, level, gauge).cascade, given)["O"] == want or not np.isfinite(want)
 
@@ -153,7 +153,7 @@ def f(X: f32[5], Z: f32[9], v: f32) -> Y:
 """)
     assert str(written_out(c)).endswith("\n    p_extent[p] = X[p]\n    p_extent2[p] = Z[2 * p]\n")
     given = {"X": np.ones(5), "Z": np.arange(9.0), "v": np.array(0.0)}
-    for level, gauge in FORMS:
+    for level, gauge in ALTERNATIVES:
         with plainly():
             got = evaluate(derive(c, level, gauge).cascade, given)["Y"]
         np.testing.assert_allclose(got, [0, 0, 1 / 4, 1 / 6, 1 / 8])
@@ -170,7 +170,7 @@ def f(X: f32[k], v: f32) -> O:
     O[k] = exp(where(k >= 1, A[k - 1] * v, 0.0))
 """
     c, given = castile.parse(text), {"X": np.ones(4), "v": np.array(0.5)}
-    for level, gauge in FORMS:
+    for level, gauge in ALTERNATIVES:
         with plainly():
             got = evaluate(derive(c, level, gauge).cascade, given)["O"]
         np.testing.assert_allclose(got, evaluate(c, given)["O"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import FORMS, GAUGES, NAMES, example, float_tensors, inputs
+from corpus import NAMES, example, float_tensors, inputs
 from gradients import random_gradient
 from test_random import disagreement
 from test_trees import rng_of, worst
@@ -20,6 +20,7 @@ import castile
 from castile.ir.cascade import Cascade
 from castile.ir.dtypes import DTYPES
 from castile.ir.evaluate import evaluate
+from castile.ir.mapping import ALTERNATIVES, GAUGES
 from castile.passes.count import count_passes
 from castile.passes.derive import derive
 from castile.passes.grad import forward, grad
@@ -136,7 +137,7 @@ def test_gradients_of_random_cascades(first: int) -> None:
         if drawn is None or not finite_throughout(*drawn):
             continue
         g, given = drawn
-        d = derive(g, *FORMS[seed % len(FORMS)])
+        d = derive(g, *ALTERNATIVES[seed % len(ALTERNATIVES)])
         streams = {s.monoid.name for s in d.streams if s.monoid is not None}
         text = disagreement(g, d.cascade, given, any(0 in np.shape(x) for x in given.values()), streams)
         found += [f"seed {seed}: {text}"] if text else []

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import GAUGES, derived, float_tensors, inputs, streamed
+from corpus import derived, float_tensors, inputs, streamed
 from test_trees import rng_of
 from trees import Machine, Merge
 
 from castile.ir.cascade import Cascade, Einsum, Reduce
+from castile.ir.mapping import GAUGES
 from castile.ir.types import TypeChecker, tensor_types
 from castile.passes.laws import monoid_uses
 

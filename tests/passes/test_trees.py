@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import GAUGES, cut, derived, example, float_tensors, inputs, streamed
+from corpus import cut, derived, example, float_tensors, inputs, streamed
 from trees import tree_evaluate
 
 from castile.ir.cascade import Cascade
 from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate, evaluate_values
+from castile.ir.mapping import GAUGES
 from castile.ir.types import tensor_types
 
 NAMES = streamed()

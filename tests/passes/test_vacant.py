@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import FORMS, NAMES, example, inputs
+from corpus import NAMES, example, inputs
 from test_random import disagreement
 
 import castile
@@ -14,6 +14,7 @@ from castile.ir.cascade import Cascade, Reduce, walk
 from castile.ir.errors import CastileError
 from castile.ir.evaluate import evaluate
 from castile.ir.extents import resolve
+from castile.ir.mapping import ALTERNATIVES
 from castile.ir.samples import random_inputs
 from castile.passes.derive import derive
 from castile.passes.vacant import vacated
@@ -52,7 +53,7 @@ def agrees(c: Cascade, given: dict[str, Any], empty: set[str]) -> None:
     assert left != c
     assert castile.parse(str(left)) == left
     assert not any(isinstance(n, Reduce) and empty & set(n.ranks) for e in left.einsums for n in walk(e.expr))
-    for level, gauge in FORMS:
+    for level, gauge in ALTERNATIVES:
         d = derive(left, level, gauge)
         streams = {s.monoid.name for s in d.streams if s.monoid is not None}
         assert not disagreement(c, d.cascade, given, empty=False, streams=streams), f"{level} {gauge}"
