@@ -105,9 +105,8 @@ def substitute(e: Expr, new: Mapping[str, Expr], sizes: Mapping[str, Size]) -> E
                 return new.get(name, n)
             case Extent(rank=name) if name in new:
                 ranks = [x.name for x in walk(new[name]) if isinstance(x, Rank)]
-                return (
-                    _product([Extent(r) for r in ranks]) if same(product([sizes[r] for r in ranks]), sizes[name]) else n
-                )
+                whole = same(product(sizes[r] for r in ranks), sizes[name])
+                return _product([Extent(r) for r in ranks]) if whole else n
             case _:
                 return n
 

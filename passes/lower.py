@@ -220,10 +220,7 @@ class Lowering(Atoms):
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
         if not below and m.exponent is not None:
             below = above[:1]
-        elif not below and not self.inside and any(p < 0 and _may_be_zero(a) or _is_none(a) for a, p in m.factors):
-            # where(k < n, x / n, 0) sums up to 0 if n is 0.
-            below = [a for a in above if self._is_masked(a) or filled(a) is not None][:1]
-        elif not below and not self.inside and any(_may_be_nan(a) for a, _ in m.factors if a not in above):
+        elif not below and not self.inside and any(_may_be_none(a, p) for a, p in m.factors if a not in above):
             below = [a for a in above if filled(a) is not None][:1]
         if not below or not (above or m.brackets or m.exponent is not None):
             return e
@@ -341,11 +338,6 @@ def _is_data(a: Atom) -> bool:
     return any(isinstance(x, Atom) and x.kind == "access" for x in values_inside(a))
 
 
-def _may_be_zero(a: Atom) -> bool:
-    """Whether a divisor is data."""
-    return _is_data(a) or bool(a.free) and a.kind != "rank"
-
-
 # The least number of which a function has a value.
 _LEAST = {"log": 0, "sqrt": 0, "log1p": -1}
 
@@ -356,9 +348,10 @@ def _is_none(a: Atom) -> bool:
     return isinstance(inside, Form) and inside.constant is not None and inside.constant < _LEAST[a.name]
 
 
-def _may_be_nan(a: Atom) -> bool:
-    """Whether a factor is data, which may be no number."""
-    return _is_data(a) or bool(a.free) and a.kind not in ("rank", "int")
+def _may_be_none(a: Atom, power: int) -> bool:
+    """Whether a factor may be no number, or infinite: data, and integers that are divided by."""
+    made = bool(a.free) and a.kind != "rank" and (a.kind != "int" or power < 0)
+    return _is_none(a) or _is_data(a) or made
 
 
 def _mask(m: Monomial, q: Fraction) -> Atom | None:

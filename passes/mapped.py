@@ -123,7 +123,9 @@ def bucket(c: Cascade, extents: Dict[str, int], small: Collection[str] | None = 
     """
     small = small_ranks(c) if small is None else small
     free = given_ranks(c)
-    rounded = {r: _rounded(extents[r], r in small) for r in free}
+    # Under strict numerics one row is computed as several are: a sum keeps its order in any batch.
+    least = BLOCK if c.numerics == "strict" else 1
+    rounded = {r: _rounded(max(extents[r], least) if extents[r] else 0, r in small) for r in free}
     try:
         return resolve(c, rounded, {p.name: shape_of(c, p.name, resolve(c, rounded)) for p in c.params})
     except InputError:

@@ -205,11 +205,13 @@ def _leading(f: Form) -> Monomial:
 
 
 def _size(f: Form) -> Fraction:
-    """What a sum is divided by: the coefficient of a term that is no number, if that rounds none of the others.
+    """What a sum is divided by: the largest coefficient of a term that is no number, if that rounds none of the others.
 
-    4 x + 2 -> 4 (x + 1/2), but 3 x + 1 stays: where x is nearly -1/3, an error of x + 1/3 is all that is left.
+    4 x + 2 -> 4 (x + 1/2), but 3 x + 1 stays: where x is nearly -1/3, an error of x + 1/3 is all that is left. And
+    x/4 + b stays, as 4 b is infinite where b is a mask that adds the least number there is.
     """
-    size = abs(f.terms[max(f.terms, key=lambda m: (len(m.free), bool(m.factors) or m.exponent is not None))])
+    values = [q for m, q in f.terms.items() if m.factors or m.exponent is not None]
+    size = max(map(abs, values or f.terms.values()))
     ratios = [abs(q) / size for q in f.terms.values()]
     exact = all(_is_exact(r) for r in ratios)
     # A literal such as the least finite number, which masks add, is to stay a number.

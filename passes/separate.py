@@ -355,7 +355,7 @@ def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
     Sums of exponentials are told by their 0 as they are written (`lower`).
     """
     conditional = all(map(_may_vanish, inside.terms))
-    finite = all(a.kind in ("rank", "int", "extent", "ln2") for a, _ in outer.factors)
+    finite = all(a.kind in ("extent", "ln2") or (a.kind in ("rank", "int") and p > 0) for a, p in outer.factors)
     if finite or not conditional:
         return UNIT
     plain = Form({value.single[0]: ONE_FRACTION}) if value.single is not None else value

@@ -116,7 +116,8 @@ class Products(Loops):
         plain = isinstance(value, Access) and not value.indices and value.tensor in self.own
         made = not isinstance(e, Access) or e.tensor not in self.c.param_of
         if not (plain and not (operand is not None and made)) or self._kept(value) not in ("f32", "f64", operand):
-            value = self._operand_tile(base, value, operand or "f32")
+            wide = "f64" if settle(self.checker.infer(value)) == "f64" else "f32"
+            value = self._operand_tile(base, value, operand or wide)
         assert isinstance(value, Access)
         return value.tensor
 
