@@ -89,9 +89,9 @@ def _mapping(
 
 def _tuned(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping | None:
     """The mapping on record for these extents or near ones; None where nothing was tuned."""
-    from .autotune.places import records_path
+    from .autotune.places import have_records, records_path
 
-    if not records_path().is_file():
+    if not have_records(records_path()):
         return None
     from .autotune.records import recorded
 
@@ -200,9 +200,15 @@ def _dump(c: Cascade, program: Mapped, source: str, target: str) -> None:
         "tiles.txt": "\n".join(map(str, program.kernels)),
         f"source.{'cpp' if target == 'cpu' else 'py'}": source,
     }
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for number, (stage, text) in enumerate(stages.items()):
-        Path(folder, f"{c.name}.{number:02d}.{stage}").write_text(text, encoding="utf-8")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for number, (stage, text) in enumerate(stages.items()):
+            Path(folder, f"{c.name}.{number:02d}.{stage}").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"`CASTILE_DUMP` names no folder that can be written: {folder} ({error.strerror or error})",
+            hint="name another one, or unset it",
+        ) from None
 
 
 def explain(c: Cascade, shapes: Dict[str, int] | None = None) -> Explanation:

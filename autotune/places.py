@@ -18,6 +18,14 @@ def records_path() -> Path:
     return Path(base) / "castile" / "records.sqlite"
 
 
+def have_records(path: Path) -> bool:
+    """Whether there is a file of records; an empty one holds none."""
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def model_path() -> Path:
     """The folder of the user's cost model: ``CASTILE_MODEL``, else beside the records."""
     named = os.environ.get("CASTILE_MODEL")

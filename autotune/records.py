@@ -25,7 +25,7 @@ from ..ir.cascade import Cascade
 from ..ir.errors import CastileError, InputError, UsageError
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
-from .places import records_path
+from .places import have_records, records_path
 from .record import MOST_TIMES, Record, described, parsed, record_of, renamed, standing
 
 # "CAST": how SQLite's header tells that a file is ours.
@@ -91,7 +91,7 @@ class Records:
 
     def _open(self) -> sqlite3.Connection:
         if self.read_only:
-            if not self.path.is_file():
+            if not have_records(self.path):
                 raise UsageError(f"there are no records at {self.path}", hint="castile tune makes some")
             location = self.path.resolve().as_uri()
             try:
@@ -319,7 +319,7 @@ def recorded(c: Cascade, shapes: Mapping[str, int], target: str, device: str | N
 
     path = records_path()
     try:
-        if not path.is_file():
+        if not have_records(path):
             return None
         with Records(path, read_only=True) as records:
             found = records.best(c, shapes, device or device_name(target), target)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..codegen import targets
+from ..codegen.compiler import find_compiler
 from ..costmodel.model import CostModel
 from ..costmodel.shipped import shipped_model
 from ..ir.cascade import Cascade
@@ -99,7 +100,7 @@ def tune(
     """Search the mappings of a cascade for ``budget_s`` seconds or ``trials`` trials, whichever ends first.
 
     Trials go to the records at ``path`` (the user's, if None) as they end. Raises `UsageError` where no candidate
-    runs, `InputError` for shapes that do not fit.
+    runs or nothing can be compiled, `InputError` for shapes that do not fit.
     """
     began = monotonic()
     if target != "cpu":
@@ -112,6 +113,8 @@ def tune(
         )
     if not budget_s > 0:
         raise UsageError("a budget is a time above 0", expected="seconds", got=repr(budget_s))
+    if measurer is None:
+        find_compiler()
     extents = resolve(c, shapes)
     device = describe_cpu()
     space = space_of(c, extents, target, device)
@@ -351,8 +354,6 @@ def leader() -> CostModel | None:
 
 def versions() -> dict[str, str]:
     """What made a kernel: castile, Python, NumPy and the compiler."""
-    from ..codegen.compiler import find_compiler
-
     try:
         own = version("castile")
     except PackageNotFoundError:

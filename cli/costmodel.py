@@ -178,11 +178,11 @@ def info(model: Model = None, json: Json = False) -> None:
 
 def _data(path: Path | None, least: int = LEAST_ROWS) -> Any:
     from ..autotune.dataset import dataset
-    from ..autotune.places import records_path
+    from ..autotune.places import have_records, records_path
     from ..autotune.probe import describe_cpu
     from ..autotune.records import Records
 
-    if not least and path is None and not records_path().is_file():
+    if not least and path is None and not have_records(records_path()):
         return dataset((), describe_cpu())
     with Records(path, read_only=True) as opened:
         data = dataset(opened.all(status="ok", kind="trial"), describe_cpu())

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..ir.cascade import Cascade
 from ..ir.errors import InputError, UsageError
@@ -78,6 +78,16 @@ class Kernel:
         self._latest: Runner | None = None
         self._lock = threading.RLock()
         self._building: dict[str, threading.Lock] = {}
+
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> Kernel:
+        """Itself: calls change nothing that a copy could tell."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a kernel is not pickled: keep its cascade, str(kernel.cascade), and compile that again")
 
     # What was generated
 

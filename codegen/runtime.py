@@ -7,6 +7,7 @@ is never imported here: its tensors are known by what they can do.
 from __future__ import annotations
 
 import ctypes
+import math
 import operator
 import os
 import struct
@@ -228,11 +229,22 @@ class CpuProgram(Arguments):
             # A copy may lie in another way, so it comes before plans are looked for.
             arrays = [_aligned(x, size) for x, size in zip(arrays, self._sizes, strict=True)]
             places, signature = looked_at([*arrays, *outs])
+        if 0 in places:
+            self._refuse_without_memory([*arrays, *outs], places)
         latest, plan, _ = self._latest
         if signature != latest:
             plan = self._plans.get(signature) or self._kept(signature, self._plan(arrays, outs, torch))
             self._latest = signature, plan, None
         return self._results(plan, numbers, places, outs, out)
+
+    def _refuse_without_memory(self, tensors: Sequence[Any], places: Sequence[int]) -> None:
+        for x, place, p in zip(tensors, places, (*self.tensors, *self.outputs), strict=False):
+            if place == 0 and math.prod(x.shape):
+                raise InputError(
+                    f"`{p.name}` has no memory: it is a {type(x).__name__}",
+                    expected="a tensor that holds its elements",
+                    hint="call the kernel with real tensors, outside FakeTensorMode and torch.compile",
+                )
 
     def again(self, inputs: Mapping[str, Any], out: Any) -> Any:
         latest, plan, alike = self._latest
@@ -250,7 +262,7 @@ class CpuProgram(Arguments):
                     self._latest = latest, plan, likeness([*arrays, *outs])
         except (AttributeError, RuntimeError, TypeError):
             return ANEW
-        if any(map(operator.mod, places, self._sizes)):
+        if 0 in places or any(map(operator.mod, places, self._sizes)):
             return ANEW
         return self._results(plan, numbers, places, outs, out)
 

@@ -169,7 +169,7 @@ class Reductions(Scalars):
         """A sum of products without the array of products, by np.einsum; None where a factor is not finite."""
         parts = factors(e.arg)
         values = [self.at(f, scope, guard) for f in parts]
-        arrays = [v.array for v in values]
+        arrays = _over_all([v.array for v in values], scope, len(e.ranks))
         if not all(bool(np.isfinite(x).all()) for x in arrays):
             return None
         kept = list(range(scope.ndim - len(e.ranks)))
@@ -210,9 +210,8 @@ class Reductions(Scalars):
             guard = narrowed(guard, arrays[-1])
         # Where a factor is not finite, neither is the sum, or a mask has left the product out.
         arrays += [np.nan_to_num(np.abs(self.at(f, scope, guard).array), posinf=0.0) for f in c.parts]
-        outer = scope.ndim - count
-        alike = [n for i, n in enumerate(scope.shape) if i >= outer and all(a.shape[i] == 1 for a in arrays)]
-        return math.prod(alike) * _contract_arrays([a.astype(float) for a in arrays], list(range(outer)))
+        arrays = _over_all([a.astype(float) for a in arrays], scope, count)
+        return _contract_arrays(arrays, list(range(scope.ndim - count)))
 
     def _tf32(self, e: Reduce) -> float:
         """The rounding of f32 operands in fast numerics."""
@@ -317,6 +316,15 @@ def _element(value: Value, place: tuple[int, ...]) -> Value:
 
 def _widen(guard: Array | None, count: int) -> Array | None:
     return None if guard is None else guard.reshape(guard.shape + (1,) * count)
+
+
+def _over_all(arrays: Sequence[Array], scope: Scope, count: int) -> list[Array]:
+    """Factors of a product of which one goes over each of the last ranks of a scope, also where none varies: a sum of
+    nothing is the same at every coordinate."""
+    outer = scope.ndim - count
+    same = [i for i in range(outer, scope.ndim) if all(a.shape[i] == 1 for a in arrays)]
+    first, *rest = arrays
+    return [np.broadcast_to(first, [scope.shape[i] if i in same else n for i, n in enumerate(first.shape)]), *rest]
 
 
 def _contract_arrays(arrays: list[Array], kept: list[int]) -> Array:
