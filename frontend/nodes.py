@@ -45,6 +45,7 @@ ATTENTION = frozenset(
         FLEX,
     )
 )
+EXTREMES = frozenset("amax.default amin.default max.default min.default".split())
 SOFTMAX = frozenset("_softmax.default _safe_softmax.default amax.default max.dim".split())
 # What takes long enough to compute that nobody wants it twice.
 DEAR = frozenset(

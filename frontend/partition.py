@@ -20,6 +20,7 @@ from .nodes import (
     COPIES,
     CREATION,
     DEAR,
+    EXTREMES,
     PRODUCTS,
     SOFTMAX,
     TAKEN,
@@ -97,6 +98,7 @@ class Partitioner(Able):
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.copied = self._copied()
         self.after = self._in_sequence()
+        self.compared = self._compared()
         self.group: dict[Node, int] = {}
         self.members: dict[int, list[Node]] = {}
         self.kinds: dict[int, str] = {}
@@ -191,6 +193,24 @@ class Partitioner(Able):
                 last = n
         return edges
 
+    def _compared(self) -> list[tuple[Node, Node]]:
+        """Extremes and what they are the greatest or least of, where both leave the graph or an equality reads both: it
+        looks for the very element, which an extreme that is found by another form of what it is of need not be."""
+        found = []
+        for n in self.graph.nodes:
+            if n in self.able and op_name(n) in EXTREMES:
+                mine = set(self._readers(n))
+                for source in self._sources(n):
+                    both = mine & set(self._readers(source))
+                    if any(u.op == "output" or op_name(u).startswith(("eq.", "ne.")) for u in both):
+                        found.append((n, source))
+        return found
+
+    def _compares(self, nodes: Iterable[Node]) -> bool:
+        """Whether among some nodes are an extreme and what it is compared with."""
+        inside = set(nodes)
+        return any(inside.issuperset(pair) for pair in self.compared)
+
     # Attention
 
     def _attention(self) -> None:
@@ -200,7 +220,7 @@ class Partitioner(Able):
         for node in self.graph.nodes:
             if node in self.able and op_name(node) in PRODUCTS and node not in self.group:
                 chain = self._chain(node)
-                if chain and not self._cyclic(set(chain)):
+                if chain and not self._compares(chain) and not self._cyclic(set(chain)):
                     self._new(chain, "attention")
 
     def _chain(self, last: Node) -> list[Node]:
@@ -253,7 +273,7 @@ class Partitioner(Able):
             ratio = 1 if any(op_name(n) in DEAR for n in self.members[number]) else RATIO
             if len(both) > LARGEST or (numel(node) > ratio * largest and not self._is_cheap(number, mine)):
                 continue
-            if self._cyclic(set(both)):
+            if self._compares(both) or self._cyclic(set(both)):
                 continue
             self.members[number] = both
             for n in self.members.pop(mine):
