@@ -21,14 +21,11 @@ def expand_factors(f: Form, over: frozenset[str]) -> Form:
     """Open nested products of sums within a sum, where a reduced value multiplies a sum that varies."""
     total: list[Form] = []
     for m, q in f.terms.items():
-        nested = next(
-            (a for a, p in m.factors if a.kind == "poly" and p == 1 and a.free & over and waits_value(a, over)), None
-        )
-        others = [(a, p) for a, p in m.factors if a != nested]
-        if nested is None or not all(a.free & over or True for a, _ in others) or others or m.exponent is not None:
+        a = m.atom
+        if a is None or a.kind != "poly" or not a.free & over or not waits_value(a, over):
             total.append(Form({m: q}))
             continue
-        inner = nested.args[0]
+        inner = a.args[0]
         assert isinstance(inner, Form)
         total.append(scale(expand_factors(inner, over), q))
     return add(*total)

@@ -19,6 +19,7 @@ SAMPLE = (
     "test_cpp.py",
     "test_cpp_values.py",
     "test_examples_cpu.py",
+    "test_found_cpu.py",
     "test_gradients_cpu.py",
     "test_made.py",
     "test_neon.py",

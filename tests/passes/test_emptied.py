@@ -212,6 +212,52 @@ def f(X: f32[k], Y: f32[k]) -> O:
 """,
         {"X": np.array([1.0, 2.0, -1.0, -2.0, 3.0]), "Y": np.arange(5.0)},
     ),
+    "a variance of what a condition chose": (
+        """
+def f(X: f32[m, n]) -> V:
+    P[m, n] = where(n < 2, 1.0, X[m, n])
+    U[m] = sum[n](P[m, n]) / extent(n)
+    V[m] = sum[n]((P[m, n] - U[m]) ** 2)
+""",
+        {"X": np.arange(21.0).reshape(3, 7) % 5},
+    ),
+    "a variance of signs": (
+        """
+def f(X: f32[m, n]) -> V:
+    S[m, n] = where(X[m, n] > 0, 1.0, where(X[m, n] < 0, -1.0, 0.0))
+    U[m] = sum[n](S[m, n]) / extent(n)
+    V[m] = sum[n]((S[m, n] - U[m]) ** 2)
+""",
+        {"X": np.arange(21.0).reshape(3, 7) % 5 - 2},
+    ),
+    "a variance under weights of two conditions": (
+        """
+def f(X: f32[m, n], K: f32[m, n]) -> V:
+    W[m, n] = where(K[m, n] > 0, 1.0, 0.0) + where(K[m, n] < 2, 2.0, 0.0)
+    L[m] = sum[n](W[m, n])
+    U[m] = sum[n](W[m, n] * X[m, n]) / L[m]
+    V[m] = sum[n](W[m, n] * (X[m, n] - U[m]) ** 2)
+""",
+        {"X": np.arange(21.0).reshape(3, 7) ** 2 % 11, "K": np.arange(21.0).reshape(3, 7) % 4},
+    ),
+    "a sum under a condition beside another, in a sum that is multiplied": (
+        """
+def f(X: f32[b], K: bool[b], Z: f32[b], s: f32) -> Y:
+    M = sum[b](X[b])
+    G[b] = where(K[b], 0.0, (X[b] - M) * s)
+    N = sum[b](G[b])
+    Y = sum[b]((G[b] - Z[b] * N) * 2.0)
+""",
+        {"X": np.arange(5.0), "K": np.array([1, 0, 1, 1, 0], bool), "Z": np.arange(5.0) ** 2, "s": 0.5},
+    ),
+    "a quotient that stands outside of a sum under a condition": (
+        """
+def f(X: f32[q, k], K: bool[q, k], L: f32[q]) -> (A, B):
+    A[q] = sum[k](where(K[q, k], X[q, k], 0.0)) / L[q]
+    B[q] = sum[k](where(K[q, k], X[q, k], 0.0)) / sum[k](where(K[q, k], 1.0, 0.0))
+""",
+        {"X": np.ones((2, 3)), "K": np.array([[1, 0, 1], [0, 0, 0]], bool), "L": np.array([2.0, 0.0])},
+    ),
     "a number that is none, under a mask": (
         """
 def f(X: f32[k]) -> O:
