@@ -1,0 +1,124 @@
+"""Compiled models that were wrong once, against eager."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+Tensor = torch.Tensor
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # no region falls back unseen
+        yield
+
+
+def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    return torch.compile(f, backend="castile", options={"when": "always"}, **options)
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, [16])
+
+
+# What divides by how many there are, and is then read in part or beside others.
+COUNTED: dict[str, Callable[[Tensor], Any]] = {
+    "sliced": lambda x: norm(x)[..., 2:5] * 2,
+    "selected": lambda x: norm(x)[..., 0],
+    "beside": lambda x: torch.cat([norm(x), x], -1),
+    "padded": lambda x: F.pad(norm(x), [1, 2]),
+    "flipped": lambda x: norm(x).flip(-1),
+    "split": lambda x: (x - x.mean(-1, keepdim=True)).split(4, -1)[1] * 2,
+    "of rows": lambda x: (x - x.mean(0))[1:] * 2,
+    "rotated": lambda x: torch.cat([-norm(x)[..., 8:], norm(x)[..., :8]], -1),
+    "chosen": lambda x: torch.where(torch.cat([norm(x), x], -1) < 0.25, torch.cat([norm(x), x], -1), 0.0),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_are_of_the_whole(name: str, dynamic: bool) -> None:
+    x = torch.randn(8, 16)
+    torch.testing.assert_close(compiled(COUNTED[name], dynamic=dynamic)(x), COUNTED[name](x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_of_padded_rows() -> None:
+    def f(x: Tensor) -> Tensor:
+        return norm(F.pad(x, [2, 0], value=1.0)) + torch.sign(x[..., :1]).var(0, unbiased=False)
+
+    x = torch.randn(3, 5, 14)
+    torch.testing.assert_close(compiled(f)(x), f(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("extreme", [torch.amax, torch.amin])
+def test_gradients_of_extremes(extreme: Callable[..., Tensor]) -> None:
+    """The gradient looks for the elements that are equal to the extreme: there is one."""
+
+    def f(x: Tensor) -> Tensor:
+        return extreme(F.layer_norm(x, [5]) * -1.5 + 0.1, 0)
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(16, 3, 5, requires_grad=True)
+        mine, theirs = (torch.autograd.grad(g(x).square().sum(), x)[0] for g in (compiled(f), f))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_element_is_equal_to_the_extreme() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = F.layer_norm(x, [16]) * 3 - 0.7
+        return (y == y.amax(-1, keepdim=True)).sum(-1)
+
+    x = torch.randn(64, 16)
+    assert compiled(f)(x).tolist() == [1] * 64
+
+
+@pytest.mark.parametrize("shape", [(17, 5), (33, 3), (40, 16), (64, 1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_attention_to_few_keys(shape: tuple[int, int], causal: bool) -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    given = [torch.randn(2, 4, n, 8, requires_grad=True) for n in (shape[0], shape[1], shape[1])]
+    mine, theirs = (torch.autograd.grad(g(*given).square().sum(), given) for g in (compiled(f), f))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_learned_bias() -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+    given = [torch.randn(s, requires_grad=True) for s in ((1, 4, 17, 8), (1, 4, 6, 8), (1, 4, 6, 8), (17, 6))]
+    mine, theirs = (torch.autograd.grad(g(*given).square().sum(), given) for g in (compiled(f), f))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_a_mask_of_numbers_hides(dtype: torch.dtype) -> None:
+    """A mask that adds the least number leaves the average of all values."""
+
+    def f(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+    hidden = torch.rand(33, 47) > 0.5
+    hidden[3] = True
+    mask = torch.where(hidden, torch.finfo(dtype).min, 0.0).to(dtype)
+    given = [torch.randn(2, 3, n, 16).to(dtype) for n in (33, 47, 47)]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(compiled(f)(*given, mask), f(*given, mask), rtol=tolerance, atol=tolerance)
+
+
+def test_a_loss_that_ignores_everything() -> None:
+    x, ignored = torch.randn(12, 30), torch.full((12,), -100)
+    assert compiled(F.cross_entropy)(x, ignored).isnan()
