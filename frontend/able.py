@@ -30,6 +30,9 @@ class Able:
         if name not in HANDLERS and name != FLEX:
             self.why[node] = f"`{name or node.target}` has no cascade"
             return False
+        if _cancels(node):
+            self.why[node] = "what is infinite or no number does not cancel"
+            return False
         signature = _signature(node)
         if signature not in self._known:
             self._known[signature] = self._trial(node)
@@ -75,6 +78,15 @@ class Able:
                 floats = any(f.is_floating_point() for f in tensors_of(a))
                 if floats and (is_view(a) or is_map(op_name(a))):
                     todo.append(a)
+
+
+def _cancels(node: Node) -> bool:
+    """Whether algebra takes an operation for a number: x - x, x / x, x * 0, by which code asks what is finite."""
+    name, (a, *more) = op_name(node).split(".")[0], (*node.args, None)
+    if not any(f.is_floating_point() for f in tensors_of(node)):
+        return False
+    same = isinstance(a, Node) and more[:1] == [a] and not node.kwargs
+    return (name in ("sub", "div") and same) or (name == "mul" and 0 in (a, more[0]))
 
 
 def _signature(node: Node) -> Any:

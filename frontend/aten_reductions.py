@@ -8,7 +8,7 @@ from typing import Any
 
 from .aten import HANDLERS, Handler, Site, combine, handles
 from .hidden import left_out
-from .values import Unsupported, Value, call, number
+from .values import Unsupported, Value, call, number, product
 
 
 def axes_of(a: Value, dims: Any) -> list[int]:
@@ -89,6 +89,9 @@ def _argmax(site: Site, a: Value, dim: int | None = None, keepdim: bool = False)
 def variance(site: Site, a: Value, dims: Any, correction: Any, keep: bool) -> tuple[Value, Value]:
     """The variance, two passes as written, and the mean."""
     axes = axes_of(a, dims)
+    many = product(site.ws.sizes[r] for axis in axes for r in a.dims[axis])
+    if isinstance(many, int) and many <= correction:
+        raise Unsupported("a variance of too few elements, which is no number")
     a = site.ws.named(a, "x")
     mu = site.ws.named(mean(site, a, axes, True), "mean")
     n = site.ws.count(a, axes)

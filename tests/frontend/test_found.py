@@ -119,6 +119,25 @@ def test_rows_that_a_mask_of_numbers_hides(dtype: torch.dtype) -> None:
     torch.testing.assert_close(compiled(f)(*given, mask), f(*given, mask), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("finite", [lambda x: (x - x) == 0, lambda x: (x * 0) == 0, lambda x: x / x == 1])
+def test_what_is_finite_is_told_apart(finite: Callable[[Tensor], Tensor]) -> None:
+    def f(x: Tensor) -> Tensor:
+        return torch.where(finite(x), x, 0.5).sum(-1)
+
+    x = torch.randn(8, 16)
+    x[0, 1], x[2, 3] = float("nan"), float("inf")
+    torch.testing.assert_close(compiled(f)(x), f(x))
+
+
+def test_a_deviation_of_one_element_is_no_number() -> None:
+    def f(x: Tensor) -> Tensor:
+        return ((x + x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)).exp() * 2
+
+    x = torch.randn(8, 1)
+    assert compiled(f)(x).isnan().all()
+    torch.testing.assert_close(compiled(f)(x.reshape(1, 8)), f(x.reshape(1, 8)))
+
+
 def test_a_loss_that_ignores_everything() -> None:
     x, ignored = torch.randn(12, 30), torch.full((12,), -100)
     assert compiled(F.cross_entropy)(x, ignored).isnan()

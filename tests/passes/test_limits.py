@@ -27,6 +27,14 @@ def test_functions_of_what_an_empty_rank_is_reduced_to(value: str, want: float, 
     assert evaluate(derive(c).cascade, given)["O"] == found
 
 
+@pytest.mark.parametrize(("value", "found"), [("X[k] - X[k]", 0), ("X[k] * 0.0", 0), ("X[k] / X[k]", 1)])
+def test_what_is_no_number_cancels(value: str, found: float) -> None:
+    c = castile.parse(f"def f(X: f32[k]) -> O:\n    O[k] = {value}\n")
+    given = {"X": np.array([np.nan, np.inf])}
+    assert np.isnan(evaluate(c, given)["O"]).all()
+    assert (evaluate(derive(c).cascade, given)["O"] == found).all()
+
+
 def test_nothing_is_demanded_of_a_sum_whose_parts_overflow() -> None:
     c = castile.parse("def f(X: f32[k]) -> O:\n    O = sum[k](X[k])\n")
     assert error_bound(c, {"X": np.array([3e38, 3e38, -3e38])})["O"] == np.inf
