@@ -94,9 +94,13 @@ class Finisher:
 
     def _finished(self, v: Form) -> Form:
         """A form over the tensors that hold the streams' results: mantissas times exponentials of their gauges."""
-        result = rewrite(v, self._visit, self.finished)
+        result = self._finished_value(v)
         assert isinstance(result, Form)
         return result
+
+    def _finished_value(self, v: Value) -> Value:
+        """`_finished`, of a form or of a predicate, whose sides are scaled as well."""
+        return rewrite(v, self._visit, self.finished)
 
     def _visit(self, a: Atom) -> Form | Atom | None:
         component = self.component.get(a.digest)
@@ -133,7 +137,7 @@ class Finisher:
             rest = exp(sub(gauge.exponent, gauge.value))
             bare = Form({Monomial(m.factors, None, m.brackets): q for m, q in args[0].terms.items()})
             args = (mul(bare, rest),)
-        done = tuple(self._finished(x) if isinstance(x, Form) else rewrite(x, self._visit, self.finished) for x in args)
+        done = tuple(map(self._finished_value, args))
         own = Atom(a.kind, a.name, done, a.ranks, a.dtype, a.reduced)
         self.inner.add(own.digest)
         return mul(lift(own), exp(scale))
@@ -144,7 +148,7 @@ class Finisher:
         A scale that does not vary leaves the sum: ``sum[d](W[d] * N[q, d] * exp(M[q]))`` is scaled as ``N`` is.
         """
         if a.digest not in self.plain:
-            args = tuple(self._finished(x) if isinstance(x, Form) else x for x in a.args)
+            args = tuple(map(self._finished_value, a.args))
             worth, only = lift(a), args[0]
             if a.name == "sum" and isinstance(only, Form):
                 only = aligned(only, self._is_scaled)

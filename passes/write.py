@@ -115,9 +115,7 @@ class Writer(Finisher):
 
     def _body(self, x: Value) -> Value:
         """An argument of a reduction, over the streams' results, whose Einsums are written first."""
-        if isinstance(x, Atom):
-            return x
-        finished = self._finished(x)
+        finished = self._finished_value(x)
         self._write_needed(x)
         return finished
 
@@ -220,7 +218,7 @@ class Writer(Finisher):
             args = []
             for v, original in zip(values, e.expr.args, strict=True):
                 dtype = self.reader._dtype(original)
-                final = self._finished(v) if isinstance(v, Form) else v
+                final = self._finished_value(v)
                 if isinstance(final, Form) and final.constant is not None and self.reader.is_typed(original, dtype):
                     final = widened(final, dtype)
                 args.append(
@@ -230,7 +228,7 @@ class Writer(Finisher):
                 )
             self.einsums.append(replace(e, expr=replace(e.expr, args=tuple(args))))
             return
-        final = self._finished(values[0]) if isinstance(values[0], Form) else values[0]
+        final = self._finished_value(values[0])
         self.einsums.append(replace(e, expr=self._typed(final, self.reader.types[e.name])))
 
     def _typed(self, v: Value, dtype: str) -> Expr:
@@ -254,7 +252,7 @@ class Writer(Finisher):
             return
         e = self.c.einsum_of[name]
         self.written.add(name)
-        final = self._finished(value) if isinstance(value, Form) else value
+        final = self._finished_value(value)
         dtype = self.reader.types[name]
         # The declared type rounds by itself: a cast to it outermost is not written twice.
         if isinstance(final, Form) and e.output.dtype is not None:

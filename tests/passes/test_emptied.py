@@ -250,6 +250,22 @@ def f(X: f32[b], K: bool[b], Z: f32[b], s: f32) -> Y:
 """,
         {"X": np.arange(5.0), "K": np.array([1, 0, 1, 1, 0], bool), "Z": np.arange(5.0) ** 2, "s": 0.5},
     ),
+    "comparisons of what a stream has scaled": (
+        """
+def f(X: f32[b, h], v: f32[h]) -> (A, B, C, D, E, F):
+    M[h] = max[b](X[b, h])
+    S[h] = sum[b](exp(X[b, h] - M[h]))
+    L[h] = log(S[h]) + M[h]
+    P[b, h] = exp(X[b, h] - M[h]) / S[h]
+    A[h] = S[h] > 1.5
+    B[h] = L[h] > v[h]
+    C[h] = ~(S[h] > 1.5) | (L[h] < 0.25)
+    D[b, h] = P[b, h] > 0.3
+    E = any[h](L[h] > 2.5)
+    F = all[b, h](P[b, h] < 0.8)
+""",
+        {"X": np.sin(np.arange(21.0) ** 2).reshape(3, 7) * 3, "v": np.cos(np.arange(7.0))},
+    ),
     "a quotient that stands outside of a sum under a condition": (
         """
 def f(X: f32[q, k], K: bool[q, k], L: f32[q]) -> (A, B):
