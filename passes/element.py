@@ -135,7 +135,8 @@ class Elements:
             return lowering.float(self.finish(value))
         if self.kind == "exponent" and not gauge.power:
             return self._exponent_leaf(gauge, value)
-        rest = sub(gauge.exponent, self.leaf_form(gauge.value))
+        # Where the element does not count, its scale may be any; elsewhere no condition is met unasked.
+        rest = sub(gauge.exponent, self.leaf_form(gauge.value, shared_brackets(value)))
         return lowering.float(self.finish(mul(value, exp(rest))))
 
     def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
@@ -200,10 +201,10 @@ class Elements:
         component = self.by_atom[atom.digest]
         return self.leaf_value(atom, with_exponent=component.gauge is None)
 
-    def leaf_form(self, v: Form, passed: frozenset[Atom] | None = None, begun: bool = False) -> Form:
+    def leaf_form(self, v: Form, passed: frozenset[Atom], begun: bool = False) -> Form:
         """A form with this stream's reductions replaced by what one element makes of them.
 
-        Masks count as passed: those in ``passed``, or all. With ``begun``, what extremes begin with counts as 0.
+        The conditions in ``passed`` count as met. With ``begun``, what extremes begin with counts as 0.
         """
 
         def visit(a: Atom) -> Form | Atom | None:
@@ -241,16 +242,16 @@ def _scaled(v: Form, swap: Callable[[Atom], Form | Atom | None]) -> Form:
     return result
 
 
-def passing(v: Form, passed: frozenset[Atom] | None = None) -> Form:
-    """A value at an element that its masks let pass: ``[p] a + lbr(p)`` -> ``a``; a bracket in every term holds too.
+def passing(v: Form, passed: frozenset[Atom]) -> Form:
+    """A value at an element that some masks let pass: ``[p] a + lbr(p)`` -> ``a``; a bracket in every term holds too.
 
-    Brackets that choose between terms, ``[c] a + [not c] b``, stay; with ``passed``, so do all that are not in it.
+    Brackets that choose between terms, ``[c] a + [not c] b``, stay, and so do all that are not among the passed.
     """
     masks = {m: frozenset(conjuncts(m.factors[0][0].args[0])) for m in v.terms if is_mask(m)}
     held = frozenset().union(
         *masks.values(), shared_brackets(Form({m: q for m, q in v.terms.items() if m not in masks}))
     )
-    held = held if passed is None else held & passed
+    held &= passed
     rest = {m: q for m, q in v.terms.items() if m not in masks or not masks[m] <= held}
     return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - held): q}) for m, q in rest.items()))
 
