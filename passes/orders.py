@@ -40,7 +40,9 @@ class Orders(Ledger):
         left = self._extreme_left(ranks, body) if op == "max" else None
         if left is not None:
             return left
-        outer = Form({m: q for m, q in body.terms.items() if not m.free & over and m.reduced & over})
+        # A mask stays, as -inf does not cancel: where it hides all, the exponential of the difference is 0 and not 1.
+        leaving = {m: q for m, q in body.terms.items() if not m.free & over and m.reduced & over}
+        outer = Form({m: q for m, q in leaving.items() if all(a.kind != "lbr" for a, _ in m.factors)})
         inside = Form({m: q for m, q in body.terms.items() if m not in outer.terms})
         extreme = self._extreme_of(op, ranks, inside, dtype)
         result, own = add(outer, extreme), extreme.atom
