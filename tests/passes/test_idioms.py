@@ -1,0 +1,48 @@
+"""Mixtures of what people write keep their meaning in every form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from idioms import Writer, drawn
+
+from castile.ir.evaluate import evaluate
+from castile.ir.mapping import ALTERNATIVES
+from castile.passes.derive import derive
+
+CI, NIGHTLY, BLOCK = 400, 20_000, 50
+
+
+def disagreement(seed: int) -> str:
+    c = Writer(seed).cascade()
+    if c is None:
+        return ""
+    given = drawn(c, seed)
+    near = {n: x if x.dtype == bool else x * (1 + 1e-9) for n, x in given.items()}
+    with np.errstate(all="ignore"):
+        want, moved = evaluate(c, given), evaluate(c, near)
+        if any(x.dtype == bool and (x != moved[n]).any() for n, x in want.items()):
+            return ""  # a comparison of equals
+        for level, gauge in ALTERNATIVES:
+            got = evaluate(derive(c, level, gauge).cascade, given)
+            for name, x in want.items():
+                finite = np.isfinite(x)
+                if not np.allclose(np.asarray(got[name])[finite], x[finite], 1e-5, 1e-8):
+                    return f"{level} {gauge} {name}: {got[name]} for {x}"
+    return ""
+
+
+def check(first: int) -> None:
+    found = [f"seed {s}: {text}" for s in range(first, first + BLOCK) if (text := disagreement(s))]
+    assert not found, "\n".join(found[:3])
+
+
+@pytest.mark.parametrize("first", range(0, CI, BLOCK))
+def test_idioms(first: int) -> None:
+    check(first)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first", range(CI, NIGHTLY, BLOCK))
+def test_more_idioms(first: int) -> None:
+    check(first)
