@@ -217,10 +217,15 @@ def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
         return f
     if len(others.terms) < 2 or not any(e.terms and scaled(e) for e in scales.values()):
         return f
-    every = [scales[d] for d in sorted(scales)]
-    top = every[0]
-    for e in every[1:]:
-        top = function("maximum", (top, e))
+    top: Form | None = None
+    for digest in sorted(scales):
+        # Where conditions leave none of its terms, an exponent may be no number: that less the maximum of nothing.
+        each = scales[digest]
+        if each.terms:
+            mine = (m for m in others.terms if m.exponent == each)
+            each = masked(each, [disjunction(conjunction(m.brackets) for m in mine)])
+        top = each if top is None else function("maximum", (top, each))
+    assert top is not None
     terms = [
         mul(Form({Monomial(m.factors, None, m.brackets): q}), exp(sub(m.exponent or ZERO, top)))
         for m, q in others.terms.items()
