@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 
 import pytest
 
@@ -26,5 +25,5 @@ def test_every_benchmark_of_make_bench_can_be_quick() -> None:
     (line,) = re.findall(r"for file in (.*?);", made.stdout)
     assert len(line.split()) > 5
     for file in line.split():
-        told = subprocess.run([sys.executable, file, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert "--quick" in told.stdout, file
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert '"--quick"' in text or "castile.benchmarks._command" in text, file

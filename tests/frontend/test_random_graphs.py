@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from random_graphs import disagreement
 
-CI, NIGHTLY, BLOCK = 8, 1000, 4
+CI, NIGHTLY, BLOCK = 6, 1000, 3
 
 
 def check(first: int) -> None:
