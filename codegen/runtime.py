@@ -238,6 +238,7 @@ class CpuProgram(Arguments):
         return self._results(plan, numbers, places, outs, out)
 
     def _refuse_without_memory(self, tensors: Sequence[Any], places: Sequence[int]) -> None:
+        """Raises `InputError` for a tensor of some elements that lies nowhere, such as a FakeTensor."""
         for x, place, p in zip(tensors, places, (*self.tensors, *self.outputs), strict=False):
             if place == 0 and math.prod(x.shape):
                 raise InputError(

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 import castile  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
+from castile.frontend.region import _agrees  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,13 @@ def test_the_loops_of_a_map_go_through_memory(dynamic: bool | None) -> None:
             assert mine.stride() == theirs.stride()
     orders = [call.lowered.orders for _, call in seen[0].calls]
     assert orders == [((0, 2, 1, 3),), ((0, 1, 2, 3),)]
+
+
+def test_check_tells_infinities_from_numbers() -> None:
+    inf, nan = float("inf"), float("nan")
+    eager = torch.tensor([1.0, inf, nan, -inf])
+    assert _agrees(torch.tensor([1.0, inf, 0.0, -inf]), eager)
+    for wrong in ([1.0, 5.0, 0.0, -inf], [1.0, inf, 0.0, inf], [1.5, inf, nan, -inf], [nan, inf, nan, -inf]):
+        assert not _agrees(torch.tensor(wrong), eager)
+    assert not _agrees(torch.zeros(3), torch.full((3,), inf))
+    assert _agrees(torch.zeros(0), torch.zeros(0))
