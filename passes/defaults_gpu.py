@@ -26,8 +26,8 @@ SIDE = 16
 # Elements of one operation for each warp: 64 registers of a thread hold them.
 PER_WARP = 2048
 
-# Elements of a row that one program looks at together, and of all its rows.
-ROW, ROWS = 1024, 4096
+# Elements that one program looks at together, of one row or of short ones.
+ROW = 1024
 
 # Elements of one operation over three axes or more.
 MANY_AXES = 4096
@@ -334,9 +334,14 @@ def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
     # Of several loops one more goes over rows together.
     found |= {r: 16 if r in [x for x in loops if x != along][-1:] else 1 for r in loops}
     found[along] = ROW if along in loops or not loops else 128
-    if along in found and k.grid and along != k.grid[-1].rank and _up(extents.get(along, 1)) < ROW:
-        # Short rows are taken several at a time.
-        found[k.grid[-1].rank] = max(1, ROWS // 4 // _up(extents.get(along, 1)))
+    room = ROW // _up(extents.get(along, 1))
+    if room > 1 and along in found and k.grid:
+        # Short rows are taken several at a time: of what is only mapped so many, of what is folded those of one rank.
+        others = [g.rank for g in reversed(k.grid) if g.rank != along]
+        mapped = not loops and along in {g.rank for g in k.grid}
+        for r in others if mapped else others[: along != k.grid[-1].rank]:
+            found[r] = min(room, _up(extents.get(r, room))) if mapped else room
+            room //= found[r]
     return found
 
 

@@ -24,6 +24,7 @@ from .room import fits, with_room
 from .stream import Stream
 from .told import Block, Step, Teller
 from .wide import in_f64
+from .write import reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +233,5 @@ class _Deriver(Teller):
 
 def _reading(v: Value, tensor: str) -> list[Atom]:
     """The reductions inside a value that read the tensor."""
-
-    def reads(x: Value) -> bool:
-        return isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") == tensor
-
     inside = (x for x in values_inside(v) if isinstance(x, Atom) and x.kind == "red")
-    return [x for x in inside if any(map(reads, values_inside(x)))]
+    return [x for x in inside if reads(x, {tensor})]

@@ -8,6 +8,7 @@ from ..ir.cascade import Const, Expr, Rank
 from .brackets import INF, TRUE, bracket, compare, conjunction, conjuncts
 from .centred import centres, count_of
 from .emptiness import is_mask
+from .exponents import shared_brackets
 from .forms import UNIT, ZERO, Atom, Form, Monomial, Value, add, lift, neg, sub
 from .functions import aligned, exp, log
 from .lower import Lowering
@@ -148,7 +149,7 @@ class Elements:
         # exp(-inf) is 1 times the base to the -inf.
         power = call("exp" if unit == UNIT else "exp2", call("sub", x, n))
         small = call("where", call("eq", n, MINUS_INF), Const(1.0), power)
-        masks = {b for b in shared_brackets(value) if b.free & self.over}
+        masks = shared_brackets(value)
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
         e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))
         passed = self.finish(bracket(conjunction(masks))).single
@@ -254,11 +255,6 @@ def passing(v: Form, passed: frozenset[Atom]) -> Form:
     held &= passed
     rest = {m: q for m, q in v.terms.items() if m not in masks or not masks[m] <= held}
     return add(*(Form({Monomial(m.factors, m.exponent, set(m.brackets) - held): q}) for m, q in rest.items()))
-
-
-def shared_brackets(v: Form) -> frozenset[Atom]:
-    """The brackets that every term of a value has."""
-    return frozenset.intersection(*(frozenset(m.brackets) for m in v.terms)) if v.terms else frozenset()
 
 
 def vanishing(v: Form) -> list[Atom]:

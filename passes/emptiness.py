@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .brackets import compare, conjunction, conjuncts, disjunction, pred
-from .forms import ONE, ONE_FRACTION, UNIT, Atom, Form, Monomial, lift
+from .brackets import bracket, compare, conjunction, conjuncts, disjunction, pred
+from .forms import ONE, ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, lift
 
 FILLED = "red:any"
 
@@ -61,6 +61,31 @@ def where_finite(a: Atom) -> list[Atom]:
     if some is not None:
         return [some] if some.name == FILLED else []
     return _inhabited(a.ranks) if a.kind == "red" and a.name == "max" else []
+
+
+def unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
+    """Where a reduction is not the 0 that conditions leave, if what left it may be infinite: times that, 0 is no 0.
+
+    Sums of exponentials are told by their 0 as they are written (`lower`).
+    """
+    finite = all(a.kind in ("extent", "ln2") or (a.kind in ("rank", "int") and p > 0) for a, p in outer.factors)
+    finite = finite and outer.exponent is None
+    if finite or not all(map(_may_vanish, inside.terms)):
+        return UNIT
+    plain = Form({value.single[0]: ONE_FRACTION}) if value.single is not None else value
+    return bracket(compare("ne", plain, ZERO, integer=False))
+
+
+def _may_vanish(m: Monomial) -> bool:
+    """Whether a term is 0 by a condition, its own or that of a factor in it."""
+    return m.exponent is None and (bool(m.brackets) or any(p > 0 and _factor_may_vanish(a) for a, p in m.factors))
+
+
+def _factor_may_vanish(a: Atom) -> bool:
+    inner = a.args[0] if a.kind == "poly" else None
+    if isinstance(inner, Form):
+        return all(t.brackets or is_mask(t) or _may_vanish(t) for t in inner.terms)
+    return a.kind == "red" and filled(a) is not None
 
 
 def _inhabited(ranks: Iterable[str]) -> list[Atom]:

@@ -11,6 +11,11 @@ from .normal import mul
 from .waiting import waits_value
 
 
+def shared_brackets(v: Form) -> frozenset[Atom]:
+    """The brackets that every term of a value has."""
+    return frozenset.intersection(*(frozenset(m.brackets) for m in v.terms)) if v.terms else frozenset()
+
+
 def common_exponent(body: Form) -> Form | None:
     """The exponent that all terms of an integrand share, or None."""
     found = {m.exponent.digest if m.exponent is not None else b"" for m in body.terms}

@@ -6,7 +6,7 @@ from math import inf
 
 from ..ir.ops import OPS
 from .brackets import compare, lbr, negate
-from .emptiness import filled
+from .emptiness import filled, unless_nothing
 from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift
 from .functions import exp, function
 from .ledger import Ledger
@@ -15,8 +15,10 @@ from .places import Ranking, ranking_of, split_masks
 from .rewriting import rewrite
 from .waiting import pieces, reason_of, waits, waits_value
 
-# Functions through which a maximum passes, as they never fall; and where it is looked for, they must rise.
+# Functions through which an extreme passes, as they never fall, if they have a value where it begins: no maximum passes
+# log or sqrt. Where its place is looked for, they must rise.
 _INCREASING = frozenset(o.name for o in OPS.values() if o.monotone == ("+",))
+_PARTIAL = frozenset({"log", "log1p", "log2", "sqrt"})
 _RISING = frozenset(name for name in _INCREASING if OPS[name].derivative != ("0.0",))
 
 
@@ -72,7 +74,8 @@ class Orders(Ledger):
                     exponent = masked(m.exponent, hidden)
                     return mul(rest, exp(self.extreme(op, ranks, exponent, dtype)))
         atom = body.atom
-        if atom is not None and atom.kind == "fn" and atom.name in _INCREASING:
+        passing = _INCREASING - _PARTIAL if op == "max" else _INCREASING
+        if atom is not None and atom.kind == "fn" and atom.name in passing:
             inner = atom.args[0]
             assert isinstance(inner, Form)
             return function(atom.name, (self.extreme(op, ranks, inner, dtype),))
@@ -94,9 +97,9 @@ class Orders(Ledger):
         # What leaves is read only where it was before.
         guards = [b for b in m.brackets if not b.free & over and b.free & outside.free]
         outside = Monomial(free, free_exponent, guards)
-        return mul(
-            const(abs(q) if q > 0 else q), Form({outside: ONE_FRACTION}), self.extreme(direction, ranks, inner, dtype)
-        )
+        value = self.extreme(direction, ranks, inner, dtype)
+        some = unless_nothing(outside, Form({kept: ONE_FRACTION}), value)
+        return mul(const(abs(q) if q > 0 else q), Form({outside: ONE_FRACTION}), value, some)
 
     def _last_extreme(self, op: str, ranks: tuple[str, ...], body: Form, dtype: str) -> Form:
         over = frozenset(ranks)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from .centred import centres, count_of, lower_powers, reductions_over
-from .exponents import common_exponent
+from .exponents import common_exponent, shared_brackets
 from .forms import LN2, UNIT, ZERO, Atom, Form, Value, lift, scale, values_inside
 from .functions import function, log
 from .normal import const, masked, mul
@@ -55,8 +55,7 @@ class Plan:
         exponent = common_exponent(body)
         assert exponent is not None
         over = frozenset(atom.ranks)
-        shared = frozenset.intersection(*(frozenset(m.brackets) for m in body.terms))
-        brackets = tuple(sorted((b for b in shared if b.free & over), key=lambda b: b.digest))
+        brackets = tuple(sorted(shared_brackets(body), key=lambda b: b.digest))
         bounded = masked(exponent, brackets)
         value = self.reductions.extreme("max", atom.ranks, bounded)
         if waits(exponent, over) or outside_of(value, atom.ranks):

@@ -14,15 +14,16 @@ reduction waits for r any more (design, section 3). Three things may leave a sum
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .brackets import bracket, compare
+from .brackets import conjuncts
 from .casts import cast, movable
 from .centred import basis_size, expand_factors, is_centred, split_core
-from .emptiness import filled
+from .emptiness import filled, unless_nothing
 from .exponents import common_exponent, expand, is_share
-from .forms import ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, add, lift, scale
+from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale
 from .ledger import MAX_TERMS, Rewrite
 from .normal import atom_nonnegative, factored, mul, power, times
 from .orders import Orders
@@ -75,7 +76,7 @@ class Reductions(Orders):
         for outer, (inside, bared) in groups.items():
             value = self._remaining(ranks, inside, bared)
             self._note_power(outer, value)
-            total.append(mul(Form({outer: ONE_FRACTION}), value, _unless_nothing(outer, inside, value)))
+            total.append(mul(Form({outer: ONE_FRACTION}), value, unless_nothing(outer, inside, value)))
         result = add(*total)
         if waits(body, over):
             before = lift(Atom("red", "sum", (body,), ranks))
@@ -195,6 +196,10 @@ class Reductions(Orders):
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})
                 in_e = Form({t: q for t, q in in_e.terms.items() if t not in out_e.terms})
+        gauges = [a for t in out_e.terms for a, _ in t.factors if a.kind == "red"]
+        passed = _conditions([*gauges, *(a for a, _ in outer if self.is_bare(a))]) if in_e.terms else ()
+        kept = [b for b in out_b if b in passed]
+        out_b, in_b = [b for b in out_b if b not in kept], [*in_b, *kept]
         if out_b and is_share(Monomial(inner, in_e, m.brackets)) and not is_share(Monomial(inner, in_e, in_b)):
             # Only under them is the exponential a term of the sum that it is divided by.
             out_b, in_b = [], list(m.brackets)
@@ -327,6 +332,12 @@ class Reductions(Orders):
             self.bare.add(exponent.digest)
 
 
+def _conditions(reduced: Iterable[Atom]) -> set[Atom]:
+    """The conditions of maxima and sums that leave a sum: under the same ones it shares their gauge."""
+    passed = [p.args[0] for p in map(filled, reduced) if p is not None]
+    return {c for p in passed for c in conjuncts(p)}
+
+
 def _reduced_first(ranks: tuple[str, ...], body: Form) -> frozenset[str]:
     """The ranks over which a factor is reduced already that still varies over the others: they are summed first."""
     over = frozenset(ranks)
@@ -347,26 +358,6 @@ def _beside_exponents(ranks: tuple[str, ...], body: Form) -> tuple[str, ...]:
     varying = frozenset().union(*(m.exponent.free for m in body.terms if m.exponent is not None))
     first = tuple(r for r in ranks if r not in varying)
     return first if len(first) < len(ranks) else ()
-
-
-def _unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:
-    """Where a sum is not the 0 that conditions leave, if what left it may be infinite: times that, 0 is no 0.
-
-    Sums of exponentials are told by their 0 as they are written (`lower`).
-    """
-    conditional = all(map(_may_vanish, inside.terms))
-    finite = all(a.kind in ("extent", "ln2") or (a.kind in ("rank", "int") and p > 0) for a, p in outer.factors)
-    if finite or not conditional:
-        return UNIT
-    plain = Form({value.single[0]: ONE_FRACTION}) if value.single is not None else value
-    return bracket(compare("ne", plain, ZERO, integer=False))
-
-
-def _may_vanish(m: Monomial) -> bool:
-    """Whether a term is 0 by a condition, its own or that of a sum of exponentials in it."""
-    if m.exponent is not None:
-        return False
-    return bool(m.brackets) or any(p > 0 and a.kind == "red" and filled(a) is not None for a, p in m.factors)
 
 
 def _divides(total: Atom, extreme: Atom, n: int) -> bool:

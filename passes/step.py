@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..ir.cascade import Access, Const, Expr, tensors_read
 from .brackets import bracket, conjunction
 from .centred import Centre, centres
-from .element import shared_brackets
+from .exponents import shared_brackets
 from .forms import Form, Monomial, add, sub
 from .functions import exp
 from .lower import Lowering
@@ -96,7 +96,7 @@ class StepWriter(StreamWriter):
     def _element(self, c: Component, inside: list[Centre], references: dict[bytes, Expr]) -> Expr:
         """The integrand at one coordinate, under the new gauge and about the new references."""
         polys = [x.poly for x in inside]
-        masks = {b for b in shared_brackets(_body(c)) if b.free & self.over}
+        masks = shared_brackets(_body(c))
         terms = []
         for m, q in _body(c).terms.items():
             rest = [(a, p) for a, p in m.factors if a not in polys]

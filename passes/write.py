@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..ir.cascade import Access, Einsum, Expr, Monoid, Output, Rank, Reduce
@@ -18,6 +19,14 @@ from .stream import Component, Stream
 
 # From this depth on, a value that has a tensor of the user's is read from it.
 DEEP = 24
+
+
+def reads(v: Value, tensors: Collection[str]) -> bool:
+    """Whether a value reads one of the tensors."""
+    return any(
+        isinstance(x, Atom) and x.kind in ("access", "pred") and x.name.removeprefix("access:") in tensors
+        for x in values_inside(v)
+    )
 
 
 class Writer(Finisher):
@@ -170,12 +179,17 @@ class Writer(Finisher):
             return
         name = fresh(f"stream{len(self.streams) + 1}", self.taken)
         writer = StepWriter(self.plan, components, self.kind, self._finished)
+        # What reads the stream's end is not what its steps compute, though it reads the same.
+        own = {c.name for c in components}
+        after = {n for n, v in self.mapped.items() if n not in self.written and reads(v, own)}
+        self.writing |= after
         monoid, einsum = writer.write(name, self._lowering())
         self.monoids.append(monoid)
         plain = all(
             c.atom.name in ("sum", "max", "min") and not (c.gauge is not None and c.gauge.power) for c in components
         )
         step = writer.step(self._lowering()) if plain else ()
+        self.writing -= after
         self.einsums.append(einsum)  # after the statements of the user's that the step reads
         self.streams.append(Stream(components[0].atom.ranks, components, monoid, einsum, step))
 

@@ -86,12 +86,17 @@ def test_ctrl_c(tmp_path: Path) -> None:
     """The file is a pipe in which nothing comes: once it can be opened for writing, the command waits at its end."""
     pipe = tmp_path / "c.cascade"
     os.mkfifo(pipe)
+
+    def heard() -> None:  # what a shell starts in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     child = subprocess.Popen(
         [*COMMAND, "run", str(pipe), "--random"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heard,
     )
     writer = -1
     while writer < 0 and child.poll() is None:

@@ -128,3 +128,15 @@ def test_a_kernel_is_its_own_copy() -> None:
     assert copy.deepcopy({"kernel": k})["kernel"] is k
     with pytest.raises(TypeError, match="keep its cascade"):
         pickle.dumps(k)
+
+
+@pytest.mark.parametrize("gauge", ["maximum", "exponent"])
+@pytest.mark.parametrize("score", ["sqrt(X[n, k])", "log(X[n, k])", "log1p(X[n, k])", "log2(X[n, k] ** 2 + 1.0)"])
+def test_a_maximum_of_what_has_no_value_where_maxima_begin(score: str, gauge: str) -> None:
+    c = castile.parse(
+        f"def f(X: f32[n, k]) -> Y:\n    S[n, k] = {score}\n    M[n] = max[k](S[n, k])\n"
+        "    L[n] = sum[k](exp(S[n, k] - M[n]))\n    Y[n] = M[n] + log(L[n])\n"
+    )
+    inputs = {"X": np.random.default_rng(0).uniform(0.1, 2, (3, 37)).astype(np.float32)}
+    got = castile.compile(c, "cpu", mapping=castile.Mapping(gauge=gauge))(**inputs)
+    np.testing.assert_allclose(got, castile.evaluate(c, inputs)["Y"], 1e-5)

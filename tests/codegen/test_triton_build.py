@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,10 +159,15 @@ print(castile.compile(c, target="interpret")(X=np.zeros((2, 4), "f4")).tolist())
     assert done.stdout.split("\n")[:2] == ["True", str([[0.25] * 4] * 2)]
 
 
-@pytest.mark.parametrize("name", ["attention_gqa", "gemm_int8", "rope_interleaved"])
-def test_a_standalone_file_compares_itself_with_the_cascade_in_float64(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("attention_gqa", {}), ("gemm_int8", {}), ("rope_interleaved", {"tiles": {"t": 16, "h": 16, "d": 64}})],
+)
+def test_a_standalone_file_compares_itself_with_the_cascade_in_float64(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     """It needs torch and triton alone; under the interpreter it runs on the CPU."""
-    program, mapping = made(name, "interpret")
+    program, mapping = made(name, "interpret", **changes)
     path = tmp_path / "generated.py"
     path.write_text(standalone(program, mapping, "interpret", castile.load(CASCADES / f"{name}.cascade")))
     assert "castile" not in [line.split()[1] for line in path.read_text().split("\n") if line.startswith("import")]

@@ -122,6 +122,27 @@ def powers(X: f32[n, k], Y: f32[n, k]) -> Z:
     assert any("81" in b.reason or "terms" in b.reason for b in d.barriers), d.barriers
 
 
+@pytest.mark.parametrize("gauge", ["maximum", "exponent"])
+@pytest.mark.parametrize("value", ["sum[k](P[q, k] / L[q] * V[k, f])", "sum[k](P[q, k] * V[k, f]) / (1.0 + L[q])"])
+def test_a_condition_on_queries_shares_the_pass(value: str, gauge: str) -> None:
+    """A mask that does not vary along the keys stays in the sums, as it does in their maximum."""
+    c = castile.parse(f"""
+def f(S: f32[q, k], V: f32[k, f], P0: bool[q], R: bool[k]) -> O:
+    X[q, k] = where(P0[q] & R[k], S[q, k], -inf)
+    M[q] = max[k](X[q, k])
+    P[q, k] = exp(X[q, k] - M[q])
+    L[q] = sum[k](P[q, k])
+    O[q, f] = {value}
+""")
+    d = derive(c, "full", gauge)
+    assert d.passes["k"] == 1
+    rng = np.random.default_rng(0)
+    inputs = {"S": 50 * rng.standard_normal((5, 9)), "V": rng.standard_normal((9, 3))}
+    inputs |= {"P0": np.array([1, 0, 1, 1, 0], bool), "R": rng.random(9) < 0.7}
+    np.testing.assert_allclose(castile.evaluate(d.cascade, inputs)["O"], castile.evaluate(c, inputs)["O"], 1e-9)
+
+
+
 def test_no_workload_is_named_in_the_passes() -> None:
     """Fusion is derived: names of workloads stand in docstrings and comments alone."""
     import ast

@@ -90,6 +90,9 @@ CONDITIONAL = (
     "sum[k](where(S[q, k] > 0, s, 0.0))",
     "sum[k](where(S[q, k] > 0, S[q, k] / (s - s), 0.0))",
     "sum[k](where(S[q, k] > 0, -s * S[q, k], 0.0)) + R[q]",
+    "max[k](where(S[q, k] > 0, exp(v[q]) * S[q, k], 0.0))",
+    "max[k](where(S[q, k] > 0, S[q, k] / R[q], 0.0))",
+    "min[k](where(S[q, k] > 0, v[q] ** 2 * (S[q, k] + 1), 0.0))",
 )
 
 
@@ -273,6 +276,19 @@ def f(X: f32[q, k], K: bool[q, k], L: f32[q]) -> (A, B):
     B[q] = sum[k](where(K[q, k], X[q, k], 0.0)) / sum[k](where(K[q, k], 1.0, 0.0))
 """,
         {"X": np.ones((2, 3)), "K": np.array([[1, 0, 1], [0, 0, 0]], bool), "L": np.array([2.0, 0.0])},
+    ),
+    "a value of some depth that reads a stream's end": (
+        """
+def f(X: f32[a, b]) -> L:
+    N[a, b] = sum[b](X[a, b]) + 0.1
+    R[a, b] = N[a, b] * (sum[a](N[a, b] ** 2) + 0.1)
+    G[b] = sum[a](X[a, b])
+    C[b] = sum[a](where(R[a, b] < G[b], 1.0, 0.0))
+    M = max[b](C[b])
+    E[b] = exp(C[b] - M)
+    L = sum[b](E[b])
+""",
+        {"X": np.sin(np.arange(21.0)).reshape(3, 7)},
     ),
     "a number that is none, under a mask": (
         """
