@@ -59,8 +59,14 @@ def where_finite(a: Atom) -> list[Atom]:
     """Where something comes into a maximum, which is -inf without."""
     some = filled(a)
     if some is not None:
-        return [some] if some.name == FILLED else []
+        return [some] if some.name == FILLED and _is_infinite_of_nothing(a) else []
     return _inhabited(a.ranks) if a.kind == "red" and a.name == "max" else []
+
+
+def _is_infinite_of_nothing(a: Atom) -> bool:
+    """Whether a reduction that masks empty is -inf then, as that of masked scores is, and not 0."""
+    body = a.args[0] if a.kind == "red" else None
+    return any(map(is_mask, body.terms)) if isinstance(body, Form) else not a.nonnegative
 
 
 def unless_nothing(outer: Monomial, inside: Form, value: Form) -> Form:

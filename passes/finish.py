@@ -168,6 +168,9 @@ class Finisher:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)
         atom = component.atom
         positive, some = atom_nonnegative(atom), filled(atom)
+        if some is not None:
+            some = self._finished_value(some)
+            assert isinstance(some, Atom)
         return lift(Atom("access", component.name, indices, dtype=atom.dtype, nonnegative=positive, filled=some))
 
     def _worth(self, component: Component) -> Form:

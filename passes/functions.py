@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from ..ir.ops import OPS
 from .brackets import TRUE, compare, conjunction, conjuncts, disjunction, negate, pred
-from .emptiness import is_mask
+from .emptiness import filled, is_mask
 from .forms import LN2, ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift, scale, sub
 from .normal import atom_nonnegative, bracketed, const, factored, masked, mul, nonnegative, power, reads_computed_places
 
@@ -219,11 +219,13 @@ def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
         return f
     top: Form | None = None
     for digest in sorted(scales):
-        # Where conditions leave none of its terms, an exponent may be no number: that less the maximum of nothing.
+        # Where conditions leave none of its terms, an exponent may be no number: that less the maximum of nothing. Of
+        # one maximum of nothing less another, the sums beside them tell.
         each = scales[digest]
         if each.terms:
             mine = (m for m in others.terms if m.exponent == each)
-            each = masked(each, [disjunction(conjunction(m.brackets) for m in mine)])
+            told = any(q < 0 for q in each.terms.values())
+            each = masked(each, [disjunction(_counting(m) if told else conjunction(m.brackets) for m in mine)])
         top = each if top is None else function("maximum", (top, each))
     assert top is not None
     terms = [
@@ -234,3 +236,9 @@ def aligned(f: Form, scaled: Callable[[Form], bool] = lambda e: True) -> Form:
     # Where all of the exponents are -inf, so is the greatest, and -inf - -inf is no number: lowering asks for it.
     asked = () if nonnegative(top) else (top,)
     return mul(exp(top), lift(Atom("aligned", "", (inner, *asked), nonnegative=nonnegative(inner))))
+
+
+def _counting(m: Monomial) -> Atom:
+    """Where a term is not 0, as its conditions and the sums in it tell."""
+    sums = (a for a, p in m.factors if p > 0 and filled(a) is not None)
+    return conjunction([*m.brackets, *(compare("ne", lift(a), ZERO, integer=False) for a in sums)])

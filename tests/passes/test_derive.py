@@ -142,7 +142,6 @@ def f(S: f32[q, k], V: f32[k, f], P0: bool[q], R: bool[k]) -> O:
     np.testing.assert_allclose(castile.evaluate(d.cascade, inputs)["O"], castile.evaluate(c, inputs)["O"], 1e-9)
 
 
-
 def test_no_workload_is_named_in_the_passes() -> None:
     """Fusion is derived: names of workloads stand in docstrings and comments alone."""
     import ast

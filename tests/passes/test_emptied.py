@@ -59,9 +59,13 @@ def check(c: castile.Cascade, given: dict[str, Any]) -> None:
     for level, gauge in ALTERNATIVES:
         d = derive(c, level, gauge)
         assert castile.parse(str(d.cascade)) == d.cascade
-        for name, got in evaluate(d.cascade, given).items():
-            finite = np.isfinite(want[name])
-            np.testing.assert_allclose(got[finite], want[name][finite], 1e-3, 1e-6, err_msg=f"{level} {gauge} {name}")
+        found = evaluate(d.cascade, given)
+        with plainly({s.monoid.name for s in d.streams if s.monoid is not None}):
+            plain = evaluate(d.cascade, given)
+        for name, x in want.items():
+            finite = np.isfinite(x)
+            for got in (found[name], plain[name]):
+                np.testing.assert_allclose(got[finite], x[finite], 1e-3, 1e-6, err_msg=f"{level} {gauge} {name}")
 
 
 @pytest.mark.parametrize("value", EMPTIED)
@@ -276,6 +280,44 @@ def f(X: f32[q, k], K: bool[q, k], L: f32[q]) -> (A, B):
     B[q] = sum[k](where(K[q, k], X[q, k], 0.0)) / sum[k](where(K[q, k], 1.0, 0.0))
 """,
         {"X": np.ones((2, 3)), "K": np.array([[1, 0, 1], [0, 0, 0]], bool), "L": np.array([2.0, 0.0])},
+    ),
+    "a softmax of probabilities of which a mask leaves whole rows": (
+        """
+def f(Z: f32[b, c], v: f32[b]) -> T:
+    X[b, c] = where(v[b] > 0, Z[b, c], -inf)
+    M[c] = max[b](X[b, c])
+    E[b, c] = exp(X[b, c] - M[c])
+    P[b, c] = E[b, c] / sum[b](E[b, c])
+    N[b] = max[c](P[b, c])
+    F[b, c] = exp(P[b, c] - N[b])
+    T[b] = max[c](F[b, c] / sum[c](F[b, c]))
+""",
+        {"Z": np.sin(np.arange(12.0)).reshape(4, 3), "v": np.array([1.0, -1.0, 2.0, 0.0])},
+    ),
+    "a mask that asks for what a stream has scaled": (
+        """
+def f(u: f32[a]) -> T:
+    M = max[a](u[a])
+    S = sum[a](exp(u[a] - M))
+    X[a] = where(M < M + log(S), u[a] * u[a], -inf)
+    N = max[a](X[a])
+    L = sum[a](exp(X[a] - N))
+    T = sqrt(abs(L))
+""",
+        {"u": np.array([2.0, 1.5, 0.5, -1.0])},
+    ),
+    "sums of what masks leave empty, in sums": (
+        """
+def f(Z: f32[b, c], v: f32[b]) -> (T, U, V):
+    X[b, c] = where(v[b] > 0, Z[b, c], -inf)
+    M[b] = max[c](X[b, c])
+    L[b] = sum[c](exp(X[b, c] - M[b]))
+    T = sum[b](L[b] - v[b])
+    A = sum[b](L[b]) / extent(b)
+    U = sum[b]((L[b] - A) ** 2)
+    V[b] = L[b] - A
+""",
+        {"Z": np.sin(np.arange(12.0)).reshape(4, 3), "v": np.array([1.0, -1.0, 2.0, 0.0])},
     ),
     "a value of some depth that reads a stream's end": (
         """
