@@ -297,6 +297,9 @@ def _within(index: Count, shape: Sequence[Size], size: Size) -> bool:
 
 # The graph rewritten
 
+# What reads a tensor by its strides, as the outputs hand it on with them: a range has those of a view.
+STRIDED = frozenset(("view.default", "_unsafe_view.default", "as_strided.default"))
+
 # Nodes that are as they should be.
 PLAIN = frozenset(("arange", "full", "scalar_tensor", "zeros", "ones", "new_zeros", "new_ones", "new_full"))
 
@@ -315,8 +318,10 @@ def count(graph: Graph) -> None:
             with graph.inserting_before(node):
                 made = _ranges(graph, counting.known[node], node)
             if made is not None:
+                laid = all(map(same, fakes(made)[0].stride(), fakes(node)[0].stride()))
                 for u in outside:
-                    u.replace_input_with(node, made)
+                    if laid or (u.op != "output" and op_name(u) not in STRIDED):
+                        u.replace_input_with(node, made)
     for node in reversed(list(graph.nodes)):
         if node in counting.known and not node.users:
             graph.erase_node(node)

@@ -119,6 +119,21 @@ def test_buckets() -> None:
     assert nominal(c)["k"] == 2048
 
 
+@pytest.mark.parametrize(("i", "j", "b"), [(2, 17, 34), (5, 3, 15), (3, 64, 300)])
+def test_rounding_up_leaves_no_other_rank_empty(i: int, j: int, b: int) -> None:
+    """Nor does it fill one that is: of 64 positions but the first 64 none is left."""
+    c = castile.parse("""
+def f(x: f32[b, h], y: f32[i, j, h]) -> (S, T):
+    S[i, h] = sum[k](x[i * 17 + (k + 1), h] + y[i, k + 1, h])
+    T[i, h] = sum[l](y[i, l + 64, h]) / extent(l)
+""")
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((b, 4), np.float32), "y": rng.standard_normal((i, j, 4), np.float32)}
+    for got, want in zip(castile.compile(c, "cpu")(**inputs), castile.evaluate(c, inputs).values(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+
 def test_a_mapping_is_kept_prints_and_returns(attention: castile.Kernel) -> None:
     mapping = Mapping(form="full", gauge="exponent", tiles={"q": 8, "k": 24})
     k = castile.compile(attention.cascade, "cpu", mapping=mapping)

@@ -141,3 +141,27 @@ def test_a_deviation_of_one_element_is_no_number() -> None:
 def test_a_loss_that_ignores_everything() -> None:
     x, ignored = torch.randn(12, 30), torch.full((12,), -100)
     assert compiled(F.cross_entropy)(x, ignored).isnan()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_norm_of_the_mean_of_all_tokens_but_the_first(dynamic: bool) -> None:
+    """The tokens lie in rows of a product: rounded up alone, batches would leave none of them."""
+
+    def f(x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+        h = (x.reshape(-1, 24) @ w).reshape(x.shape[0], x.shape[1], 16)
+        return norm((h * scale + x[..., :16])[:, 1:, :].mean(1))
+
+    inputs = torch.randn(2, 17, 24), torch.randn(24, 16), torch.randn(16)
+    torch.testing.assert_close(compiled(f, dynamic=dynamic)(*inputs), f(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_counted_positions_lie_as_they_did(dynamic: bool) -> None:
+    def f(table: Tensor) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(13).unsqueeze(0).expand(2, 13).contiguous()
+        return table[positions.view(26)] * 2, positions
+
+    table = torch.randn(20, 3)
+    got, want = compiled(f, dynamic=dynamic)(table), f(table)
+    torch.testing.assert_close(got, want)
+    assert [x.stride() for x in got] == [x.stride() for x in want]
