@@ -169,8 +169,9 @@ class Finisher:
         atom = component.atom
         positive, some = atom_nonnegative(atom), filled(atom)
         if some is not None:
-            some = self._finished_value(some)
-            assert isinstance(some, Atom)
+            held = self._finished_value(some)
+            assert isinstance(held, Atom)
+            some = held
         return lift(Atom("access", component.name, indices, dtype=atom.dtype, nonnegative=positive, filled=some))
 
     def _worth(self, component: Component) -> Form:

@@ -133,7 +133,6 @@ def f(x: f32[b, h], y: f32[i, j, h]) -> (S, T):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-
 def test_a_mapping_is_kept_prints_and_returns(attention: castile.Kernel) -> None:
     mapping = Mapping(form="full", gauge="exponent", tiles={"q": 8, "k": 24})
     k = castile.compile(attention.cascade, "cpu", mapping=mapping)
