@@ -119,8 +119,8 @@ def bucket(c: Cascade, extents: Dict[str, int], small: Collection[str] | None = 
     """The extents that stand for these and all others that share a variant with them; ``small`` are `small_ranks`.
 
     A rank on chip goes up to the next multiple of 16, any other to the next of a few steps; what follows from these
-    follows. Where rounding up contradicts what the cascade says of its extents, or would leave other ranks empty, they
-    stand for themselves.
+    follows. Where rounding up contradicts what the cascade says of its extents, makes another rank smaller or fills one
+    that is empty, they stand for themselves.
     """
     small = small_ranks(c) if small is None else small
     free = given_ranks(c)
@@ -131,7 +131,7 @@ def bucket(c: Cascade, extents: Dict[str, int], small: Collection[str] | None = 
         made = resolve(c, rounded, {p.name: shape_of(c, p.name, resolve(c, rounded)) for p in c.params})
     except InputError:
         return dict(extents)
-    return made if all((made[r] == 0) == (n == 0) for r, n in extents.items()) else dict(extents)
+    return made if all(made[r] >= n if n else made[r] == 0 for r, n in extents.items()) else dict(extents)
 
 
 def _rounded(n: int, small: bool) -> int:

@@ -133,6 +133,22 @@ def f(x: f32[b, h], y: f32[i, j, h]) -> (S, T):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("i", "b", "e"), [(17, 256, 300), (5, 64, 80), (2, 64, 100), (3, 100, 70)])
+def test_rounding_up_leaves_no_other_rank_smaller(i: int, b: int, e: int) -> None:
+    """A rank that is kept on chip follows from others."""
+    c = castile.parse("""
+def f(x: f32[b], y: f32[n, e], V: f32[n, g], s: f32[i]) -> O:
+    S[i, n] = sum[d](x[i * 4 + d] * y[n, d + 1]) + s[i]
+    M[i] = max[n](S[i, n])
+    P[i, n] = exp(S[i, n] - M[i])
+    O[i, g] = sum[n](P[i, n] * V[n, g]) / sum[n](P[i, n])
+""")
+    rng = np.random.default_rng(0)
+    inputs = {"x": 0.2 * rng.standard_normal(b), "y": rng.standard_normal((40, e)), "V": rng.standard_normal((40, 8))}
+    inputs = {name: x.astype(np.float32) for name, x in inputs.items()} | {"s": np.zeros(i, np.float32)}
+    np.testing.assert_allclose(castile.compile(c, "cpu")(**inputs), castile.evaluate(c, inputs)["O"], 1e-4, 1e-5)
+
+
 def test_a_mapping_is_kept_prints_and_returns(attention: castile.Kernel) -> None:
     mapping = Mapping(form="full", gauge="exponent", tiles={"q": 8, "k": 24})
     k = castile.compile(attention.cascade, "cpu", mapping=mapping)
