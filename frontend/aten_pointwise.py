@@ -42,6 +42,14 @@ POINTWISE = {
     "silu_backward.default": "a * sigmoid(b) * (1.0 + b * (1.0 - sigmoid(b)))",
     "threshold_backward.default": "where(b <= c, 0, a)", "threshold.default": "where(a <= b, c, a)",
     "native_dropout_backward.default": "a * b * c",
+    "leaky_relu_backward.default": "where(b > 0, a, a * c)",
+    "hardtanh_backward.default": "where((b <= c) | (b >= d), 0, a)",
+    "hardsigmoid_backward.default": "where((b > -3.0) & (b < 3.0), a / 6.0, 0)",
+    "hardswish_backward.default": "where(b <= -3.0, 0, where(b < 3.0, a * (b / 3.0 + 0.5), a))",
+    "softplus_backward.default": "where(b * c > d, a, a * sigmoid(b * c))",
+    "mish.default": "a * tanh(log1p(exp(a)))",
+    "mish_backward.default":
+        "a * (tanh(log1p(exp(b))) + b * sigmoid(b) * (1.0 - tanh(log1p(exp(b))) * tanh(log1p(exp(b)))))",
 }  # fmt: skip
 
 # Operations on truth values; on integers they are bitwise.
@@ -193,6 +201,23 @@ def _softplus(site: Site, a: Value, beta: float = 1, threshold: float = 20) -> V
 @handles("elu.default")
 def _elu(site: Site, a: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
     return combine(site, "where(a > 0, a * c, expm1(a * d) * b)", a=a, b=alpha * scale, c=scale, d=input_scale)
+
+
+@handles("elu_backward.default")
+def _elu_backward(
+    site: Site, a: Value, alpha: float, scale: float, input_scale: float, is_result: bool, b: Value
+) -> Value:
+    if is_result:
+        raise Unsupported("the gradient of an elu in place, by its result")
+    return combine(
+        site,
+        "where(b <= 0, a * exp(b * d) * e, a * c)",
+        a=a,
+        b=b,
+        c=scale,
+        d=input_scale,
+        e=input_scale * alpha * scale,
+    )
 
 
 @handles("_to_copy.default", "to.dtype")

@@ -53,7 +53,7 @@ DEAR = frozenset(
 )
 _OTHER_MAPS = (
     "_to_copy.default", "convert_element_type.default", "tril.default", "triu.default", "floor_divide.default",
-    "remainder.Scalar",
+    "remainder.Scalar", "elu_backward.default",
 )  # fmt: skip
 # What costs next to nothing to compute again.
 ARITHMETIC = frozenset(

@@ -80,6 +80,14 @@ def _as_before(x: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
     return torch.empty_strided(shape, strides, dtype=x.dtype).copy_(x)
 
 
+def _is_viewed(n: Node) -> bool:
+    """Whether a tensor is viewed in another shape, be it through views of other kinds."""
+    views = [u for u in n.users if is_view(u)]
+    return isinstance(n.meta.get("val"), torch.Tensor) and any(
+        op_name(u) in ("view.default", "_unsafe_view.default") or _is_viewed(u) for u in views
+    )
+
+
 class Recorder:
     """Runs a graph once, unit by unit, and writes down what the next runs are to do."""
 
@@ -141,6 +149,17 @@ class Recorder:
             target = SHORTER.get(op_name(n), n.target)
             self.values[n] = self._unshared(n, self._called(target, n.args, n.kwargs))
             self.new[n] = self._call(target, n.args, n.kwargs)
+            if _is_viewed(n):
+                self._lay(n)
+
+    def _lay(self, n: Node) -> None:
+        """An operation's result as it lay when the graph was traced, which views of it count on: what an operation does
+        may differ from what it says of strides."""
+        (fake,), value = fakes(n), self.values[n]
+        if any(size > 1 and a != b for size, a, b in zip(value.shape, value.stride(), fake.stride(), strict=True)):
+            given = (tuple(value.shape), tuple(fake.stride()), 0)
+            self.values[n] = _as_before(value, *given)
+            self.new[n] = self.graph.call_function(_as_before, (self.new[n], *given))
 
     def _product(self, n: Node) -> None:
         """A product of matrices, written to its place; one by a transposed matrix is told so without a view of it."""

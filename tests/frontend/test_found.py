@@ -165,3 +165,63 @@ def test_counted_positions_lie_as_they_did(dynamic: bool) -> None:
     got, want = compiled(f, dynamic=dynamic)(table), f(table)
     torch.testing.assert_close(got, want)
     assert [x.stride() for x in got] == [x.stride() for x in want]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradients_of_linear_attention(inplace: bool, dynamic: bool) -> None:
+    """What eager does to gradients of `elu` lies otherwise than the trace says, and is viewed."""
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        q, k, v = (y.view(5, 16, 2, 8).transpose(1, 2) for y in (x @ w, x @ w * 0.5, x))
+        q, k = (F.elu(y + 0, inplace=inplace) + 1 for y in (q, k))
+        return q @ (k.transpose(-1, -2) @ v) / (q @ k.sum(-2, keepdim=True).transpose(-1, -2) + 1e-3)
+
+    inputs = [torch.randn(5, 16, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)]
+    weights = torch.linspace(-1, 1, 5 * 2 * 16 * 8).view(5, 2, 16, 8)
+    got, want = (torch.autograd.grad((g(*inputs) * weights).sum(), inputs) for g in (compiled(f, dynamic=dynamic), f))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@torch.library.custom_op("castile_found::turned", mutates_args=())
+def turned(x: Tensor) -> Tensor:
+    """Says that it lies in order, and does not."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2) + 1
+
+
+@turned.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def test_what_lies_otherwise_than_traced_is_viewed() -> None:
+    def f(x: Tensor) -> Tensor:
+        return F.layer_norm(turned(x * 2).view(-1, 4), [4]) + 1
+
+    def g(x: Tensor) -> Tensor:
+        return F.layer_norm((x * 2 + 1).view(-1, 4), [4]) + 1
+
+    x = torch.randn(3, 8, 16)
+    run = compiled(f)
+    for _ in range(2):
+        torch.testing.assert_close(run(x), g(x))
+
+
+ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    F.elu, F.selu, F.celu, F.leaky_relu, F.hardtanh, F.relu6, F.hardsigmoid, F.hardswish, F.softplus, F.mish,
+    lambda x: F.softplus(x, 2.0, 3.0), lambda x: F.elu(x, 1.5), lambda x: F.leaky_relu(x, 0.2),
+)  # fmt: skip
+
+
+def test_gradients_of_activations() -> None:
+    """At their corners, too; one graph, of which a row of the input is each one's."""
+
+    def f(x: Tensor) -> Tensor:
+        return torch.stack([a(y) * 2 + y for a, y in zip(ACTIVATIONS, x.unbind(), strict=True)])
+
+    corners = torch.tensor([-3.0, 3.0, 0.0, 1.0, -1.0, 6.0, 100.0, -100.0])
+    row = torch.cat([torch.linspace(-30, 30, 88), corners])
+    x = row.expand(len(ACTIVATIONS), 96).contiguous().requires_grad_()
+    weights = torch.linspace(-1, 1, x.numel()).view(x.shape)
+    got, want = (torch.autograd.grad((g(x) * weights).sum(), x) for g in (compiled(f), f))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
