@@ -28,13 +28,17 @@ SHORTER: Mapping[str, Callable[..., Any]] = {
 
 
 def rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> GraphModule:
-    """A copy of the graph in which each region is one call."""
+    """A copy of the graph in which each region is one call.
+
+    Views in another shape copy where they must: what an operation gives may lie otherwise than the trace says.
+    """
     graph = Graph()
     env: dict[Node, Node] = {}
     for unit in ordered(list(gm.graph.nodes), calls):
         if isinstance(unit, Node):
             env[unit] = graph.node_copy(unit, env.__getitem__)
-            env[unit].target = SHORTER.get(op_name(unit), unit.target)
+            viewed = op_name(unit) in ("view.default", "_unsafe_view.default")
+            env[unit].target = torch.reshape if viewed else SHORTER.get(op_name(unit), unit.target)
             continue
         _, call = calls[unit]
         made = graph.call_function(call, tuple(env[n] for n in call.leaves))

@@ -168,17 +168,18 @@ def test_counted_positions_lie_as_they_did(dynamic: bool) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_gradients_of_linear_attention(inplace: bool, dynamic: bool) -> None:
+def test_gradients_of_linear_attention(inplace: bool, batch: int, dynamic: bool) -> None:
     """What eager does to gradients of `elu` lies otherwise than the trace says, and is viewed."""
 
     def f(x: Tensor, w: Tensor) -> Tensor:
-        q, k, v = (y.view(5, 16, 2, 8).transpose(1, 2) for y in (x @ w, x @ w * 0.5, x))
+        q, k, v = (y.view(batch, 16, 2, 8).transpose(1, 2) for y in (x @ w, x @ w * 0.5, x))
         q, k = (F.elu(y + 0, inplace=inplace) + 1 for y in (q, k))
         return q @ (k.transpose(-1, -2) @ v) / (q @ k.sum(-2, keepdim=True).transpose(-1, -2) + 1e-3)
 
-    inputs = [torch.randn(5, 16, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)]
-    weights = torch.linspace(-1, 1, 5 * 2 * 16 * 8).view(5, 2, 16, 8)
+    inputs = [torch.randn(batch, 16, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)]
+    weights = torch.linspace(-1, 1, batch * 256).view(batch, 2, 16, 8)
     got, want = (torch.autograd.grad((g(*inputs) * weights).sum(), inputs) for g in (compiled(f, dynamic=dynamic), f))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
