@@ -278,36 +278,49 @@ def widened(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def disagreement(seed: int) -> str:
-    """How castile differs from eager on a graph; "" if it does not.
-
-    The tolerance is what eager differs by from f64, and f64 from itself with inputs that are a little off.
-    """
+    """How castile differs from eager on a graph; "" if it does not."""
     draw = random.Random(-1 - seed)
     builder = Builder(seed)
     module = builder.build(draw.randint(3, 14))
     if module is None:
         return ""
-    inputs, grad = builder.inputs, builder.grad
+    narrow = [u for t, u in NARROW.items() if str(t) in module.code or any(x.dtype == t for x in builder.inputs)]
+    off = 3e-7 if builder.dtype == torch.float32 else 4e-3
+    dynamic = draw.random() < 0.15
+    return compared(module, widened(module), builder.inputs, builder.grad, dynamic, off, max([1e-5, *narrow]))
+
+
+def compared(
+    f: Callable[..., Any],
+    exact: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    grad: bool,
+    dynamic: bool,
+    off: float = 3e-7,
+    unit: float = 1e-5,
+) -> str:
+    """How a compiled function differs from eager's; "" if it does not.
+
+    The tolerance is what eager differs by from f64 (``exact``), and f64 from itself with inputs that are a little
+    ``off``.
+    """
     try:
-        theirs = results(module, inputs, grad)
-        exact, near = widened(module), []
+        theirs, near = results(f, inputs, grad), []
         wide = [x.double() if x.is_floating_point() else x for x in inputs]
         for k in range(4):
             torch.manual_seed(k)
-            off = (3e-7 if builder.dtype == torch.float32 else 4e-3) * (k > 0)
-            moved = [x * (1 + off * torch.randn_like(x)) if x.is_floating_point() else x for x in wide]
+            moved = [x * (1 + off * (k > 0) * torch.randn_like(x)) if x.is_floating_point() else x for x in wide]
             near.append(results(exact, moved, grad))
     except (RuntimeError, TypeError):
         return ""  # eager cannot, or not in f64
     torch._dynamo.reset()
-    run = torch.compile(module, backend="castile", options={"when": "always"}, dynamic=draw.random() < 0.15)
+    run = torch.compile(f, backend="castile", options={"when": "always"}, dynamic=dynamic)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         mine = results(run, inputs, grad)
     fell = [str(w.message) for w in said if "runs in eager" in str(w.message)]
     if fell:
         return fell[0]
-    unit = max([1e-5, *(u for t, u in NARROW.items() if str(t) in module.code or any(x.dtype == t for x in inputs))])
     for i, (a, b, e, *others) in enumerate(zip(mine, theirs, *near, strict=True)):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return f"result {i}: {a.dtype} {tuple(a.shape)} for {b.dtype} {tuple(b.shape)}"
