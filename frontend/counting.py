@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .nodes import fakes, op_name
+from .nodes import RESHAPES, fakes, op_name
 from .values import Size, certain, same
 
 INTEGERS = frozenset((torch.int64, torch.int32))
@@ -298,7 +298,7 @@ def _within(index: Count, shape: Sequence[Size], size: Size) -> bool:
 # The graph rewritten
 
 # What reads a tensor by its strides, as the outputs hand it on with them: a range has those of a view.
-STRIDED = frozenset(("view.default", "_unsafe_view.default", "as_strided.default"))
+STRIDED = RESHAPES | {"as_strided.default"}
 
 # Nodes that are as they should be.
 PLAIN = frozenset(("arange", "full", "scalar_tensor", "zeros", "ones", "new_zeros", "new_ones", "new_full"))

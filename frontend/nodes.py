@@ -26,6 +26,8 @@ VIEWS = frozenset(
     "transpose.int t.default expand.default select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int "
     "detach.default alias.default getitem".split()
 )
+# Views in another shape, which not all strides allow.
+RESHAPES = frozenset(("view.default", "_unsafe_view.default"))
 # Views that a kernel takes from outside as they are: an offset into memory is free there, and shows its extent.
 TAKEN = frozenset("select.int slice.Tensor split.Tensor split_with_sizes.default unbind.int getitem".split())
 CREATION = frozenset(

@@ -16,7 +16,7 @@ from ..codegen.arguments import address
 from ..codegen.runtime import Bound, thread_count
 from .arena import Plan, memory_of, span
 from .finish import WITNESS
-from .nodes import PRODUCTS, fakes, is_transposed, is_view, op_name, tensors_of, weight_of
+from .nodes import PRODUCTS, RESHAPES, fakes, is_transposed, is_view, op_name, tensors_of, weight_of
 from .races import RACES, faster
 from .region import RegionCall
 from .rewrite import SHORTER
@@ -82,10 +82,8 @@ def _as_before(x: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
 
 def _is_viewed(n: Node) -> bool:
     """Whether a tensor is viewed in another shape, be it through views of other kinds."""
-    views = [u for u in n.users if is_view(u)]
-    return isinstance(n.meta.get("val"), torch.Tensor) and any(
-        op_name(u) in ("view.default", "_unsafe_view.default") or _is_viewed(u) for u in views
-    )
+    is_tensor = isinstance(n.meta.get("val"), torch.Tensor)
+    return is_tensor and any(op_name(u) in RESHAPES or _is_viewed(u) for u in n.users if is_view(u))
 
 
 class Recorder:

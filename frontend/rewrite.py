@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..ir.errors import CastileError
-from .nodes import fakes, is_impure, op_name
+from .nodes import RESHAPES, fakes, is_impure, op_name
 from .partition import Region
 from .region import RegionCall
 
@@ -37,8 +37,8 @@ def rewritten(gm: GraphModule, calls: Sequence[tuple[Region, RegionCall]]) -> Gr
     for unit in ordered(list(gm.graph.nodes), calls):
         if isinstance(unit, Node):
             env[unit] = graph.node_copy(unit, env.__getitem__)
-            viewed = op_name(unit) in ("view.default", "_unsafe_view.default")
-            env[unit].target = torch.reshape if viewed else SHORTER.get(op_name(unit), unit.target)
+            name = op_name(unit)
+            env[unit].target = torch.reshape if name in RESHAPES else SHORTER.get(name, unit.target)
             continue
         _, call = calls[unit]
         made = graph.call_function(call, tuple(env[n] for n in call.leaves))

@@ -337,11 +337,14 @@ def _rows(k: TileKernel, extents: Dict[str, int]) -> dict[str, int]:
     room = ROW // _up(extents.get(along, 1))
     if room > 1 and along in found and k.grid:
         # Short rows are taken several at a time: of what is only mapped so many, of what is folded those of one rank.
-        others = [g.rank for g in reversed(k.grid) if g.rank != along]
-        mapped = not loops and along in {g.rank for g in k.grid}
-        for r in others if mapped else others[: along != k.grid[-1].rank]:
-            found[r] = min(room, _up(extents.get(r, room))) if mapped else room
-            room //= found[r]
+        grid = [g.rank for g in reversed(k.grid)]
+        if not loops and along in grid:
+            for r in grid:
+                if r != along:
+                    found[r] = min(room, _up(extents.get(r, room)))
+                    room //= found[r]
+        elif along != grid[0]:
+            found[grid[0]] = room
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isnan
+
+import numpy as np
 
 from ..ir.ops import OPS
 from .brackets import compare, lbr, negate
@@ -18,7 +20,8 @@ from .waiting import pieces, reason_of, waits, waits_value
 # Functions through which an extreme passes, as they never fall, if they have a value where it begins: no maximum passes
 # log or sqrt. Where its place is looked for, they must rise.
 _INCREASING = frozenset(o.name for o in OPS.values() if o.monotone == ("+",))
-_PARTIAL = frozenset({"log", "log1p", "log2", "sqrt"})
+with np.errstate(invalid="ignore"):
+    _PARTIAL = frozenset(name for name in _INCREASING if isnan(OPS[name].numpy(-inf)))
 _RISING = frozenset(name for name in _INCREASING if OPS[name].derivative != ("0.0",))
 
 

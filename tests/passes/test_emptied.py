@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_random import plainly
+from test_random import both_ways, plainly
 
 import castile
 from castile.ir.evaluate import evaluate
@@ -59,13 +59,10 @@ def check(c: castile.Cascade, given: dict[str, Any]) -> None:
     for level, gauge in ALTERNATIVES:
         d = derive(c, level, gauge)
         assert castile.parse(str(d.cascade)) == d.cascade
-        found = evaluate(d.cascade, given)
-        with plainly({s.monoid.name for s in d.streams if s.monoid is not None}):
-            plain = evaluate(d.cascade, given)
-        for name, x in want.items():
-            finite = np.isfinite(x)
-            for got in (found[name], plain[name]):
-                np.testing.assert_allclose(got[finite], x[finite], 1e-3, 1e-6, err_msg=f"{level} {gauge} {name}")
+        for found in both_ways(d, given):
+            for name, x in want.items():
+                finite, said = np.isfinite(x), f"{level} {gauge} {name}"
+                np.testing.assert_allclose(found[name][finite], x[finite], 1e-3, 1e-6, err_msg=said)
 
 
 @pytest.mark.parametrize("value", EMPTIED)

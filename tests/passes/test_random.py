@@ -22,7 +22,7 @@ from castile.ir.mapping import ALTERNATIVES
 from castile.ir.scalar import Scalars, Value
 from castile.ir.types import is_float, tensor_types
 from castile.passes.count import count_passes
-from castile.passes.derive import derive
+from castile.passes.derive import Derivation, derive
 from castile.passes.neutral import neutral_body
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ir"))
@@ -169,6 +169,13 @@ def plainly(streams: Collection[str] = ()) -> Iterator[None]:
     finally:
         scalar.masked_call, reduce.masked_call, reduce._masked_reduction = kept
         reduce.Merge = own  # type: ignore[misc]
+
+
+def both_ways(d: Derivation, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a derivation evaluates to with the oracle's flags, and without them, as a kernel computes."""
+    with plainly({s.monoid.name for s in d.streams if s.monoid is not None}):
+        plain = evaluate(d.cascade, inputs)
+    return evaluate(d.cascade, inputs), plain
 
 
 def disagreement(
