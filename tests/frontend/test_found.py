@@ -197,10 +197,10 @@ def _(x: Tensor) -> Tensor:
 
 def test_what_lies_otherwise_than_traced_is_viewed() -> None:
     def f(x: Tensor) -> Tensor:
-        return F.layer_norm(turned(x * 2).view(-1, 4), [4]) + 1
+        return turned(x * 2).view(-1, 4).cumprod(-1) + 1
 
     def g(x: Tensor) -> Tensor:
-        return F.layer_norm((x * 2 + 1).view(-1, 4), [4]) + 1
+        return (x * 2 + 1).view(-1, 4).cumprod(-1) + 1
 
     x = torch.randn(3, 8, 16)
     run = compiled(f)
