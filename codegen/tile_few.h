@@ -8,6 +8,16 @@ namespace {
 // its rows lie along n, FEW_ACROSS, of which registers hold FEW_SUMS.
 constexpr int64_t FEW_ROWS = 8;
 constexpr int FEW_BLOCK = 4;
+// Sums have half of the registers. As many times ``sums`` as fit there, a power of two, go side by side: they wait for themselves.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int FEW_REGISTERS = 16;
+#else
+constexpr int FEW_REGISTERS = 8;
+#endif
+constexpr int side_by_side(int sums, int most) {
+  while (most > 1 && most * sums > FEW_REGISTERS) most /= 2;
+  return most;
+}
 #if defined(__AVX512F__)
 template <class B>
 constexpr int FEW_SUMS = std::is_same_v<B, bf16> || std::is_same_v<B, float> ? 8 : FEW_BLOCK;
@@ -17,8 +27,12 @@ constexpr int64_t FEW_ACROSS = std::is_same_v<B, float> ? 16 : FEW_SUMS<B>;
 template <class B>
 constexpr int FEW_SUMS = FEW_BLOCK;
 template <class B>
-constexpr int64_t FEW_ACROSS = FEW_SUMS<B>;
+constexpr int64_t FEW_ACROSS = 2 * FEW_SUMS<B>;
 #endif
+
+// B is asked for so many elements ahead of what is multiplied, not counting what lies between its rows or columns.
+template <class B>
+constexpr int64_t FEW_AHEAD = 16384 / int64_t(sizeof(B));
 
 template <class Operand, class B>
 constexpr bool READS_AS_IT_IS = std::is_same_v<B, Operand> && (std::is_same_v<B, float> || std::is_same_v<B, bf16>);
@@ -45,16 +59,53 @@ CASTILE_INLINE void add_products(Vector& sum, const bf16* x, const bf16* y) {
 #endif
 
 // The sums of four vectors.
+CASTILE_INLINE void sums_of(const Vector* x, float* to) {
 #if defined(__AVX512F__)
-CASTILE_INLINE __m128 sums_of(const Vector* x) {
   const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX__)
+  const __m256 ab = _mm256_hadd_ps((__m256)x[0], (__m256)x[1]), cd = _mm256_hadd_ps((__m256)x[2], (__m256)x[3]);
+  const __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+  for (int j = 0; j < 4; ++j) to[j] = sum_of(x[j]);
 #endif
+}
+
+// Two vectors' worth of neighbours, those at even places and those at odd ones: so bf16 is widened in a step for each.
+struct Apart {
+  Vector even, odd;
+};
+CASTILE_INLINE Apart apart(const bf16* p) {
+  const Words both = *reinterpret_cast<const WordsInMemory*>(p);
+  return {(Vector)(both << 16), (Vector)(both & 0xffff0000u)};
+}
+// The same of whatever lies as f32, or back.
+CASTILE_INLINE void apart(float* to, const float* from) {
+  float lanes[2 * LANES];
+  std::memcpy(lanes, from, sizeof(lanes));
+  CASTILE_SIMD
+  for (int l = 0; l < LANES; ++l) to[l] = lanes[2 * l], to[LANES + l] = lanes[2 * l + 1];
+}
+CASTILE_INLINE void together(float* to, const float* from) {
+  float lanes[2 * LANES];
+  std::memcpy(lanes, from, sizeof(lanes));
+  CASTILE_SIMD
+  for (int l = 0; l < LANES; ++l) to[2 * l] = lanes[l], to[2 * l + 1] = lanes[LANES + l];
+}
+// Whether few rows meet B like that. What they meet it with, or put into, then lies so too.
+template <class B>
+constexpr bool IS_APART = std::is_same_v<B, bf16> && !PAIRS<B>;
+template <class F>
+CASTILE_INLINE void each_apart(float* x, int64_t row, int64_t m, int64_t n, F f) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j + 2 * LANES <= n; j += 2 * LANES) f(x + i * row + j);
+  }
+}
 
 // A few rows of A, each along k: bf16 where the machine multiplies B in pairs, else floats.
 template <class B>
@@ -87,61 +138,72 @@ inline FewRows<U> few_rows(Matrix<const A> a, int64_t m, int64_t k, float* copy)
 template <int ROWS, int COLUMNS, class B>
 CASTILE_INLINE void dot_columns_along(float* c, int64_t c_row, FewRows<FewUnit<B>> a, const B* b, int64_t b_column,
                                       int64_t k, bool accumulate, int64_t ahead) {
-  Vector sum[ROWS][COLUMNS] = {};
+  constexpr int SUMS = (ROWS * COLUMNS + 3) / 4 * 4;
+  Vector sum[SUMS] = {};
   int64_t p = 0;
-#if CASTILE_PAIRS
   if constexpr (std::is_same_v<B, bf16>) {
     for (; p + 2 * LANES <= k; p += 2 * LANES) {
       CASTILE_UNROLL
       for (int j = 0; j < COLUMNS; ++j) {
-        if (ahead) prefetch(b + j * b_column + p + ahead);
-        CASTILE_UNROLL
-        for (int i = 0; i < ROWS; ++i) add_products(sum[i][j], a.data + i * a.row + p, b + j * b_column + p);
+        const B* const from = b + j * b_column + p;
+        if (ahead) prefetch(from + ahead);
+        if constexpr (IS_APART<B>) {
+          const Apart x = apart(from);
+          CASTILE_UNROLL
+          for (int i = 0; i < ROWS; ++i) {
+            const auto* const row = a.data + i * a.row + p;
+            sum[i * COLUMNS + j] += load(row) * x.even;
+            sum[i * COLUMNS + j] += load(row + LANES) * x.odd;
+          }
+        } else {
+#if CASTILE_PAIRS
+          CASTILE_UNROLL
+          for (int i = 0; i < ROWS; ++i) add_products(sum[i * COLUMNS + j], a.data + i * a.row + p, from);
+#endif
+        }
       }
     }
   }
-#endif
   for (; p + LANES <= k; p += LANES) {
     CASTILE_UNROLL
     for (int j = 0; j < COLUMNS; ++j) {
       if (ahead) prefetch(b + j * b_column + p + ahead);
       const Vector x = load(b + j * b_column + p);
       CASTILE_UNROLL
-      for (int i = 0; i < ROWS; ++i) sum[i][j] += load(a.data + i * a.row + p) * x;
+      for (int i = 0; i < ROWS; ++i) sum[i * COLUMNS + j] += load(a.data + i * a.row + p) * x;
+    }
+  }
+  float total[SUMS];
+  CASTILE_UNROLL
+  for (int s = 0; s < SUMS; s += 4) sums_of(sum + s, total + s);
+  for (; p < k; ++p) {
+    for (int s = 0; s < ROWS * COLUMNS; ++s) {
+      total[s] += a.at(s / COLUMNS, p) * to<float>(b[s % COLUMNS * b_column + p]);
     }
   }
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
-    float total[COLUMNS];
-#if defined(__AVX512F__)
-    if constexpr (COLUMNS == 4) {
-      _mm_storeu_ps(total, sums_of(sum[i]));
-    } else
-#endif
-    {
-      for (int j = 0; j < COLUMNS; ++j) total[j] = sum_of(sum[i][j]);
-    }
     float* const at = c + i * c_row;
     CASTILE_UNROLL
-    for (int j = 0; j < COLUMNS; ++j) at[j] = accumulate ? at[j] + total[j] : total[j];
-  }
-  for (; p < k; ++p) {
-    for (int i = 0; i < ROWS; ++i) {
-      for (int j = 0; j < COLUMNS; ++j) c[i * c_row + j] += a.at(i, p) * to<float>(b[j * b_column + p]);
-    }
+    for (int j = 0; j < COLUMNS; ++j) at[j] = accumulate ? at[j] + total[i * COLUMNS + j] : total[i * COLUMNS + j];
   }
 }
 
-// A few rows of C where the columns of B lie along k.
-template <int ROWS, class B>
-inline void dot_along(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
-                      int64_t ahead) {
+// Up to ROWS rows of C where the columns of B lie along k. All of them meet a few columns before the next ones are asked for.
+template <class B, int ROWS = FEW_ROWS>
+inline void dot_along(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
+                      bool accumulate) {
+  if constexpr (ROWS > 1) {
+    if (m < ROWS) return dot_along<B, ROWS - 1>(c, a, b, m, n, k, accumulate);
+  }
+  constexpr int COLUMNS = side_by_side(ROWS, 8);
+  const int64_t ahead = at_least(COLUMNS, FEW_AHEAD<B> / at_least(k, 1)) * b.column;
   int64_t j = 0;
-  for (; j + 4 <= n; j += 4) {
-    dot_columns_along<ROWS, 4>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+  for (; j + COLUMNS <= n; j += COLUMNS) {
+    dot_columns_along<ROWS, COLUMNS, B>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
   }
   for (; j < n; ++j) {
-    dot_columns_along<ROWS, 1>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
+    dot_columns_along<ROWS, 1, B>(c.data + j, c.row, a, b.data + j * b.column, b.column, k, accumulate, ahead);
   }
 }
 
@@ -169,7 +231,8 @@ inline void add_rows(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
 }
 
 // Adds a row of B to the sums of each row of C, or a pair of rows, which are brought side by side once for all of them.
-template <int ROWS, class B>
+// Sums of a row of C and the next one are WIDE apart.
+template <int ROWS, int WIDE, class B>
 CASTILE_INLINE void add_next(Vector* left, Vector* right, const FewUnit<B>* a, int64_t a_row, const B* b, int64_t b_row) {
 #if CASTILE_PAIRS
   if constexpr (PAIRS<B>) {
@@ -179,45 +242,54 @@ CASTILE_INLINE void add_next(Vector* left, Vector* right, const FewUnit<B>* a, i
       int32_t both;
       std::memcpy(&both, a + i * a_row, 4);
       const __m512bh y = (__m512bh)_mm512_set1_epi32(both);
-      left[i] = (Vector)_mm512_dpbf16_ps((__m512)left[i], y, (__m512bh)x.left);
-      right[i] = (Vector)_mm512_dpbf16_ps((__m512)right[i], y, (__m512bh)x.right);
+      left[i * WIDE] = (Vector)_mm512_dpbf16_ps((__m512)left[i * WIDE], y, (__m512bh)x.left);
+      right[i * WIDE] = (Vector)_mm512_dpbf16_ps((__m512)right[i * WIDE], y, (__m512bh)x.right);
     }
     return;
   }
 #endif
-  const Vector x = load(b), y = load(b + LANES);
+  Apart x;
+  if constexpr (IS_APART<B>) x = apart(b);
+  else x = {load(b), load(b + LANES)};
   CASTILE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     const float weight = to<float>(a[i * a_row]);
-    left[i] += weight * x, right[i] += weight * y;
+    left[i * WIDE] += weight * x.even, right[i * WIDE] += weight * x.odd;
   }
 }
 
 // As `add_rows`; k is even where B is taken by pairs, and n a multiple of 2 * LANES. Sums stay in registers, so that B is
-// asked for in short steps and not in bursts.
-template <int ROWS, class B>
+// asked for in short steps and not in bursts; they are of WIDE times 2 * LANES columns.
+template <int ROWS, class B, int WIDE = PAIRS<B> ? 1 : side_by_side(2 * ROWS, 4)>
 inline void add_steps(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, int64_t ahead) {
-  constexpr int64_t STEP = PAIRS<B> ? 2 : 1;
-  for (int64_t j = 0; j < n; j += 2 * LANES) {
-    Vector left[ROWS], right[ROWS];
+  constexpr int64_t STEP = PAIRS<B> ? 2 : 1, COLUMNS = WIDE * 2 * LANES;
+  int64_t j = 0;
+  for (; j + COLUMNS <= n; j += COLUMNS) {
+    Vector left[ROWS * WIDE], right[ROWS * WIDE];
     CASTILE_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-      const float* const at = c.data + i * c.row + j;
-      left[i] = load(at), right[i] = load(at + LANES);
+    for (int s = 0; s < ROWS * WIDE; ++s) {
+      const float* const at = c.data + s / WIDE * c.row + j + s % WIDE * 2 * LANES;
+      left[s] = load(at), right[s] = load(at + LANES);
     }
     for (int64_t p = 0; p < k; p += STEP) {
-      const B* const from = b.data + p * b.row + j;
-      if (ahead) {
-        prefetch(from + ahead);
-        if (STEP == 2 || sizeof(B) == 4) prefetch(from + ahead + (STEP == 2 ? b.row : LANES));
+      CASTILE_UNROLL
+      for (int w = 0; w < WIDE; ++w) {
+        const B* const from = b.data + p * b.row + j + w * 2 * LANES;
+        if (ahead) {
+          prefetch(from + ahead);
+          if (STEP == 2 || sizeof(B) == 4) prefetch(from + ahead + (STEP == 2 ? b.row : LANES));
+        }
+        add_next<ROWS, WIDE, B>(left + w, right + w, a.data + p, a.row, from, b.row);
       }
-      add_next<ROWS, B>(left, right, a.data + p, a.row, from, b.row);
     }
     CASTILE_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-      float* const at = c.data + i * c.row + j;
-      store(at, left[i]), store(at + LANES, right[i]);
+    for (int s = 0; s < ROWS * WIDE; ++s) {
+      float* const at = c.data + s / WIDE * c.row + j + s % WIDE * 2 * LANES;
+      store(at, left[s]), store(at + LANES, right[s]);
     }
+  }
+  if constexpr (WIDE > 1) {
+    if (j < n) add_steps<ROWS, B, 1>({c.data + j, c.row, 1}, a, {b.data + j, b.row, 1}, n - j, k, ahead);
   }
 }
 
@@ -239,28 +311,16 @@ inline void add_across(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b
   for (; p < k; ++p) add_rows<ROWS, 1, B>(c, a.from(0, p), {b.data + p * b.row, b.row, 1}, n);
 }
 
-// Columns of B along k that all rows of A meet before the next ones come: few, as those are asked for while the first rows
-// meet them; and how many bytes ahead of those B is asked for.
-constexpr int64_t FEW_COLUMNS = 4, FEW_AHEAD = 16384;
-
-template <int ROWS, class B>
-inline void dot_few(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t n, int64_t k, bool accumulate,
-                    int64_t ahead) {
-  if (b.row == 1) dot_along<ROWS, B>(c, a, b, n, k, accumulate, ahead);
-  else add_across<ROWS, B>(c, a, b, n, k);
-}
-
-// A part of B, while it is near, with all rows of A; what lies ``ahead`` elements further is asked for.
+// The same for any number of rows.
 template <class B>
-inline void dot_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k,
-                     bool accumulate, int64_t ahead) {
+inline void add_rest(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, int64_t m, int64_t n, int64_t k) {
   for (int64_t i = 0; i < m; i += FEW_BLOCK) {
     const Matrix<float> ci = {c.data + i * c.row, c.row, 1};
     switch (at_most(FEW_BLOCK, m - i)) {
-      case 1: dot_few<1, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
-      case 2: dot_few<2, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
-      case 3: dot_few<3, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
-      default: dot_few<4, B>(ci, a.from(i, 0), b, n, k, accumulate, i ? 0 : ahead); break;
+      case 1: add_across<1, B>(ci, a.from(i, 0), b, n, k); break;
+      case 2: add_across<2, B>(ci, a.from(i, 0), b, n, k); break;
+      case 3: add_across<3, B>(ci, a.from(i, 0), b, n, k); break;
+      default: add_across<4, B>(ci, a.from(i, 0), b, n, k); break;
     }
   }
 }
@@ -280,7 +340,7 @@ inline void add_part(Matrix<float> c, FewRows<FewUnit<B>> a, Matrix<const B> b, 
     i += rows;
   }
   c.data += whole, b.data += whole, n -= whole;
-  if (n > 0) dot_part<B>(c, a, b, m, n, k, true, 0);
+  if (n > 0) add_rest<B>(c, a, b, m, n, k);
 }
 
 #if defined(CASTILE_AMX)
@@ -320,21 +380,19 @@ inline void dot(Matrix<C> c, Matrix<const A> a, Matrix<const B> b, int64_t m, in
     }
 #endif
     if (b.row == 1 ? m <= FEW_ROWS : b.column == 1 && m <= FEW_ACROSS<B>) {
-      constexpr int64_t NEAR = FEW_AHEAD / int64_t(sizeof(B));
       const FewRows<FewUnit<B>> few = few_rows<Operand, FewUnit<B>, A>(a, m, k, local);
       if (b.row == 1) {
-        for (int64_t j = 0; j < n; j += FEW_COLUMNS) {
-          const Matrix<float> cj = {c.data + j, c.row, 1};
-          const Matrix<const B> bj = {b.data + j * b.column, 1, b.column};
-          dot_part<B>(cj, few, bj, m, at_most(FEW_COLUMNS, n - j), k, accumulate, NEAR);
-        }
-        return;
+        // They are a copy, as bf16 had to be widened.
+        if constexpr (IS_APART<B>) each_apart(const_cast<float*>(few.data), few.row, m, k, [](float* x) { apart(x, x); });
+        return dot_along<B>({c.data, c.row, 1}, few, b, m, n, k, accumulate);
       }
       for (int64_t i = 0; i < m && !accumulate; ++i) std::fill_n(c.data + i * c.row, n, 0.0f);
-      const int64_t ahead = at_least(NEAR, FEW_STEPS * b.row);
+      if (IS_APART<B> && accumulate) each_apart(c.data, c.row, m, n, [](float* x) { apart(x, x); });
+      const int64_t ahead = at_least(FEW_STEPS, FEW_AHEAD<B> / at_least(n, 1)) * b.row;
       for (int64_t p = 0; p < k; p += FEW_STEPS) {
         add_part<B>(c, few.from(0, p), {b.data + p * b.row, b.row, 1}, m, n, at_most(FEW_STEPS, k - p), ahead);
       }
+      if (IS_APART<B>) each_apart(c.data, c.row, m, n, [](float* x) { together(x, x); });
       return;
     }
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +43,36 @@ def test_rows(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 for p in c.params
             }
             within_bound(c, inputs, run(**inputs))
+
+
+FEW = "def f(A: {0}[m, k], B: {0}[{1}]) -> C:\n    C[m, n] = sum[k](A[m, k] * B[{1}])\n"
+VARIANTS = ["", "-DCASTILE_PAIRS=0", "-DCASTILE_PAIRS=1"]
+VARIANTS += ["-march=haswell"] if platform.machine() in ("x86_64", "AMD64") else []
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_few_rows(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their other operand is read where it lies, along either rank, its rows close to each other or apart. With and
+    without sums that are there already, from tiles of ``k`` before."""
+    monkeypatch.setenv("CASTILE_CXXFLAGS", flags)
+    cascades = [castile.parse(FEW.format(d, b)) for d in ("f32", "bf16") for b in ("k, n", "n, k")]
+    programs = []
+    for c in cascades:
+        mapping = default_mapping(c, "cpu", {"m": 8, "k": 200, "n": 192})
+        mapping = replace(mapping, tiles={**mapping.tiles, "k": 64}, knobs={**mapping.knobs, "resident": 0})
+        programs.append(mapped(c, mapping, {"m": 8, "k": 200, "n": 192}).program)
+    rng = np.random.default_rng(3)
+    for c, run in zip(cascades, CpuProgram.build_all(programs), strict=True):
+        kind = numpy_dtype(c.params[0].dtype)
+        for m in (1, 2, 3, 5, 8, 9, 17):
+            for k, n in ((1, 1), (17, 5), (64, 130), (200, 71)):
+                sizes = {"m": m, "k": k, "n": n}
+                a = rng.standard_normal((m, k)).astype(kind)
+                rows, columns = (sizes[i.name] for i in c.params[1].indices)  # type: ignore[union-attr]
+                b = rng.standard_normal((rows, columns + 3)).astype(kind)
+                for given in (b[:, :columns], np.ascontiguousarray(b[:, 3:])):
+                    inputs = {"A": a, "B": given}
+                    within_bound(c, inputs, run(**inputs))
 
 
 def test_rows_of_strips_that_begin_anywhere() -> None:
