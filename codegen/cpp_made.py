@@ -104,7 +104,7 @@ class Makers(Dots):
         try:
             strict, words = self.k.ordered, {} if words is None else words
             lanes = Lanes(recipe.along, self.checker, tile, scalar, kept, strict, not strict, self.flushed, words)
-            return lanes.field(moved)
+            return lanes.field(moved, whole=op.tile.dtype in ("i8", "u8"))
         finally:
             self.axes[recipe.over] = axis
 

@@ -19,7 +19,7 @@ POINTWISE = {
     "exp.default": "exp(a)", "exp2.default": "exp2(a)", "expm1.default": "expm1(a)", "log.default": "log(a)",
     "log2.default": "log2(a)", "log1p.default": "log1p(a)", "log10.default": "log(a) * 0.4342944819032518",
     "sqrt.default": "sqrt(a)", "rsqrt.default": "rsqrt(a)", "tanh.default": "tanh(a)",
-    "sigmoid.default": "sigmoid(a)", "erf.default": "erf(a)", "erfc.default": "1.0 - erf(a)",
+    "sigmoid.default": "sigmoid(a)", "erf.default": "erf(a)",
     "sin.default": "sin(a)", "cos.default": "cos(a)",
     "floor.default": "floor(a)", "ceil.default": "-floor(-a)", "round.default": "round(a)",
     "trunc.default": "where(a < 0, -floor(-a), floor(a))",

@@ -239,7 +239,9 @@ def flex(
         if keep.dims:
             raise Unsupported("a mask mod that gives more than a truth value")
         expr = call("where", keep.expr, expr, MINUS_INF) if keep.expr != Const(True) else expr
-    return attention(site, Value(s.dims, expr, s.dtype), v, want_lse)
+    out, lse = attention(site, Value(s.dims, expr, s.dtype), v, want_lse)
+    # The operation gives it to base 2; what calls it multiplies by ln 2.
+    return out, None if lse is None else combine(site, "a * 1.4426950408889634", a=lse)
 
 
 def _coordinate(site: Site, s: Value, axis: int) -> Value:

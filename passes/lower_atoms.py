@@ -55,13 +55,13 @@ class Atoms:
     def value(self, v: Value) -> Expr:
         return self.form(v) if isinstance(v, Form) else self.atom(v)
 
-    def float(self, f: Form) -> Expr:
+    def float(self, f: Form, dtype: str = "f32") -> Expr:
         """A form as a float: a literal with its point, integers converted."""
         c = f.constant
         if c is not None:
             return literal(c, whole=False)
         e = self.form(f)
-        return Cast("f32", e) if is_integral(f) else e
+        return Cast(dtype, e) if is_integral(f) else e
 
     def atom(self, a: Atom) -> Expr:
         if self.hook is not None and (found := self.hook(a)) is not None:

@@ -236,7 +236,7 @@ class Writer(Finisher):
                 if isinstance(final, Form) and final.constant is not None and self.reader.is_typed(original, dtype):
                     final = widened(final, dtype)
                 args.append(
-                    lowering.float(final)
+                    lowering.float(final, dtype)
                     if isinstance(final, Form) and dtype in ("f32", "f64")
                     else lowering.value(final)
                 )
@@ -248,7 +248,7 @@ class Writer(Finisher):
     def _typed(self, v: Value, dtype: str) -> Expr:
         lowering = self._lowering()
         if isinstance(v, Form) and dtype[0] in "fb" and dtype != "bool":
-            return lowering.float(v)
+            return lowering.float(v, "f64" if dtype == "f64" else "f32")
         return lowering.form(v, whole=True) if isinstance(v, Form) else lowering.atom(v)
 
     def _output(self, name: str) -> None:

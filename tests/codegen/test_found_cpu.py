@@ -140,3 +140,11 @@ def test_a_maximum_of_what_has_no_value_where_maxima_begin(score: str, gauge: st
     inputs = {"X": np.random.default_rng(0).uniform(0.1, 2, (3, 37)).astype(np.float32)}
     got = castile.compile(c, "cpu", mapping=castile.Mapping(gauge=gauge))(**inputs)
     np.testing.assert_allclose(got, castile.evaluate(c, inputs)["Y"], 1e-5)
+
+
+@pytest.mark.parametrize("value", ["A[m]", "A[m] + 1", "2 * A[m]"])
+def test_whole_numbers_as_f64_are_exact(value: str) -> None:
+    """Declaring a result f64 converts as `f64(x)` does, not by way of f32."""
+    c = castile.parse(f"def f(A: i64[m]) -> X:\n    X[m]: f64 = {value}\n")
+    inputs = {"A": np.array([2**40 + 1, 2**24 + 1, -(2**33) - 7])}
+    assert castile.compile(c, "cpu")(**inputs).tolist() == castile.evaluate(c, inputs)["X"].tolist()

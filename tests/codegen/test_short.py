@@ -61,12 +61,19 @@ def f(A: f8e5m2[m, k], B: f8e4m3[k, n], s: f32[m, k // 16], t: f32[k // 16, n]) 
     C[m, n] = sum[k](A[m, k] * B[k, n] * (s[m, k // 16] + t[k // 16, n]))
 """
 
+SAID = """
+def f(A: i8[m, k], B: i8[k, n]) -> C:
+    C[m, n] = sum[k](i32(A[m, k]) * i32(B[k, n]))
+"""
+
 SOME, FEW, ROW = {"m": 45, "n": 97, "k": 203}, {"m": 3, "n": 70, "k": 128}, {"m": 1, "n": 33, "k": 71}
 SMALL = Mapping(tiles={"m": 16, "n": 32, "k": 48}, knobs={"narrow": 1})
 CASES: dict[str, Case] = {
     "i8 i8": (plain("i8", "i8", "n, k"), SOME, None),
     "i8 i8 wide": (plain("i8", "i8", "n, k"), {"m": 14, "n": 128, "k": 260}, None),
     "i8 i8 across": (plain("i8", "i8", "k, n"), SOME, None),
+    "i8 i8 said": (SAID, SOME, None),
+    "i8 i8 said few": (SAID, FEW, None),
     "i8 i8 few": (plain("i8", "i8", "n, k"), FEW, None),
     "i8 i8 row": (plain("i8", "i8", "k, n"), ROW, None),
     "i8 i8 pieces": (plain("i8", "i8", "n, k"), SOME, SMALL),

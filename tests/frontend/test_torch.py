@@ -160,6 +160,19 @@ def test_flex_attention_with_mods() -> None:
     assert "i32(" not in text.split("where")[-1].split("9")[0]
 
 
+def test_the_log_sum_exp_of_flex_attention_is_natural() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return flex_attention(q, k, v, return_lse=True)
+
+    q, k, v = (torch.randn(1, 2, 33, 16) for _ in range(3))
+    out, lse = torch.compile(f, backend="castile")(q, k, v)
+    scores = q @ k.mT / 4
+    torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, scores.softmax(-1) @ v, rtol=1e-4, atol=1e-5)
+
+
 DOCUMENTS = torch.tensor([[0] * 7 + [1] * 20 + [2] * 13, [0] * 31 + [1] * 9])
 PREFIX = torch.tensor([5, 17])
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
