@@ -134,7 +134,8 @@ class _Deriver(Teller):
             if atom.digest in self.inner:
                 continue
             carried = atom.digest in self.reductions.centred or self.plan.gauge(atom) is not None
-            if carried or ranking_behind(atom) is not None:
+            # What earlier places leave out is looked at only where places are rewritten (`Orders`).
+            if carried or (self.level == "full" and ranking_behind(atom) is not None):
                 if not self.plan.include(atom):
                     self._demote(atom)
                     self.plan.include(atom)
@@ -196,7 +197,8 @@ class _Deriver(Teller):
     def _needs_guard(self, a: Atom) -> bool:
         """Whether a condition around a reduction may be what gives it a meaning: reads in bounds, a fiber not empty,
         a divisor that is not 0."""
-        if a.name == "argmax":
+        if a.name == "argmax" and (self.level != "full" or ranking_behind(a) is None):
+            # That of nothing is an error; merged with earlier places, it is no place.
             return True
         return any(self.reader.reads_elsewhere(x) or divides_integers(x) for x in a.args)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .brackets import bracket, compare, conjunction, conjuncts, disjunction, pred
-from .forms import ONE, ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, lift
+from .forms import ONE, ONE_FRACTION, UNIT, ZERO, Atom, Form, Monomial, lift, values_inside
 
 FILLED = "red:any"
 
@@ -43,6 +43,22 @@ def filled(a: Atom) -> Atom | None:
     else:
         return None
     return pred(FILLED, passed, ranks=a.ranks)
+
+
+def is_unmasked(f: Form) -> bool:
+    """Whether no mask makes nothing of a sum's terms: of a condition in an exponent, only -inf would."""
+    if any(m.brackets for m in f.terms):
+        return False
+    factors = [a for m in f.terms for a, _ in m.factors]
+    if any(m.brackets for x in values_inside(*factors) if isinstance(x, Form) for m in x.terms):
+        return False
+    return not any(isinstance(x, Atom) and (x.kind == "lbr" or x.filled is not None) for x in values_inside(f))
+
+
+def nothing_over(ranks: Iterable[str]) -> Atom:
+    """That one of these ranks is empty."""
+    extents = (lift(Atom("extent", r, dtype="i64", nonnegative=True)) for r in ranks)
+    return disjunction(compare("eq", extent, ZERO, integer=True) for extent in extents)
 
 
 def where_nonzero(a: Atom) -> list[Atom]:

@@ -9,6 +9,7 @@ from .emptiness import filled
 from .forms import ZERO, Atom, Form, Monomial, Value, lift, sub, values_inside
 from .fresh import fresh
 from .functions import aligned, exp, log
+from .lower import held_in_place
 from .naming import wanted_names
 from .normal import atom_nonnegative, mul
 from .plan import Plan, unit_of
@@ -38,6 +39,7 @@ class Finisher:
         self.component: dict[bytes, Component] = {}
         self.done: set[bytes] = set()
         self.guarded: dict[str, Form | None] = {}
+        self.emptied: dict[str, tuple[str, ...]] = {}
         self.inner: set[bytes] = set()
         self.written: set[str] = set()
         self.writing: set[str] = set()
@@ -140,6 +142,8 @@ class Finisher:
         done = tuple(map(self._finished_value, args))
         own = Atom(a.kind, a.name, done, a.ranks, a.dtype, a.reduced)
         self.inner.add(own.digest)
+        if gauge is not None and not gauge.power:
+            self.guarded[held_in_place(own)] = scale
         return mul(lift(own), exp(scale))
 
     def _plain(self, a: Atom) -> tuple[Form, tuple[Value, ...]]:

@@ -38,7 +38,8 @@ class Atom:
     ``kind`` is one of: "access" (name: tensor, args: indices), "rank", "extent", "ln2", "inf", "fn" (name: operation),
     "cast" (name: dtype), "red" (name: reduction, ranks: what it binds, args: its bodies), "poly" (args: one sum),
     "aligned" (args: a sum of scaled values, whose common scale stays where it is, and the exponent of that scale if it
-    may be -inf), "lbr" (args: one predicate), and for integers and predicates "int" and "pred" (name: operation).
+    may be -inf), "below" (args: an exponential, and the exponent that was taken off it), "lbr" (args: one predicate),
+    and for integers and predicates "int" and "pred" (name: operation).
     ``filled`` is where something came into a tensor that masks may leave empty (`emptiness`).
     """
 

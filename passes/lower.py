@@ -11,7 +11,7 @@ from fractions import Fraction
 from ..ir.cascade import Call, Const, Expr
 from ..ir.print import print_expr
 from .brackets import conjuncts, negate
-from .emptiness import filled
+from .emptiness import filled, is_unmasked, nothing_over
 from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale, values_inside
 from .integers import in_64_bits, is_integral, may_be_integral
 from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, either, literal, zero
@@ -26,12 +26,18 @@ def show(v: Value) -> str:
     return print_expr(Lowering().value(v))
 
 
+def held_in_place(a: Atom) -> str:
+    """The key of a reduction without a tensor of its own among those whose zeros mean "nothing came"."""
+    return a.digest.hex()
+
+
 class Lowering(Atoms):
     """Turns values into expressions.
 
-    ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", with the gauge of each that
-    has one; None guards nothing. ``named`` and ``negated`` find the tensor that holds a value or its negative. ``room``
-    is how deep atoms may nest before an ellipsis stands for them.
+    ``hook`` sees atoms first; ``guarded`` names tensors whose zeros mean "nothing came", and reductions in place, with
+    the gauge of each that has one; None guards nothing. ``named`` and ``negated`` find the tensor that holds a value or
+    its negative; ``emptied`` has the ranks that tensors which no mask empties were reduced over. ``room`` is how deep
+    atoms may nest before an ellipsis stands for them.
     """
 
     def __init__(
@@ -42,12 +48,14 @@ class Lowering(Atoms):
         named: Callable[[Form], Expr | None] | None = None,
         room: int | None = None,
         negated: Callable[[Form], Expr | None] | None = None,
+        emptied: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.hook = hook
         self.named = named
         self.negated = negated
         self.room = room
         self.guarded = guarded
+        self.emptied = emptied or {}
         self.exponents = exponents
 
     # Sums
@@ -218,6 +226,7 @@ class Lowering(Atoms):
                 e = call("where", call("eq", self.value(a.args[1]), MINUS_INF), Const(0.0), e)
         below = [a for a, p in m.factors if p < 0 and self._may_be_empty(a)]
         above = [a for a, p in m.factors if p > 0 and (self._may_be_empty(a) or self._is_masked(a))]
+        divided = bool(below)
         if not below and m.exponent is not None:
             below = above[:1]
         elif not below and not self.inside and any(_may_be_none(a, p) for a, p in m.factors if a not in above):
@@ -227,22 +236,45 @@ class Lowering(Atoms):
         # What is divided has masks of its own: nothing may have come into it where something came into the divisor.
         known = {None, *map(filled, below)}
         own = [a for a in above if a not in below and filled(a) not in known]
-        empty = self._empty(below[0])
-        for a in (*below[1:], *own):
-            empty = call("or", empty, self._empty(a))
         gauge = self._gauge(below[0]) if above else None
         if gauge is not None and m.exponent is None:
             # Above and below share a scale, which cancels, except that nothing but -inf in the data gives NaN.
             g = self.form(gauge)
             e = call("mul", e, call("exp", call("sub", g, g)))
-        return call("where", empty, Const(0.0), e)
+        empty: Expr | None = None
+        for a in (*below, *own):
+            over = self._emptied_by(a) if divided else None
+            if over is not None and set(over) & m.free:
+                continue
+            mine = call("eq", self.atom(a), Const(0.0)) if over is None else self.atom(nothing_over(over))
+            empty = mine if empty is None else call("or", empty, mine)
+        return e if empty is None else call("where", empty, Const(0.0), e)
 
-    def _empty(self, a: Atom) -> Expr:
-        """Whether nothing came into a sum."""
-        return call("eq", self.atom(a), Const(0.0))
+    def _emptied_by(self, a: Atom) -> tuple[str, ...] | None:
+        """The ranks whose emptiness alone leaves a sum empty; None where masks may, and its being 0 tells.
+
+        What no mask empties is 0 too where data are -inf throughout, and 0 / 0 is no number then.
+        """
+        if a.kind == "access":
+            return self.emptied.get(a.name)
+        body = a.args[0] if a.kind == "red" and self._gauge(a) is None else None
+        return a.ranks if isinstance(body, Form) and is_unmasked(body) else None
+
+    def settled(self, a: Atom, body: Form) -> Form:
+        """A reduction in place takes its own maximum off, where there is one."""
+        top = self._gauge(a)
+        if top is None:
+            return body
+        terms: dict[Monomial, Fraction] = {}
+        for m, q in body.terms.items():
+            power = Form({Monomial((), m.exponent): ONE_FRACTION})
+            terms[Monomial([*m.factors, (Atom("below", "", (power, top)), 1)], None, m.brackets)] = q
+        return Form(terms)
 
     def _gauge(self, a: Atom) -> Form | None:
-        return self.guarded.get(a.name) if self.guarded is not None and a.kind == "access" else None
+        if self.guarded is None:
+            return None
+        return self.guarded.get(a.name if a.kind == "access" else held_in_place(a))
 
     def _may_be_empty(self, a: Atom) -> bool:
         """Whether a value is a sum that is 0 where nothing came in, and there alone: of exponentials, masks aside."""

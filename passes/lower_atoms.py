@@ -52,6 +52,10 @@ class Atoms:
         """A form; ``whole`` says that it must be an integer, None that it is one if it can be."""
         raise NotImplementedError
 
+    def settled(self, a: Atom, body: Form) -> Form:
+        """The argument of a reduction with its exponentials as they are to be written."""
+        return body
+
     def value(self, v: Value) -> Expr:
         return self.form(v) if isinstance(v, Form) else self.atom(v)
 
@@ -101,6 +105,10 @@ class Atoms:
                 return Reduce(a.name, a.ranks, tuple(self.body(a, x) for x in a.args))
             case "pred":
                 return self._predicate(a)
+            case "below":
+                # Of nothing but -inf there is nothing to take off: what is left is 1, at a scale that is 0.
+                power, top = self.form(as_form(a.args[0])), self.form(as_form(a.args[1]))
+                return call("where", call("eq", top, MINUS_INF), Const(1.0), power)
             case _:
                 return Call(a.name, tuple(self.value(x) for x in a.args))
 
@@ -109,6 +117,7 @@ class Atoms:
         if isinstance(x, Atom):
             return self.atom(x)
         before, self.inside = self.inside, True
+        x = self.settled(a, x)
         if a.dtype in ("f32", "f64"):
             e = self.float(x)
         else:

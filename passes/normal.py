@@ -228,7 +228,7 @@ def _factored_beside(f: Form, masks: Mapping[Monomial, Fraction]) -> tuple[Monom
     """Masks beside other terms: a positive content passes them by, as positive multiples of 0 and -inf are the same."""
     others = Form({m: q for m, q in f.terms.items() if m not in masks})
     content, q = others.single or factored(others)
-    leaving = [(a, p) for a, p in content.factors if a.kind == "red" and _is_positive(a)]
+    leaving = [(a, p) for a, p in content.factors if a.kind == "red" and is_positive(a)]
     # Under brackets an exponent may read what they alone let be read.
     leaves = content.exponent is not None and not (content.brackets and reads_computed_places(content.exponent))
     taken = Monomial(leaving, content.exponent if leaves else None)
@@ -247,13 +247,13 @@ def reads_computed_places(v: Atom | Form) -> bool:
     return any(not isinstance(i, Form) or i.atom is None or i.atom.kind != "rank" for i in indices)
 
 
-def _is_positive(a: Atom) -> bool:
+def is_positive(a: Atom) -> bool:
     """Whether an atom is known to be above 0: a sum of exponentials."""
     body = a.args[0] if a.kind in ("red", "poly") and a.args and a.name in ("sum", "") else None
     if not isinstance(body, Form):
         return a.kind == "ln2"
     return bool(body.terms) and all(
-        q > 0 and m.exponent is not None and not m.brackets and all(_is_positive(b) for b, _ in m.factors)
+        q > 0 and m.exponent is not None and not m.brackets and all(is_positive(b) for b, _ in m.factors)
         for m, q in body.terms.items()
     )
 

@@ -7,12 +7,12 @@ from math import inf, isnan
 import numpy as np
 
 from ..ir.ops import OPS
-from .brackets import compare, lbr, negate
+from .brackets import compare, lbr
 from .emptiness import filled, unless_nothing
 from .forms import ONE_FRACTION, ZERO, Atom, Form, Monomial, add, lift
 from .functions import exp, function
 from .ledger import Ledger
-from .normal import atom_nonnegative, const, factored, masked, mul, nonnegative, select
+from .normal import atom_nonnegative, const, factored, is_positive, masked, mul, nonnegative, select
 from .places import Ranking, ranking_of, split_masks
 from .rewriting import rewrite
 from .waiting import pieces, reason_of, waits, waits_value
@@ -121,10 +121,8 @@ class Orders(Ledger):
         value, place = (lift(a) for a in ranking.pair(len(ranking.places)))
         if plain:
             # Where all that is left is -inf, what was left out ties with it, and the first place is 0.
-            nothing = compare("eq", value, const(-inf), integer=False)
-        else:
-            nothing = negate(self._enough(ranking))
-        return select(nothing, ZERO, place)
+            return select(compare("eq", value, const(-inf), integer=False), ZERO, place)
+        return select(self._enough(ranking), place, ZERO)
 
     def _extreme_left(self, ranks: tuple[str, ...], body: Form) -> Form | None:
         """The maximum of what earlier places leave."""
@@ -195,10 +193,10 @@ class Orders(Ledger):
             m, q = body.single or factored(body)
             varying = [(a, p) for a, p in m.factors if a.free & over]
             fixed = [(a, p) for a, p in m.factors if not a.free & over]
-            if m.exponent is not None and not varying and q > 0 and all(atom_nonnegative(a) for a, _ in fixed):
+            good = [(a, p) for a, p in fixed if _keeps_order(a, p)]
+            if m.exponent is not None and not varying and q > 0 and good == fixed:
                 body, changed = masked(m.exponent, m.brackets), True
                 continue
-            good = [(a, p) for a, p in fixed if atom_nonnegative(a) or p % 2 == 0]
             if good or abs(q) != 1:
                 kept = Monomial([f for f in m.factors if f not in good], m.exponent, m.brackets)
                 body, changed = mul(Form({kept: ONE_FRACTION if q > 0 else -ONE_FRACTION})), True
@@ -209,6 +207,11 @@ class Orders(Ledger):
                 assert isinstance(inner, Form)
                 body, changed = inner, True
         return body
+
+
+def _keeps_order(a: Atom, power: int) -> bool:
+    """Whether values keep their order, ties too, times a power of a: what is 0 makes all of them equal."""
+    return is_positive(a) or (power < 0 and (atom_nonnegative(a) or power % 2 == 0))
 
 
 def kept_mask(m: Monomial, mask: Atom) -> bool:

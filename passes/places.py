@@ -7,7 +7,7 @@ merge):
     I1[t] = argmax[e](X[t, e])                                (V1[t], I1[t], V2[t], I2[t]) =
     I2[t] = argmax[e](where(e == I1[t], -inf, X[t, e]))  ->       stream[e](X[t, e], e, -inf, 2147483647)
 
-Ties go to the first place, as argmax does.
+Ties go to the first place, and NaN comes before all else, as argmax has it.
 """
 
 from __future__ import annotations
@@ -115,6 +115,15 @@ def _body(a: Atom) -> Form:
     return body
 
 
+def _before(v: Expr, i: Expr, w: Expr, at: Expr) -> Expr:
+    """Whether the value v at the place i comes before w at ``at``: NaN before all else, of equals the first place."""
+    from .lower_atoms import call
+
+    earlier = call("lt", i, at)
+    greater = call("or", call("gt", v, w), call("and", call("eq", v, w), earlier))
+    return call("or", greater, call("and", call("ne", v, v), call("or", call("eq", w, w), earlier)))
+
+
 def merged(names: list[tuple[str, str]]) -> list[tuple[str, Expr]]:
     """The assignments that merge two lists of (value, place) pairs, best first: b's are inserted into a's in turn."""
     from .lower_atoms import call
@@ -133,9 +142,7 @@ def merged(names: list[tuple[str, str]]) -> list[tuple[str, Expr]]:
         for j in range(n, len(kept)):
             w, at = kept[j]
             last = j == len(kept) - 1
-            better = assign(
-                f"better{n}{j}", call("or", call("gt", v, w), call("and", call("eq", v, w), call("lt", i, at)))
-            )
+            better = assign(f"better{n}{j}", _before(v, i, w, at))
             final = j == n
             kept[j] = (
                 assign(names[j][0] if final else f"v{n}{j}", call("where", better, v, w)),

@@ -6,7 +6,7 @@ else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.cascade import Access, Call, Cascade, Cast, Const, Einsum, Expr, Extent, Rank, Reduce
@@ -334,9 +334,9 @@ class Reader:
         if dtype == "bool":
             parts = [a for a in args if isinstance(a, Atom)]
             return negate(parts[0]) if e.op == "not" else conjunction(parts) if e.op == "and" else disjunction(parts)
-        forms = tuple(_number(a) for a in args)
         if not is_float(dtype):
-            return self._integer(e.op, forms, settle(dtype))
+            return self._integer(e.op, self._counted(e, args, settle(dtype)), settle(dtype))
+        forms = tuple(_number(a) for a in args)
         sources = [settle(self.checker.infer(a)) for a in e.args]
         rounds = OPS[e.op].rule == "real" or (e.op == "div" and any(f.constant is None for f in forms))
         if dtype == "f64" and rounds and all(map(_is_untyped, forms)):
@@ -344,6 +344,16 @@ class Reader:
         if e.op == "pow":
             return self._float(e.op, (as_float(forms[0], sources[0], dtype), forms[1]))
         return self._float(e.op, tuple(as_float(f, s, dtype) for f, s in zip(forms, sources, strict=True)))
+
+    def _counted(self, e: Call, args: Sequence[Value], dtype: str) -> tuple[Form, ...]:
+        """The operands of integer arithmetic; bools as i32 where 0 and 1 without a type would make it another's."""
+        kinds = [self.checker.infer(a) for a in e.args]
+        untyped = WEAK_INT
+        for v, kind in zip(args, kinds, strict=True):
+            untyped = join(untyped, WEAK_INT if isinstance(v, Atom) else kind)
+        if settle(untyped) == dtype:
+            return tuple(map(_number, args))
+        return tuple(_number(self.convert(v, "bool", "i32")) if isinstance(v, Atom) else v for v in args)
 
     def _integer(self, op: str, args: tuple[Form, ...], dtype: str) -> Form:
         """Integer arithmetic: sums and multiples of ranks, extents and constants are exact; all else may wrap."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..ir.cascade import Access, Einsum, Expr, Monoid, Output, Rank, Reduce
 from ..ir.types import is_float
+from .emptiness import is_unmasked
 from .finish import Finisher
 from .forms import Atom, Form, Monomial, Value, lift, neg, nesting, sub, values_inside
 from .fresh import fresh
@@ -33,7 +34,9 @@ class Writer(Finisher):
     """Writes the Einsums of one derivation."""
 
     def _lowering(self) -> Lowering:
-        return Lowering(self._hook, self.guarded, self._exponents(), self._named, negated=self._negated)
+        return Lowering(
+            self._hook, self.guarded, self._exponents(), self._named, negated=self._negated, emptied=self.emptied
+        )
 
     def _exponents(self) -> frozenset[str]:
         if self.kind != "exponent":
@@ -119,6 +122,8 @@ class Writer(Finisher):
             isinstance(x, Form) and x.terms and all(m.exponent is not None for m in x.terms) for x in a.args
         ):
             self.guarded[name] = None
+            if all(is_unmasked(x) for x in a.args if isinstance(x, Form)):
+                self.emptied[name] = a.ranks
         self.einsums.append(Einsum((Output(name, ranks),), Reduce(a.name, a.ranks, body)))
         return a.digest
 

@@ -34,7 +34,7 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
     alignas(64) float f_4[4096];
     // sum_3: f32 = reduce sum[k](f_4)
     float sum_3;
-    // store through Y[n, k] = where(sum_3 == 0.0, 0.0, f_4 / sum_3)
+    // store through Y[n, k] = f_4 / sum_3
     max_1 = fold_vectors<Max>(k_extent, Max::identity<float>, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
       const Vector X_2 = load(&X[n * X_0 + k * X_1], X_1, k_left);
       return X_2;
@@ -46,15 +46,9 @@ void castile_softmax_M(const castile_softmax_M_args* args, int64_t first, int64_
       store(&f_4[k], f_4_lanes);
       return f_4_lanes;
     });
-    if (sum_3 == 0.0f) {
-      each_vector(k_extent, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
-        stream(&Y[n * Y_0 + k * Y_1], Y_1, splat(0.0f), k_left);
-      });
-    } else {
-      each_vector(k_extent, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
-        stream(&Y[n * Y_0 + k * Y_1], Y_1, divide(load(&f_4[k]), sum_3), k_left);
-      });
-    }
+    each_vector(k_extent, [&](int64_t k, int64_t k_left) CASTILE_INLINED {
+      stream(&Y[n * Y_0 + k * Y_1], Y_1, divide(load(&f_4[k]), sum_3), k_left);
+    });
   });
 }
 
