@@ -58,7 +58,7 @@ class Reductions(Scalars):
         """The terms of a chain of sums of floats that the numerics let a kernel add in any order."""
         if id(e) not in self.chains:
             free = self.numerics != "strict" and DTYPES[self.dtype(e)].is_float
-            self.chains[id(e)] = (e, summands(e, self.opened) if free else [e])
+            self.chains[id(e)] = (e, summands(e, self.opened, self.dtype) if free else [e])
         return self.chains[id(e)][1]
 
     def reduce(self, e: Reduce, scope: Scope, guard: Array | None) -> Value:

@@ -77,11 +77,7 @@ def call_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: Arr
         return _whole_error(name, args, errors, y)
     op, u = OPS[name], unit(dtype)
     x = [a.astype(np.float64) for a in args]
-    # Integers become floats on the way in, and large ones are rounded there.
-    slack = [
-        e + np.where(np.abs(b) > WHOLE, u * np.abs(b), 0.0) if a.dtype.kind == "i" else e
-        for a, b, e in zip(args, x, errors, strict=True)
-    ]
+    slack = list(errors)
     if op.rule == "power":
         slack[1] = np.zeros(())
     if name in ("floordiv", "mod"):
@@ -164,6 +160,12 @@ def _whole_error(name: str, args: Sequence[Array], errors: Sequence[Array], y: A
         x = [a.astype(np.float64) for a in args]
         return _carried(name, x, errors, y.astype(np.float64))
     return np.where(total > 0, np.inf, 0.0)
+
+
+def converted_error(x: Array, dtype: str) -> Array:
+    """What integers are off by as floats of a compute type, which holds all of them up to a power of two."""
+    size = absolute(x)
+    return np.where(size > WHOLE, unit(dtype) * size, 0.0)
 
 
 def cast_error(x: Array, error: Array, y: Array, dtype: str, wide: bool, free: bool, to: Callable[..., Array]) -> Array:

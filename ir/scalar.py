@@ -190,9 +190,15 @@ class Scalars:
         return Value(array, None, rounding.held(array.astype(np.float64)) if self.track else None)
 
     def slack(self, e: Expr, value: Value, dtype: str) -> Array:
-        """The error with which a value enters arithmetic in a type: literals are exact in f64 and in integers."""
+        """The error of a value that meets a type: literals are exact in f64 and in integers."""
         exact = literal_value(e) is not None and dtype != "f32"
         return np.zeros((1,) * value.array.ndim) if exact else value.slack()
+
+    def entering(self, e: Expr, value: Value, dtype: str) -> Array:
+        """The error with which a value enters arithmetic in a type; large integers are rounded on the way to floats."""
+        slack = self.slack(e, value, dtype)
+        whole = value.array.dtype.kind in "iu" and literal_value(e) is None
+        return slack + rounding.converted_error(value.array, dtype) if whole and DTYPES[dtype].is_float else slack
 
     def cast(self, x: Value, dtype: str, source: str) -> Value:
         """A value computed as ``source``, converted."""
@@ -218,7 +224,7 @@ class Scalars:
         if not self.track:
             return Value(y, masked)
         dtype = self.dtype(e)
-        error = np.where(chosen, self.slack(e.args[1], a, dtype), self.slack(e.args[2], b, dtype))
+        error = np.where(chosen, self.entering(e.args[1], a, dtype), self.entering(e.args[2], b, dtype))
         if bool(unsure.any()):
             apart = np.abs(left.astype(float) - right.astype(float)) + a.slack() + b.slack()
             error = np.where(unsure & (left != right), np.where(np.isnan(apart), np.inf, apart), error)
@@ -253,7 +259,7 @@ class Scalars:
             return result
         dtype = self.dtype(e)
         within = join(*(self.dtype(a) for a in e.args)) if OPS[e.op].rule == "compare" else dtype
-        slack = [self.slack(node, value, within) for node, value in zip(e.args, args, strict=True)]
+        slack = [self.entering(node, value, within) for node, value in zip(e.args, args, strict=True)]
         error = rounding.call_error(e.op, arrays, slack, result.array, dtype)
         return Value(result.array, result.masked, rounding.settle(result.array, error, dtype, result.masked))
 

@@ -17,29 +17,35 @@ from .cascade import Access, Call, Const, Expr, literal_value
 LONGEST = 64
 
 
-def summands(e: Expr, opened: Callable[[Access], Expr | None]) -> list[Expr]:
+def summands(
+    e: Expr, opened: Callable[[Access], Expr | None], dtype_of: Callable[[Expr], str] = lambda e: ""
+) -> list[Expr]:
     """The terms that an expression adds up, signs aside; itself alone where that is no sum.
 
-    Factors that stand for one number go to each term. ``opened`` gives what a map computes at an access to it.
+    Factors that stand for one number go to each term. ``opened`` gives what a map computes at an access to it. A sum
+    in another type, by ``dtype_of``, is one term: its roundings are of that type.
     """
-    found = _apart(e, opened, LONGEST)
+    dtype = dtype_of(e)
+    found = _apart(e, opened, lambda t: dtype_of(t) == dtype, LONGEST)
     return found if len(found) <= LONGEST else [e]
 
 
-def _apart(e: Expr, opened: Callable[[Access], Expr | None], room: int) -> list[Expr]:
+def _apart(e: Expr, opened: Callable[[Access], Expr | None], within: Callable[[Expr], bool], room: int) -> list[Expr]:
     """As `summands`; more than ``room`` of them need not be all."""
+    if not within(e):
+        return [e]
     match e:
         case Call(op="add" | "sub", args=(a, b)):
-            left = _apart(a, opened, room)
-            return left + _apart(b, opened, room - len(left)) if len(left) <= room else left
+            left = _apart(a, opened, within, room)
+            return left + _apart(b, opened, within, room - len(left)) if len(left) <= room else left
         case Call(op="neg", args=(a,)):
-            return _apart(a, opened, room)
+            return _apart(a, opened, within, room)
         case Call(op="mul", args=(a, b)) if is_number(a):
-            return _scaled(e, b, _apart(b, opened, room), lambda t: Call("mul", (a, t), loc=e.loc))
+            return _scaled(e, b, _apart(b, opened, within, room), lambda t: Call("mul", (a, t), loc=e.loc))
         case Call(op="mul" | "div" as op, args=(a, b)) if is_number(b):
-            return _scaled(e, a, _apart(a, opened, room), lambda t: Call(op, (t, b), loc=e.loc))
+            return _scaled(e, a, _apart(a, opened, within, room), lambda t: Call(op, (t, b), loc=e.loc))
         case Access() if e.indices and (inside := opened(e)) is not None:
-            terms = _apart(inside, opened, room)
+            terms = _apart(inside, opened, within, room)
             return terms if len(terms) > 1 else [e]
         case _:
             return [e]

@@ -352,3 +352,22 @@ def test_the_least_integer_adds_to_a_bound() -> None:
     for _, bound in reference(c, given).values():
         np.testing.assert_allclose(bound, bound[2], 1e-6)
         assert bound[0] > 1e10
+
+
+def test_a_narrower_sum_within_a_sum_has_its_own_roundings() -> None:
+    c = parse("def f(A: f64[m], Y: f32[m]) -> R:\n    R[m] = A[m] + (3 - Y[m])\n")
+    rng = np.random.default_rng(0)
+    a, y = rng.standard_normal(50), rng.standard_normal(50).astype(np.float32)
+    kernel = a + (np.float32(3) - y)
+    assert all(j.ok for j in judge(c, {"A": a, "Y": y}, {"R": kernel}))
+    assert not all(j.ok for j in judge(c, {"A": a, "Y": y}, {"R": kernel + 1e-6}))
+
+
+@pytest.mark.parametrize("text", ["minimum(A[m], Y[m])", "maximum(Y[m], A[m])", "where(Y[m] > 0, A[m], Y[m])"])
+def test_large_integers_are_rounded_where_they_meet_floats(text: str) -> None:
+    c = parse(f"def f(A: i32[m], Y: f32[m]) -> R:\n    R[m] = {text}\n")
+    a, y = np.int32([2**30 + 1, 2**24 + 1, 5, 1 - 2**31]), np.float32([2e9, 1, 0.5, 3])
+    values = {"A": a, "Y": y}
+    exact = evaluate(c, values)["R"]
+    assert all(j.ok for j in judge(c, values, {"R": exact.astype(np.float32)}))
+    assert not all(j.ok for j in judge(c, values, {"R": exact.astype(np.float32) + np.float32([0, 0, 1, 0])}))
