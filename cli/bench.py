@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -27,17 +28,22 @@ def bench(
     """
     try:
         from ..benchmarks import bench_kernels
-        from ..benchmarks._command import main
+        from ..benchmarks._command import main, wanted
     except ImportError as error:
         missing = (error.name or "").split(".")[-1]
         raise UsageError(
             f"the benchmarks cannot run: `{missing}` is missing",
             hint="run them from a clone of castile's repository, with torch installed",
         ) from error
+    known = [w.name for w in bench_kernels.workloads()]
     if list_cases:
-        for w in bench_kernels.workloads():
-            print(w.name)
+        print("\n".join(known))
         return
+    for name in names or ():
+        if not any(wanted(case, name) for case in known):
+            near = get_close_matches(name, {k for case in known for k in (case, case.split()[0])}, n=3)
+            instead = f"did you mean {' or '.join(f'`{k}`' for k in near)}? " if near else ""
+            raise UsageError(f"no case of the benchmarks is called {name!r}", hint=f"{instead}--list names all")
     words = ["--only", "|".join(names or ["*"]), "--seconds", str(seconds)]
     words += ["--quick"] * quick + ["--json"] * json + (["--threads", str(threads)] if threads else [])
     raise typer.Exit(main("kernels", bench_kernels.cases, words, restart=True))

@@ -371,7 +371,7 @@ def _is_data(a: Atom) -> bool:
 
 
 # The least number of which a function has a value.
-_LEAST = {"log": 0, "sqrt": 0, "log1p": -1}
+_LEAST = {"log": 0, "log2": 0, "sqrt": 0, "log1p": -1}
 
 
 def _is_none(a: Atom) -> bool:
