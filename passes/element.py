@@ -64,12 +64,22 @@ class Elements:
     def reference(self, v: Form, prefix: str) -> Form:
         """What a state is centred about. An extreme into which nothing has come is 0 there: no sum goes about -inf."""
 
-        def begun(m: Monomial) -> Monomial:
+        def begun(m: Monomial, exponent: Form | None) -> Monomial:
             inside = [a for a, p in m.factors if p > 0 and a in empty]
-            return Monomial(m.factors, m.exponent, (*m.brackets, *(_differs(lift(a), empty[a]) for a in inside)))
+            return Monomial(m.factors, exponent, (*m.brackets, *(_differs(lift(a), empty[a]) for a in inside)))
+
+        def scaled(m: Monomial) -> Form | None:
+            # The scale of a sum stays what it is: exp(-inf) of nothing. A divisor tells of nothing by itself.
+            if m.exponent is None or divided:
+                return m.exponent
+            raw = any(a in sums for a, _ in m.factors)
+            terms = m.exponent.terms.items()
+            return Form({t if raw and q > 0 else begun(t, t.exponent): q for t, q in terms})
 
         empty = {self.scalar(c, prefix): _EMPTY[c.atom.name] for c in self.components if c.atom.name in _EMPTY}
-        return Form({begun(m): q for m, q in self.on_state(v, prefix).terms.items()})
+        sums = {self.scalar(c, prefix) for c in self.components if c.gauge is not None}
+        divided = bool(self._denominators(v))
+        return Form({begun(m, scaled(m)): q for m, q in self.on_state(v, prefix).terms.items()})
 
     def gauge_value(self, gauge: Gauge, prefix: str) -> Form:
         if self.kind == "exponent" and not gauge.power:
@@ -137,7 +147,7 @@ class Elements:
         if self.kind == "exponent" and not gauge.power:
             return self._exponent_leaf(gauge, value)
         # Where the element does not count, its scale may be any; elsewhere no condition is met unasked.
-        rest = sub(gauge.exponent, self.leaf_form(gauge.value, shared_brackets(value)))
+        rest = sub(gauge.exponent, self.leaf_form(gauge.value, shared_brackets(value).union(gauge.brackets)))
         return lowering.float(self.finish(mul(value, exp(rest))))
 
     def _exponent_leaf(self, gauge: Gauge, value: Form) -> Expr:
@@ -149,7 +159,7 @@ class Elements:
         # exp(-inf) is 1 times the base to the -inf.
         power = call("exp" if unit == UNIT else "exp2", call("sub", x, n))
         small = call("where", call("eq", n, MINUS_INF), Const(1.0), power)
-        masks = shared_brackets(value)
+        masks = shared_brackets(value).union(gauge.brackets)
         bare = Form({Monomial(m.factors, m.exponent, set(m.brackets) - masks): q for m, q in value.terms.items()})
         e = small if bare == UNIT else call("mul", small, lowering.float(self.finish(bare)))
         passed = self.finish(bracket(conjunction(masks))).single

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from .centred import centres, count_of, lower_powers, reductions_over
+from .emptiness import filled
 from .exponents import common_exponent, shared_brackets
 from .forms import LN2, UNIT, ZERO, Atom, Form, Value, lift, scale, values_inside
 from .functions import function, log
@@ -55,7 +56,7 @@ class Plan:
         exponent = common_exponent(body)
         assert exponent is not None
         over = frozenset(atom.ranks)
-        brackets = tuple(sorted(shared_brackets(body), key=lambda b: b.digest))
+        brackets = tuple(sorted({*shared_brackets(body), *_shared_contents(body)}, key=lambda b: b.digest))
         bounded = masked(exponent, brackets)
         value = self.reductions.extreme("max", atom.ranks, bounded)
         if waits(exponent, over) or outside_of(value, atom.ranks):
@@ -190,6 +191,19 @@ class Plan:
 
 def _is_no_reduction(v: Value) -> bool:
     return not (isinstance(v, Atom) and v.kind == "red")
+
+
+def _shared_contents(body: Form) -> frozenset[Atom]:
+    """Where something comes into factors that masks may leave empty, if the exponent is no number elsewhere.
+
+    ``exp(L[a] - M[a]) * L[a]`` of a masked maximum M: where nothing came, -M is inf, and the product is 0.
+    """
+    exponent = common_exponent(body)
+    if exponent is None or not any(filled(a) for m, q in exponent.terms.items() if q < 0 for a, _ in m.factors):
+        return frozenset()
+    return frozenset.intersection(
+        *(frozenset(p for a, n in m.factors if n > 0 and (p := filled(a)) is not None) for m in body.terms)
+    )
 
 
 def outside_of(v: Form, ranks: tuple[str, ...]) -> list[Atom]:

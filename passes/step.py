@@ -96,7 +96,7 @@ class StepWriter(StreamWriter):
     def _element(self, c: Component, inside: list[Centre], references: dict[bytes, Expr]) -> Expr:
         """The integrand at one coordinate, under the new gauge and about the new references."""
         polys = [x.poly for x in inside]
-        masks = shared_brackets(_body(c))
+        masks = shared_brackets(_body(c)).union(c.gauge.brackets if c.gauge is not None else ())
         terms = []
         for m, q in _body(c).terms.items():
             rest = [(a, p) for a, p in m.factors if a not in polys]

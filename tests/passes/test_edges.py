@@ -471,3 +471,42 @@ def test_bools_in_arithmetic_of_integers(level: str) -> None:
     for made, (name, y), text in zip(compiled, evaluate(c, inputs).items(), COUNTED, strict=True):
         np.testing.assert_array_equal(derived[name], y, text)
         np.testing.assert_array_equal(made, y, text)
+
+
+# Scales of what has not begun, and of rows that masks leave empty, are no numbers.
+SCALES = {
+    "about a sum, under an extended exponent": """
+def f(v: f32[b]) -> Y:
+    M = max[b](v[b])
+    L = sum[b](exp(v[b] - M))
+    Y = sum[b]((L - v[b]) ** 2)
+""",
+    "of sums of masked rows": """
+def f(X: f32[a, b], keep: bool[a, b]) -> Y:
+    S[a, b] = where(keep[a, b], X[a, b], -inf)
+    M[a] = max[b](S[a, b])
+    L[a] = sum[b](exp(S[a, b] - M[a]))
+    T = max[a](L[a])
+    Y = sum[a](exp(L[a] - T) * L[a])
+""",
+}
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize("text", SCALES.values(), ids=SCALES.keys())
+def test_scales_of_nothing(text: str, gauge: str) -> None:
+    c = castile.parse(text)
+    rng = np.random.default_rng(0)
+    keep = rng.random((7, 5)) > 0.5
+    keep[2:4] = False
+    v, x = np.float32(rng.standard_normal(40)), np.float32(rng.standard_normal((7, 5)))
+    given: dict[str, object] = {"v": v, "X": x, "keep": keep}
+    inputs = {p.name: given[p.name] for p in c.params}
+    want = evaluate(c, inputs)["Y"]
+    derived = derive(c, gauge=gauge).cascade
+    np.testing.assert_allclose(evaluate(derived, inputs)["Y"], want, rtol=1e-9)
+    for seed in range(5):
+        np.testing.assert_allclose(tree_evaluate(derived, inputs, rng_of(seed))["Y"], want, rtol=1e-9)
+    tiles = dict.fromkeys(c.ranks, 2)
+    made = castile.compile(c, "cpu", mapping=Mapping(form="full", gauge=gauge, tiles=tiles))(**inputs)
+    np.testing.assert_allclose(made, want, rtol=1e-4)
