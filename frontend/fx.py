@@ -29,6 +29,7 @@ from ..ir.verify import verify
 from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
 from .finish import WITNESS, cut_axes, digits, one_name, renamed, unshown
+from .hidden import may_hide
 from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
 from .values import Size, Unsupported, Value, Workspace, number, product, same
 
@@ -65,7 +66,7 @@ class Lowering:
     """One region on its way to a cascade."""
 
     def __init__(self) -> None:
-        self.ws = Workspace()
+        self.ws = Workspace(may_hide=lambda name: may_hide(self.inputs[name][0]))
         self.values: dict[Node, Any] = {}
         self.inputs: dict[str, tuple[Node, tuple[Size, ...] | None]] = {}
         self._symbols: dict[Node, Value] = {}

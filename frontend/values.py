@@ -7,7 +7,7 @@ outermost first. What is computed once and read often gets a name: it becomes an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -130,13 +130,16 @@ def _product(factors: Sequence[Expr]) -> Expr:
 
 @dataclass
 class Workspace:
-    """A cascade while it grows: the sizes of ranks, the parameters, the Einsums so far."""
+    """A cascade while it grows: the sizes of ranks, the parameters, the Einsums so far.
+
+    ``may_hide`` says of a parameter whether it may be a mask of numbers as low as -1e38, for all that is known."""
 
     sizes: dict[str, Size] = field(default_factory=dict)
     params: dict[str, tuple[str, tuple[Size, ...]]] = field(default_factory=dict)
     scalars: dict[str, str] = field(default_factory=dict)
     einsums: list[Einsum] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
+    may_hide: Callable[[str], bool] = lambda _: True
 
     # Names
 
