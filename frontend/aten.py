@@ -23,12 +23,16 @@ from .values import Size, Value, Workspace, number
 
 @dataclass
 class Site:
-    """Where an operation is lowered: the workspace, what its results are to be, and a base for names."""
+    """Where an operation is lowered: the workspace, what its results are to be, and a base for names.
+
+    ``meeting`` is the type to which ATen converts the operands of a pointwise operation, if it is not the result's.
+    """
 
     ws: Workspace
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[Size, ...], ...]
     base: str
+    meeting: str = ""
 
     @property
     def dtype(self) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..ir.cascade import Const
+from ..ir.dtypes import DTYPES, round_to, rounds, wrap
 from .aten import HANDLERS, Handler, Site, combine, handles, is_float
-from .values import Unsupported, Value, call
+from .values import Unsupported, Value, call, is_coordinate
 
 # Operation -> text. Names of one letter are operands in order; a scalar operand stands where a tensor may.
 POINTWISE = {
@@ -60,6 +63,9 @@ LOGIC = {
     "bitwise_and.Scalar": "a & b", "bitwise_or.Scalar": "a | b",
 }  # fmt: skip
 
+# Operations whose literals are rounded to the type in which operands meet; others compute with them in f32.
+ROUNDED = frozenset("eq ne lt le gt ge add sub rsub".split())
+
 # What a name of a text is if the call leaves it out: `alpha` of an addition, `value` of addcmul.
 _KEYWORDS = {"alpha": "c", "value": "d"}
 _DEFAULTS: dict[str, dict[str, float]] = {
@@ -95,7 +101,7 @@ def _pointwise(name: str, text: str) -> Handler:
         elif family in ("div", "reciprocal") and all(not is_float(v) for v in operands.values()):
             operands = {k: site.ws.cast(v, "f32") if isinstance(v, Value) else v for k, v in operands.items()}
         elif family not in ("where", "masked_fill", "native_dropout_backward"):
-            operands = {k: _counted(site, v) for k, v in operands.items()}
+            operands = {k: _met(site, family, k, v) for k, v in operands.items()}
         elif family == "native_dropout_backward":
             operands["b"] = site.ws.cast(operands["b"], "f32")
         return combine(site, text, **operands)
@@ -110,9 +116,33 @@ def _truth(site: Site, v: Any, family: str) -> Any:
     return site.ws.cast(v, "bool") if family.startswith("logical") else v
 
 
-def _counted(site: Site, v: Any) -> Any:
-    """Truth values take part in arithmetic and comparisons as integers."""
-    return site.ws.cast(v, "i32") if isinstance(v, Value) and v.dtype == "bool" else v
+def _met(site: Site, family: str, name: str, v: Any) -> Any:
+    """An operand in the type to which ATen converts it; truth values take part as integers.
+
+    What is no narrower is converted by castile's own types. A number that multiplies or divides stays as it is.
+    """
+    meeting = site.meeting or site.dtype
+    if not isinstance(v, Value):
+        return _rounded(v, meeting) if family in ROUNDED else v
+    if v.dtype == "bool":
+        return site.ws.cast(v, "i32")
+    if family in ("mul", "div") and name == "b" and not v.ranks:
+        return v
+    to, of = DTYPES[meeting], DTYPES[v.dtype]
+    narrower = meeting != v.dtype and to.bits < 32 if to.is_float else to.bits < of.bits
+    # castile compares integers with what is no integer exactly.
+    inexact = bool(site.meeting) and to.is_float and of.is_integer and not is_coordinate(v.expr)
+    return site.ws.cast(v, meeting) if narrower or inexact else v
+
+
+def _rounded(v: Any, dtype: str) -> Any:
+    """The number that a literal is in a type: the literal itself where that is the same."""
+    if isinstance(v, bool) or not isinstance(v, int | float):
+        return v
+    if DTYPES[dtype].is_integer:
+        return int(wrap(np.asarray(v), dtype)) if isinstance(v, int) else v
+    found = float(round_to(np.asarray(v, np.float64), dtype)) if rounds(dtype) else v
+    return v if found == v else found
 
 
 for _name, _text in {**POINTWISE, **LOGIC}.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
@@ -28,6 +29,7 @@ from ..ir.dtypes import DTYPES as DTYPE_ROWS
 from ..ir.verify import verify
 from . import aten_layers, aten_layout, aten_pointwise, sdpa  # noqa: F401, they register their handlers
 from .aten import HANDLERS, Site
+from .aten_pointwise import POINTWISE
 from .finish import WITNESS, cut_axes, digits, one_name, renamed, unshown
 from .hidden import may_hide
 from .nodes import DTYPES, FLEX, base_name, dtype_of, fakes, hint, op_name
@@ -122,6 +124,7 @@ class Lowering:
             tuple(dtype_of(f) for f in wanted),
             tuple(tuple(f.shape) for f in wanted),
             base_name(node),
+            _meeting(node) if name in POINTWISE and wanted[0].dtype is torch.bool else "",
         )
         if name == FLEX:
             return self._fit(self._flex(site, node), made, name)
@@ -357,6 +360,12 @@ def _memory_order(fake: torch.Tensor, sizes: Sequence[Size]) -> tuple[int, ...]:
 
 def _is_read(node: Node, at: int) -> bool:
     return any(u.target is operator.getitem and u.args[1] == at and u.users for u in node.users)
+
+
+def _meeting(node: Node) -> str:
+    """The type to which ATen converts operands before it compares them."""
+    given = [fakes(a)[0] if isinstance(a, Node) else a for a in node.args]
+    return DTYPES[elementwise_dtypes(*given, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.NO_OPMATH)[1]]
 
 
 def _one_precision(name: str, dtypes: Iterable[str]) -> None:
