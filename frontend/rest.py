@@ -64,8 +64,12 @@ def _is_apart(n: Node) -> bool:
 
 
 def _item_of(n: Node) -> bool:
-    source = n.args[0] if n.args else None
-    return n.op == "call_function" and "getitem" in str(n.target) and isinstance(source, Node) and _is_apart(source)
+    """Whether a node is an item, of whatever depth, of what stands apart."""
+    while n.op == "call_function" and "getitem" in str(n.target) and n.args and isinstance(n.args[0], Node):
+        n = n.args[0]
+        if _is_apart(n):
+            return True
+    return False
 
 
 def _computes(n: Node) -> bool:

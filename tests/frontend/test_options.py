@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
 import castile  # noqa: E402
 from castile.frontend import region, tuning  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
@@ -88,6 +90,26 @@ def test_inductor_keeps_random_numbers_and_gradients() -> None:
         options = {"fallback": "inductor", "when": "always"}
         y = (f if how is None else torch.compile(f, backend=how, options=options))(x, w)
         y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_inductor_beside_dropout_under_a_checkpoint() -> None:
+    """The backward graph draws the forward one's numbers again, from a state that lies two items deep."""
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        drop = torch.nn.functional.dropout
+        return x + drop(drop(torch.softmax(x @ x.mT, -1), 0.5) @ x, 0.5)
+
+    def g(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(f, x, use_reentrant=False).square().mean() * 9  # type: ignore[no-any-return]
+
+    found = []
+    for how in (g, torch.compile(g, backend="castile", options={"fallback": "inductor", "when": "always"})):
+        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        torch.manual_seed(7)
+        y = how(x)
+        y.backward()
         found.append((y.detach(), x.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
