@@ -46,9 +46,9 @@ POINTWISE = {
     "threshold_backward.default": "where(b <= c, 0, a)", "threshold.default": "where(a <= b, c, a)",
     "native_dropout_backward.default": "a * b * c",
     "leaky_relu_backward.default": "where(b > 0, a, a * c)",
-    "hardtanh_backward.default": "where((b <= c) | (b >= d), 0, a)",
+    "hardtanh_backward.default": "where((b > c) & (b < d), a, 0)",
     "hardsigmoid_backward.default": "where((b > -3.0) & (b < 3.0), a / 6.0, 0)",
-    "hardswish_backward.default": "where(b <= -3.0, 0, where(b < 3.0, a * (b / 3.0 + 0.5), a))",
+    "hardswish_backward.default": "where(b <= -3.0, 0, where(b >= 3.0, a, a * (b / 3.0 + 0.5)))",
     "softplus_backward.default": "where(b * c > d, a, a * sigmoid(b * c))",
     "mish.default": "a * tanh(log1p(exp(a)))",
     "mish_backward.default":
@@ -241,7 +241,7 @@ def _elu_backward(
         raise Unsupported("the gradient of an elu in place, by its result")
     return combine(
         site,
-        "where(b <= 0, a * exp(b * d) * e, a * c)",
+        "where(b > 0, a * c, a * exp(b * d) * e)",
         a=a,
         b=b,
         c=scale,
