@@ -26,6 +26,8 @@ SHAPES = 1024
 
 # What a kernel may differ from eager, relative to the largest entry, when `CASTILE_CHECK=1` compares them.
 CHECKED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# And, absolutely, how many times what it moves by where last bits of its inputs change.
+NUDGES = 32
 
 
 class RegionError(CastileError):
@@ -87,12 +89,14 @@ class Plan:
     """Sizes as integers, for one set of dynamic shapes: arguments as the kernel takes them, results as eager has them.
 
     ``views`` gives for each parameter the argument's place and, where it is not the argument's own, its shape;
-    ``results`` what the kernel writes.
+    ``results`` what the kernel writes. ``empty`` says that some size is 0: a mean of nothing is no number in eager, and
+    0 in the language.
     """
 
     views: tuple[tuple[str, int, tuple[int, ...] | None], ...]
     witness: torch.Tensor | None
     results: tuple[Made, ...]
+    empty: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,10 @@ class RegionCall:
         try:
             results = self._compute(args)
         except Exception as error:  # whatever a kernel does, the model runs
+            results = self.reference(*args)  # what eager refuses as well is no fault of the kernel's
             self.failed = True
             warn_fallback(self.__name__, error)
-            return self.reference(*args)
+            return results
         if self.check:
             self._compare(results, args)
         return results
@@ -167,6 +172,8 @@ class RegionCall:
             if results is not None:
                 return results
         plan = self.plan(args)
+        if plan.empty:
+            return tuple(self.reference(*args))
         inputs = {name: args[at] if view is None else args[at].view(view) for name, at, view in plan.views}
         if plan.witness is not None:
             inputs[WITNESS] = plan.witness
@@ -207,13 +214,19 @@ class RegionCall:
         witness = None
         if self.lowered.witness:
             witness = torch.zeros((), dtype=torch.bool).expand(ints(self.lowered.witness))
-        made = (Made(ints(r.shape), ints(r.strides), ints(r.sizes), r.order, r.dtype) for r in self._results)
-        return Plan(views, witness, tuple(made))
+        made = tuple(Made(ints(r.shape), ints(r.strides), ints(r.sizes), r.order, r.dtype) for r in self._results)
+        read = [n for _, _, sizes, _ in self._arguments for n in ints(sizes or ())]
+        written = [n for r in made for n in r.sizes]
+        return Plan(views, witness, made, 0 in (*read, *written, *ints(self.lowered.witness)))
 
     def _compare(self, results: Sequence[Any], args: Sequence[Any]) -> None:
         expected = self.reference(*args)
-        for i, (mine, theirs) in enumerate(zip(results, expected, strict=True)):
-            if not _agrees(mine, theirs):
+        if all(map(_agrees, results, expected)):
+            return
+        # Where nearly all cancels, what is left is rounding in eager too: as much as last bits of the inputs make.
+        nudged = self.reference(*map(_nudged, args))
+        for i, (mine, theirs, near) in enumerate(zip(results, expected, nudged, strict=True)):
+            if not _agrees(mine, theirs, NUDGES * _distance(near, theirs)):
                 raise RegionError(
                     f"result {i} of region `{self.__name__}` differs from eager's",
                     expected=str(theirs.flatten()[:8].tolist()),
@@ -243,7 +256,22 @@ def warn_fallback(name: str, error: Exception) -> None:
     warnings.warn(f"castile: `{name}` runs in eager: {said}{todo}", RuntimeWarning, stacklevel=3)
 
 
-def _agrees(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+def _nudged(x: Any) -> Any:
+    """A tensor of floats with its last bits changed, up and down in turn."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+        return x
+    signs = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return (x.double() * (1 + torch.finfo(x.dtype).eps * signs)).to(x.dtype)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The greatest difference of finite entries."""
+    apart = (a.double() - b.double()).abs()
+    apart = apart[apart.isfinite()]
+    return float(apart.max()) if apart.numel() else 0.0
+
+
+def _agrees(mine: torch.Tensor, theirs: torch.Tensor, slack: float = 0.0) -> bool:
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
         return False
     if not theirs.dtype.is_floating_point:
@@ -252,7 +280,7 @@ def _agrees(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     known = ~theirs.isnan()
     a, b = mine.double()[known], theirs.double()[known]
     largest = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
-    tolerance = CHECKED[theirs.dtype] * max(1e-6, largest)
+    tolerance = CHECKED[theirs.dtype] * max(1e-6, largest) + slack
     return bool(((a == b) | ((a - b).abs() <= tolerance)).all())
 
 

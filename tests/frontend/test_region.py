@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import castile  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
-from castile.frontend.region import _agrees  # noqa: E402
+from castile.frontend.region import RegionError, _agrees  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +104,55 @@ def test_check_tells_infinities_from_numbers() -> None:
         assert not _agrees(torch.tensor(wrong), eager)
     assert not _agrees(torch.zeros(3), torch.full((3,), inf))
     assert _agrees(torch.zeros(0), torch.zeros(0))
+
+
+def test_check_lets_last_bits_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of equal numbers is rounding, here and in eager."""
+    monkeypatch.setenv("CASTILE_CHECK", "1")
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (x * 1.1 - (x * 1.1).mean(-1, keepdim=True)) * 3
+
+    x = torch.rand(16, 1).expand(16, 999).contiguous()
+    assert f(x).any(), "eager's are not all zero"
+    torch.compile(f, backend=backend(Options(when="always")))(x)
+
+
+def test_check_still_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASTILE_CHECK", "1")
+    seen: list[Compiled] = []
+    run = torch.compile(lambda x: torch.softmax(x, -1), backend=backend(Options(when="always"), seen.append))
+    run(torch.randn(4, 30))
+    ((_, call),) = seen[0].calls
+    call._compute = lambda args: (torch.softmax(args[0], -1) * 1.01,)  # type: ignore[method-assign]
+    with pytest.raises(RegionError, match="differs from eager"):
+        run(torch.randn(4, 30))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_what_eager_refuses_too_is_no_fault_of_a_kernel(dynamic: bool | None) -> None:
+    seen: list[Compiled] = []
+
+    def f(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(x * 2, target)
+
+    run = torch.compile(f, backend=backend(Options(when="always"), seen.append), dynamic=dynamic)
+    x, target = torch.randn(10, 40), torch.arange(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # no region falls back
+        for _ in range(2):
+            with pytest.raises(IndexError):
+                run(x, target + 31)
+            torch.testing.assert_close(run(x, target), f(x, target))
+    assert not any(call.failed for _, call in seen[0].calls)
+
+
+def test_a_mean_of_nothing_is_no_number() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = x[x[:, 0] > 0]
+        return y.mean(0) * 2 + (y - 1).square().sum(0)
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        run = torch.compile(f, backend=backend(Options(when="always")), fullgraph=True)
+        for x in (torch.randn(64, 40), -torch.rand(64, 40), torch.randn(64, 40)):
+            torch.testing.assert_close(run(x), f(x), equal_nan=True)
