@@ -28,9 +28,9 @@ def named(target: str | None) -> str:
     Raises `UsageError` for a target that does not exist, or for "cuda" where there is no GPU.
     """
     if target is None:
-        return _present() or "cpu"
+        return present() or "cpu"
     if target == "cuda":
-        found = _present()
+        found = present()
         if found is None:
             raise UsageError(
                 "there is no GPU here that torch can use",
@@ -44,7 +44,7 @@ def named(target: str | None) -> str:
     return target
 
 
-def _present() -> str | None:
+def present() -> str | None:
     """The target of this machine's GPU, None where there is none."""
     if "torch" not in sys.modules and not any(map(os.path.exists, _SIGNS)):
         return None

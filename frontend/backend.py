@@ -72,7 +72,16 @@ class Options:
             if name in given and given[name] not in words:
                 spelled = ", ".join(w for w in words if w)
                 raise UsageError(f"no such `{name}`", expected=spelled, got=repr(given[name]))
-        return cls(**given)
+        return cls(**{**given, "target": _here(given.get("target"))})
+
+
+def _here(target: str | None) -> str:
+    """The full spelling of a target whose kernels run on this machine. Raises `UsageError` for any other."""
+    found = "cpu" if target is None else targets.named(target)
+    if found not in ("cpu", "interpret", targets.present()):
+        hint = "leave `target` out, and `castile.compile` compiles for other machines"
+        raise UsageError(f"kernels for `{found}` do not run here", expected="cpu", got=repr(target), hint=hint)
+    return found
 
 
 @dataclass
@@ -120,7 +129,7 @@ def backend(options: Options, listener: Listener | None = None) -> Callable[...,
 
 def compile_fx(gm: GraphModule, options: Options) -> Compiled:
     """A graph of ATen with its regions as kernels."""
-    target = targets.named(options.target) if options.target else "cpu"
+    target = _here(options.target)
     check = os.environ.get("CASTILE_CHECK", "") not in ("", "0")
     once(gm.graph)
     count(gm.graph)

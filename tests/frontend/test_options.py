@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch")
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import castile  # noqa: E402
+from castile.codegen import targets  # noqa: E402
 from castile.frontend import region, tuning  # noqa: E402
 from castile.frontend.backend import Compiled, Options, backend  # noqa: E402
 from castile.frontend.region import RegionCall  # noqa: E402
+from castile.ir.errors import UsageError  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +136,12 @@ def test_modes_that_tune_nothing(mode: str) -> None:
 def test_max_autotune_tunes() -> None:
     assert Options.of("max-autotune", None).tune == "full"
     assert Options.of(None, {"tune": "quick"}).tune == "quick"
+
+
+def test_a_target_that_is_not_here_is_an_error() -> None:
+    present = targets.present()
+    for target in ("hip:gfx942", "cuda:80"):
+        if target != present:
+            with pytest.raises(UsageError, match=f"`{target}` do not run here"):
+                Options.of(None, {"target": target})
+    assert Options.of(None, {"target": "cpu"}) == Options.of(None, None)
