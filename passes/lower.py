@@ -15,7 +15,7 @@ from .emptiness import filled, is_unmasked, nothing_over
 from .forms import LN2, ONE_FRACTION, Atom, Form, Monomial, Value, add, scale, values_inside
 from .integers import in_64_bits, is_integral, may_be_integral
 from .lower_atoms import MINUS_INF, Atoms, Hook, as_form, call, either, literal, zero
-from .normal import atom_nonnegative
+from .normal import LARGEST_F32, SMALLEST_F32, atom_nonnegative
 
 # ln 2 in three parts, the first two so short that their products with an exponent up to 2^17 are exact in f32.
 LN2_PARTS = (0.6875, 0.005615234375, LN2 - 0.6875 - 0.005615234375)
@@ -191,10 +191,14 @@ class Lowering(Atoms):
         if m.exponent is not None and inside is None:
             over.append(self._exponential(m.exponent))
         numerator, denominator = _ratio(q, whole)
+        far: list[Fraction] = []
+        if not whole and over and not all(SMALLEST_F32 <= x <= LARGEST_F32 for x in (numerator, denominator)):
+            # A literal beyond f32 is infinite or 0 there, though what it multiplies may bring it back.
+            (numerator, far), denominator = _in_range(q), ONE_FRACTION
         if numerator != 1 or not over:
             over.insert(0, literal(numerator, whole) if whole else either(numerator))
         total = over[0]
-        for x in over[1:]:
+        for x in (*over[1:], *map(either, far)):
             total = call("mul", total, x)
         if denominator != 1:
             under.append(either(denominator))
@@ -405,6 +409,15 @@ def _order(a: Atom) -> tuple[int, str]:
     ranks = {"ln2": 0, "extent": 1, "access": 2 if not a.args else 3, "red": 4, "fn": 5, "cast": 5, "poly": 6}
     rank = ranks.get(a.kind, 4)
     return rank, a.name if a.kind in ("access", "extent") else a.digest.hex()
+
+
+def _in_range(q: Fraction) -> tuple[Fraction, list[Fraction]]:
+    """A positive coefficient as one that f32 holds, times powers of two."""
+    far: list[Fraction] = []
+    while not SMALLEST_F32 <= q <= LARGEST_F32:
+        far.append(Fraction(2) ** (100 if q > 1 else -100))
+        q /= far[-1]
+    return q, far
 
 
 def _ratio(q: Fraction, whole: bool) -> tuple[Fraction, Fraction]:

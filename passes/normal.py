@@ -28,6 +28,7 @@ from .forms import (
 
 # The greatest finite f32, in which kernels hold literals.
 LARGEST_F32 = Fraction((1 << 24) - 1) * (1 << 104)
+SMALLEST_F32 = Fraction(1, 1 << 126)
 
 
 def const(value: int | float | Fraction) -> Form:

@@ -89,3 +89,12 @@ def test_truth_values_are_counted() -> None:
         return (*compared(x, 2), *compared(x, 0.5), *compared(x, True), x + 1, x * x, x + x, x * 2.5)
 
     same(f, torch.tensor([True, False, True]))
+
+
+def test_literals_whose_product_is_beyond_f32() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        return (x * 1e20) ** 2, x / 1e-30 / 1e-30, (x * 1e-25) ** 2, ((x * 1e20) ** 2).sum()
+
+    x = torch.tensor([0.0, 1e-3, 1e-2, 1e10, 2.0, -1.0])
+    mine, theirs = torch.compile(f, backend="castile", options={"when": "always"})(x), f(x)
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
