@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,28 @@ class Race:
 
 
 def races() -> Iterator[Race]:
-    for d in (64, 128):
-        for n in (1024, 4096, 16384):
-            for causal in (False, True):
-                yield attention(d, n, causal)
-            for causal in (False, True):
-                yield backward(d, n, causal)
-    for n in (4096, 16384):
-        for name in VARIANTS:
-            yield variant(name, n)
-    for n in (8192, 32768, 131072):
-        yield decode(n)
-        yield grouped_decode(n)
-    for columns in (1024, 8192, 65536, 1 << 20):
-        yield softmax(columns)
-    for n in (1024, 2048, 4096, 8192):
-        yield gemm(n)
-    for m in (1, 16, 128):
-        yield int4(m)
+    """Every race: first one of each family, then the second of each, and so on."""
+    for turn in zip_longest(*families()):
+        yield from (r for r in turn if r is not None)
+
+
+def families() -> list[list[Race]]:
+    """Races of one kind each, those first that tell most."""
+    shapes = [(d, n) for n in (4096, 16384, 1024) for d in (128, 64)]
+    return [
+        [gemm(n) for n in (4096, 8192, 2048, 1024)],
+        [int4(m) for m in (16, 1, 128)],
+        [softmax(columns) for columns in (8192, 65536, 1024, 1 << 20)],
+        [norm("rmsnorm", columns) for columns in (4096, 16384, 1024)],
+        [norm("layernorm", columns) for columns in (4096, 16384, 1024)],
+        [decode(n) for n in (32768, 131072, 8192)],
+        [attention(d, n, False) for d, n in shapes],
+        [attention(d, n, True) for d, n in shapes],
+        [backward(d, n, False) for d, n in shapes],
+        [backward(d, n, True) for d, n in shapes],
+        *([variant(name, n) for n in (4096, 16384)] for name in VARIANTS),
+        [grouped_decode(n) for n in (32768, 131072, 8192)],
+    ]
 
 
 def _example(name: str) -> castile.Cascade:
@@ -263,7 +268,7 @@ def grouped_decode(n: int) -> Race:
     return Race(f"decode gqa n={n}", castile.parse(text), extents, peers, bytes=moved, tiny=tiny)
 
 
-# Softmax and products
+# Rows
 
 
 def softmax(columns: int) -> Race:
@@ -284,6 +289,39 @@ def softmax(columns: int) -> Race:
     size = {"n": rows, "k": columns}
     moved = 8.0 * rows * columns
     return Race(f"softmax k={columns}", _example("softmax"), size, peers, bytes=moved, tiny={"n": 3, "k": 50})
+
+
+def norm(name: str, columns: int) -> Race:
+    """rmsnorm of bf16 or layernorm of f32, of 2^26 elements."""
+    rows = max(1, (1 << 26) // columns)
+
+    def function(inputs: Inputs) -> Callable[..., Any]:
+        import torch
+
+        shape, eps = inputs["X"].shape[-1:], float(inputs["eps"])
+        if name == "rmsnorm":
+            return lambda x, gamma: torch.nn.functional.rms_norm(x, shape, gamma, eps)
+        return lambda x, gamma, beta: torch.nn.functional.layer_norm(x, shape, gamma, beta, eps)
+
+    def tensors(inputs: Inputs) -> list[Any]:
+        return [inputs[n] for n in ("X", "gamma", "beta") if n in inputs]
+
+    def torch_norm(inputs: Inputs) -> Call:
+        return partial(function(inputs), *tensors(inputs))
+
+    def inductor(inputs: Inputs) -> Call:
+        import torch
+
+        compiled: Any = torch.compile(function(inputs))
+        return partial(compiled, *tensors(inputs))
+
+    peers: dict[str, Peer] = {f"torch {name}": torch_norm, "inductor": inductor}
+    moved = (4.0 if name == "rmsnorm" else 8.0) * rows * columns
+    tiny = {"n": 3, "k": 50}
+    return Race(f"{name} k={columns}", _example(name), {"n": rows, "k": columns}, peers, bytes=moved, tiny=tiny)
+
+
+# Products
 
 
 def gemm(n: int) -> Race:

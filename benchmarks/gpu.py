@@ -1,20 +1,35 @@
 """castile on the GPU that is present, in parts of at most nine minutes each; run again, it goes on where it stopped.
 
-    python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--share 1/3] [--dry]
+    python benchmarks/gpu.py correct|race|profile|machine [--seconds 520] [--only TEXT] [--results FILE]
+        [--earlier FILE …] [--share 1/3] [--dry]
 
-``correct``: every example against the float64 oracle, fresh inputs, outputs poisoned first. ``race``: ratios against
-torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's softmax, Inductor, flash-attn and
-gemlite, forward and backward, where these are present. ``profile``: rows for a cost model (cascade key, mapping,
-resources, times). ``machine``: clocks idle and under load, driver, versions, measured
-copy and GEMM ceilings. A peer whose outputs differ from ours is not raced. The L2 cache is flushed
-before every call; times are medians of interleaved calls. It needs the repository, torch and triton. ``--dry`` runs the
-same logic on the CPU, under Triton's interpreter, at tiny sizes, without peers that need a GPU.
+``correct``: every example against the float64 oracle, at extents that tiles divide and at ragged ones, outputs poisoned
+first. ``race``: ratios against torch's attention (flash, cuDNN, efficient), compiled FlexAttention, cuBLAS, torch's
+softmax and norms, Inductor, flash-attn and gemlite, forward and backward, where these are present; one of each kind
+comes before other sizes. ``profile``: rows for a cost model (cascade key, mapping, resources, times). ``machine``:
+clocks idle and under load, driver, versions, measured copy and GEMM ceilings. ``--dry`` runs the same logic on the CPU,
+under Triton's interpreter, at tiny sizes, without peers that need a GPU.
+
+It needs the repository, torch, triton, numpy and ml_dtypes. From a checkout where nothing is installed, with ``$OUT`` a
+folder that is empty at first, and then again with the rows of earlier commands:
+
+    mkdir -p build/site && ln -sfn ../.. build/site/castile && export PYTHONPATH=$PWD/build/site
+    python benchmarks/gpu.py race --seconds 520 --results $OUT/gpu.jsonl
+    cat $OUT/gpu.jsonl >> benchmarks/results/gpu.jsonl
+    python benchmarks/gpu.py race --seconds 520 --results $OUT/gpu.jsonl --earlier benchmarks/results/gpu.jsonl
+
+``correct`` mostly waits for compilers and the oracle, so that several processes may share it (times would suffer):
+
+    for i in 1 2 3 4; do
+      OMP_NUM_THREADS=4 python benchmarks/gpu.py correct --share $i/4 --results $OUT/gpu.jsonl &
+    done; wait
+
+docs/measuring.md says what stands in a row.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
@@ -24,174 +39,86 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import castile
+from castile.benchmarks._gpu_check import compare, poison, sizes
 from castile.benchmarks._gpu_races import Call, Race, races
 from castile.benchmarks._gpu_run import Job, Options, Row, run_part
-from castile.ir.bound import judge
+from castile.benchmarks._gpu_times import times_us
 from castile.ir.device import DEVICES, device_of
 from castile.ir.dtypes import DTYPES, numpy_dtype
 from castile.ir.errors import CastileError
-from castile.ir.extents import bindings, resolve, shape_of
+from castile.ir.extents import resolve, shape_of
+from castile.ir.samples import integer_spans
 from castile.passes.defaults import default_mapping
 from castile.passes.defaults_gpu import need
-from castile.passes.mapped import mapped, nominal
+from castile.passes.mapped import mapped
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "cascades"
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.jsonl"
 
-# Outputs at which an example is compared with the oracle, and the extent of ranks that are not on chip.
-SAMPLE, EXTENT = 200, 257
-
-# Elements of inputs up to which a race's outputs are compared with the oracle; part `correct` covers the cascades.
-MOST_CHECKED = 1 << 27
+# Extents of the ranks of an example that are wide: what tiles divide, and what they do not.
+EXTENTS = {"even": 256, "ragged": 257}
+DRY_EXTENTS = {"even": 4, "ragged": 5}
 
 # How far a peer's outputs may be from ours, as a part of their length, and calls timed before all peers are there.
 ALIKE, FEW_CALLS = 0.03, 3
-
-# Bytes written between calls, more than any L2 cache.
-FLUSH_BYTES = 1 << 28
 
 
 # Inputs
 
 
 def tensors(c: castile.Cascade, extents: Mapping[str, int], seed: int, device: str) -> dict[str, Any]:
-    """Fresh random inputs: floats of unit variance, integers that may index any rank, scalars of one eighth or 2."""
+    """Fresh random inputs: floats of unit variance, integers that the cascade can take, scalars of one eighth or 2."""
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
-    most = max(1, min((n for n in extents.values() if n > 0), default=1))
+    spans = integer_spans(c, extents)
     found: dict[str, Any] = {}
     for p in c.params:
         row, shape = DTYPES[p.dtype], shape_of(c, p.name, extents)
         kind = getattr(torch, str(numpy_dtype(p.dtype)))
         if not p.indices:
-            found[p.name] = 0.125 if row.is_float else min(2, most)
+            found[p.name] = 0.125 if row.is_float else min([2, *(n for n in extents.values() if n)])
         elif row.is_float:
             wide = torch.float64 if p.dtype == "f64" else torch.float32
             found[p.name] = torch.randn(shape, generator=generator, device=device, dtype=wide).to(kind)
+        elif p.dtype == "u32" and p.name not in spans:
+            words = torch.randint(-(1 << 31), 1 << 31, shape, generator=generator, device=device)
+            found[p.name] = words.to(torch.int32).view(kind)
         else:
-            high = 2 if row.kind == "bool" else max(1, min(most, 8))
-            x = torch.randint(0, high, shape, generator=generator, device=device, dtype=torch.int32)
-            found[p.name] = x.view(torch.uint32) if p.dtype == "u32" else x.to(kind)
+            low, high = (0, 1) if row.kind == "bool" else spans.get(p.name, (0, 7))
+            found[p.name] = torch.randint(low, high + 1, shape, generator=generator, device=device).to(kind)
     return found
-
-
-def numbers(x: Any) -> Any:
-    """A tensor as NumPy computes with it."""
-    if not hasattr(x, "detach"):
-        return x
-    return x.detach().double().cpu().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
 
 
 # Correctness
 
 
 def correct(options: Options) -> Iterator[tuple[str, Job]]:
-    for path in sorted(EXAMPLES.glob("*.cascade")):
-        yield path.stem, partial(correct_row, path, options)
+    for kind, most in (DRY_EXTENTS if options.dry else EXTENTS).items():
+        for path in sorted(EXAMPLES.glob("*.cascade")):
+            yield f"{path.stem} {kind}", partial(correct_row, path, most, options)
 
 
-def correct_row(path: Path, options: Options, row: Row) -> None:
+def correct_row(path: Path, most: int, options: Options, row: Row) -> None:
     """One example: how far from the oracle, as a multiple of its bound. Raises `AssertionError` past it."""
     c = castile.load(path)
-    extents = sizes(c, 5 if options.dry else EXTENT)
+    extents = sizes(c, most)
     kernel = castile.compile(c, options.target, extents)
     row |= {"mapping": kernel.mapping.to_dict(), "extents": dict(extents)}
-    worst = 0.0
-    for seed in range(2):
-        inputs = tensors(c, extents, seed, options.device)
-        outs = kernel(**inputs)
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        for x in outs:
-            poison(x)
-        kernel(**inputs, out=outs if len(outs) > 1 else outs[0])
-        worst = max(worst, compare(c, extents, inputs, outs, seed))
-        row["worst"] = worst
+    inputs = tensors(c, extents, most, options.device)
+    outs = kernel(**inputs)
+    row["worst"] = checked_again(kernel, extents, inputs, outs, most)
 
 
-def sizes(c: castile.Cascade, most: int) -> dict[str, int]:
-    """Nominal extents cut to odd ones, or as they are where that contradicts the cascade."""
-    known = {r: n if n <= 64 else most for r, n in nominal(c).items()}
-    if most < 64:
-        known = {r: min(n, most) for r, n in known.items()}
-    try:
-        return resolve(c, {b.rank: known[b.rank] for b in bindings(c) if b.param is not None})
-    except CastileError:
-        return nominal(c)
-
-
-def poison(x: Any) -> None:
-    """Fill a tensor with what no result is."""
-    if x.is_floating_point():
-        x.fill_(float("nan"))
-    elif x.numel():
-        x.fill_(True if str(x.dtype) == "torch.bool" else 77)
-
-
-def compare(
-    c: castile.Cascade, extents: Mapping[str, int], inputs: Mapping[str, Any], outs: tuple[Any, ...], seed: int
-) -> float:
-    """The greatest error at a sample of the outputs, as a multiple of the bound; `AssertionError` above 1."""
-    arrays = {n: numbers(x) for n, x in inputs.items()}
-    rng = np.random.default_rng(seed)
-    worst = 0.0
-    ranks = {r for name in c.outputs for r in _ranks(c, name)}
-    if any(extents[r] == 0 for r in ranks):
-        return worst
-    at = {r: rng.integers(0, max(1, extents[r]), SAMPLE) for r in ranks}
-    got = {}
-    for name, x in zip(c.outputs, outs, strict=True):
-        got[name] = numbers(x)[tuple(at[r] for r in _ranks(c, name))] if _ranks(c, name) else numbers(x)
-    for judgement in judge(c, arrays, got, at if ranks else None):
-        worst = max(worst, judgement.worst)
-        if not judgement.ok:
-            raise AssertionError(str(judgement))
-    return worst
-
-
-def _ranks(c: castile.Cascade, name: str) -> tuple[str, ...]:
-    return next(o.ranks for e in c.einsums for o in e.outputs if o.name == name)
-
-
-# Times
-
-
-def times_us(calls: Mapping[str, Call], options: Options, repeats: int = 30) -> dict[str, list[float]]:
-    """Microseconds of each call, interleaved, the L2 cache flushed before each."""
-    import torch
-
-    for call in calls.values():
-        call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    flush = torch.empty(1 if options.dry else FLUSH_BYTES, dtype=torch.uint8, device=options.device)
-    for _ in range(2 if options.dry else repeats):
-        for name, call in calls.items():
-            flush.zero_()
-            if options.dry:
-                started = time.perf_counter()
-                call()
-                found[name].append(1e6 * (time.perf_counter() - started))
-                continue
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            # More to flush, so that the call is on its way before the device is free: its launch is not the kernel's.
-            for _ in range(4):
-                flush.zero_()
-            first.record()
-            call()
-            last.record()
-            torch.cuda.synchronize()
-            found[name].append(1e3 * first.elapsed_time(last))
-    return found
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    low, high = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
-    return {"median_us": round(statistics.median(ordered), 2), "low_us": round(low, 2), "high_us": round(high, 2)}
+def checked_again(kernel: Any, extents: Mapping[str, int], inputs: Mapping[str, Any], outs: Any, seed: int) -> float:
+    """What `compare` finds when a kernel has written once more into outputs that were spoilt."""
+    every = outs if isinstance(outs, tuple) else (outs,)
+    for x in every:
+        poison(x)
+    kernel(**inputs, out=outs)
+    return compare(kernel.cascade, extents, inputs, every, seed)
 
 
 # Races
@@ -213,18 +140,16 @@ def _forget() -> None:
 def race_row(r: Race, options: Options, row: Row) -> None:
     """Times of castile and of the peers that are here, and castile's speed as a multiple of each.
 
-    A peer that gives other numbers is left out. A few calls come first, so that a row which runs out of time has them.
+    A peer that gives other numbers is left out. A few calls come first, so that a row which runs out of time has them;
+    the oracle comes last, as the device waits for it.
     """
     extents = resolve(r.cascade, dict(r.tiny if options.dry else r.extents))
     kernel = castile.compile(r.cascade, options.target, extents)
     inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
     ours = outs if isinstance(outs, tuple) else (outs,)
-    checked = sum(x.numel() for x in inputs.values() if hasattr(x, "numel")) <= MOST_CHECKED
-    if checked:
-        compare(r.cascade, extents, inputs, ours, 0)
     calls: dict[str, Call] = {"castile": partial(kernel, **inputs, out=outs)}
-    row |= {"absent": {}, "checked": checked, "mapping": kernel.mapping.to_dict()}
+    row |= {"absent": {}, "checked": False, "mapping": kernel.mapping.to_dict()}
     _timed(r, calls, options, row, FEW_CALLS)
     for name, build in r.peers.items():
         if options.dry and not name.startswith("torch"):
@@ -239,11 +164,13 @@ def race_row(r: Race, options: Options, row: Row) -> None:
         calls[name] = call
         _timed(r, {n: calls[n] for n in ("castile", name)}, options, row, FEW_CALLS)
     _timed(r, calls, options, row)
+    row["worst"] = checked_again(kernel, extents, inputs, outs, 0)
+    row["checked"] = True
 
 
 def _timed(r: Race, calls: Mapping[str, Call], options: Options, row: Row, repeats: int = 30) -> None:
     """Times of calls put in a row, and what follows from them."""
-    measured = {name: summary(values) for name, values in times_us(calls, options, repeats).items()}
+    measured = {name: times.summary() for name, times in times_us(calls, options.dry, repeats).items()}
     ours = measured["castile"]["median_us"]
     row["times"] = {**row.get("times", {}), **measured}
     row["speed"] = {n: round(m["median_us"] / ours, 4) for n, m in row["times"].items() if n != "castile"}
@@ -285,6 +212,8 @@ CHANGES: tuple[Mapping[str, int], ...] = (
     {"descriptors": 1},
     {"descriptors": 1, "persistent": 1},
     {"descriptors": 1, "specialize": 1},
+    # With 8 warps Triton 3.6 shares nothing out.
+    {"descriptors": 1, "specialize": 1, "warps": 4},
     {"swizzle": 1},
     {"heavy": 0},
     {"heavy": 2},
@@ -324,8 +253,8 @@ def profile_row(r: Race, change: Mapping[str, int], tiles: Mapping[str, int], op
     row["resources"] = {} if options.dry else kernel.resources.to_dict()
     inputs = r.prepare(tensors(r.cascade, extents, 0, options.device))
     outs = kernel(**inputs)
-    values = times_us({"castile": partial(kernel, **inputs, out=outs)}, options)["castile"]
-    row |= {**summary(values), "times_us": [round(t, 2) for t in values]}
+    times = times_us({"castile": partial(kernel, **inputs, out=outs)}, options.dry)["castile"]
+    row |= {**times.summary(), "times_us": [round(t, 2) for t in times.device]}
 
 
 # The machine
@@ -347,14 +276,15 @@ def machine_row(options: Options, row: Row) -> None:
     a, b = (torch.randn(size, size, device=options.device).to(kind) for _ in range(2))
     x = torch.empty(1 << (10 if options.dry else 30), dtype=torch.uint8, device=options.device)
     y = torch.empty_like(x)
-    measured = times_us({"gemm": partial(torch.matmul, a, b), "copy": partial(y.copy_, x)}, options)
-    row["gemm_tflops"] = round(2.0 * size**3 / statistics.median(measured["gemm"]) / 1e6, 2)
-    row["copy_tb_per_s"] = round(2.0 * x.numel() / statistics.median(measured["copy"]) / 1e6, 3)
+    measured = times_us({"gemm": partial(torch.matmul, a, b), "copy": partial(y.copy_, x)}, options.dry)
+    gemm, copy = (measured[name].summary()["median_us"] for name in ("gemm", "copy"))
+    row["gemm_tflops"] = round(2.0 * size**3 / gemm / 1e6, 2)
+    row["copy_tb_per_s"] = round(2.0 * x.numel() / copy / 1e6, 3)
     if not options.dry:
         row["device"] = torch.cuda.get_device_name()
         row["idle"] = _clocks()
         # A second or two of products wait in the queue while the clocks are read.
-        for _ in range(int(2e6 / statistics.median(measured["gemm"]))):
+        for _ in range(int(2e6 / gemm)):
             torch.matmul(a, b)
         row["under_load"] = _clocks()
         torch.cuda.synchronize()
@@ -395,20 +325,34 @@ def share(text: str) -> tuple[int, int]:
 
 
 def main(words: list[str] | None = None) -> int:
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--seconds", type=float, default=520.0)
+    parser.add_argument("--seconds", type=float, default=520.0, help="it ends after so long")
     parser.add_argument("--only", default="", help="names with this text in them")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are appended")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="results whose rows are not made again")
     parser.add_argument("--share", type=share, default=(0, 1), help="1/3 is the first of three that run together")
-    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, at tiny sizes")
     given = parser.parse_args(words)
+    missing = [str(path) for path in given.earlier if not path.is_file()]
+    if missing:
+        parser.error(f"there is no file {', '.join(missing)}")
     try:
         target = "interpret" if given.dry else present()
     except CastileError as error:
         print(error, file=sys.stderr)
         return 2
-    options = Options(target, given.seconds, given.only, given.results, given.dry, share=given.share)
+    options = Options(
+        target,
+        given.seconds,
+        given.only,
+        given.results,
+        given.dry,
+        share=given.share,
+        earlier=tuple(given.earlier),
+        started=started,
+    )
     return run_part(given.part, PARTS[given.part](options), options)
 
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def gpu() -> ModuleType:
     return module
 
 
-def rows(path: Path) -> list[dict[str, object]]:
+def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -44,12 +45,27 @@ def test_parts_run_dry_and_resume(gpu: ModuleType, tmp_path: Path) -> None:
     assert gpu.main(["profile", "--only", "softmax k=1024 default", *dry]) == 0
     assert gpu.main(["machine", *dry]) == 0
     found = rows(results)
-    assert [r["part"] for r in found] == ["correct", "race", "profile", "machine"]
-    assert found[1]["speed"]
-    assert found[1]["checked"]
-    assert found[2]["key"]
+    assert [r["part"] for r in found] == ["correct", "correct", "race", "profile", "machine"]
+    assert [r["name"] for r in found[:2]] == ["softmax_entropy even", "softmax_entropy ragged"]
+    assert [set(r["extents"].values()) for r in found[:2]] == [{4}, {5}]
+    assert found[2]["speed"]
+    assert found[2]["checked"]
+    assert {"median_us", "low_us", "high_us", "host_us"} == found[2]["times"]["castile"].keys()
+    assert found[3]["key"]
+    assert found[3]["host_us"] > 0
     assert gpu.main(["race", "--only", "gemm n=1024", *dry]) == 0
-    assert len(rows(results)) == 4
+    assert len(rows(results)) == 5
+
+
+def test_a_new_folder_goes_on_from_earlier_results(gpu: ModuleType, tmp_path: Path) -> None:
+    earlier, results = tmp_path / "earlier" / "gpu.jsonl", tmp_path / "out" / "gpu.jsonl"
+    assert gpu.main(["correct", "--dry", "--only", "softmax_entropy even", "--results", str(earlier)]) == 0
+    again = ["correct", "--dry", "--only", "softmax_entropy", "--results", str(results), "--earlier"]
+    with pytest.raises(SystemExit):
+        gpu.main([*again, str(tmp_path / "nowhere.jsonl")])
+    assert gpu.main([*again, str(earlier)]) == 0
+    assert [r["name"] for r in rows(results)] == ["softmax_entropy ragged"]
+    assert len(rows(earlier)) == 1
 
 
 def test_it_stops_in_time_and_says_so(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,9 +83,13 @@ def test_a_wrong_result_is_a_row_with_an_error(gpu: ModuleType, tmp_path: Path) 
     assert "oracle 2" in str(rows(options.results)[0]["error"])
 
 
+def left_behind(results: Path, name: str, whole: bool) -> None:
+    results.with_suffix(".running").write_text(json.dumps(["race", name, whole]))
+
+
 def test_a_job_that_took_the_process_down_is_told_and_not_tried_again(gpu: ModuleType, tmp_path: Path) -> None:
-    options = gpu.Options("interpret", 10.0, "", tmp_path / "rows.jsonl", True)
-    options.results.with_suffix(".running").write_text(json.dumps(["race", "x"]))
+    options = gpu.Options("interpret", 1000.0, "", tmp_path / "rows.jsonl", True)
+    left_behind(options.results, "x", True)
     jobs = [("x", lambda row: row.update(tried="again")), ("y", lambda row: row.update(fine=1))]
     assert gpu.run_part("race", iter(jobs), options) == 1
     found = rows(options.results)
@@ -77,18 +97,55 @@ def test_a_job_that_took_the_process_down_is_told_and_not_tried_again(gpu: Modul
     assert gpu.run_part("race", iter(jobs), options) == 0
 
 
+def test_a_job_that_died_elsewhere_is_told_too_unless_the_end_cut_it_off(gpu: ModuleType, tmp_path: Path) -> None:
+    earlier = tuple(tmp_path / name / "gpu.jsonl" for name in ("one", "two"))
+    for path, whole in zip(earlier, (True, False), strict=True):
+        path.parent.mkdir()
+        path.touch()
+        left_behind(path, path.parent.name, whole)
+    options = gpu.Options("interpret", 1000.0, "", tmp_path / "gpu.jsonl", True, earlier=earlier)
+    assert gpu.run_part("race", iter([(name, lambda row: None) for name in ("one", "two")]), options) == 1
+    assert [(r["name"], r.get("error")) for r in rows(options.results)] == [("one", "the process died"), ("two", None)]
+
+
+def in_a_process(results: Path, seconds: float, job_seconds: float, job: str, grace: float = 20.0) -> int:
+    """The exit code of a process that runs one job, ``x``."""
+    text = f"""
+import ctypes, time
+from pathlib import Path
+from castile.benchmarks import _gpu_run as run
+run.GRACE_S = {grace}
+options = run.Options("interpret", {seconds}, "", Path({str(results)!r}), True, {job_seconds})
+run.run_part("race", iter([("x", lambda row: (row.update(times=3), {job}))]), options)
+"""
+    return subprocess.run([sys.executable, "-c", text], check=False, timeout=60, capture_output=True).returncode
+
+
 def test_a_job_that_hangs_ends_the_process_and_leaves_a_row(tmp_path: Path) -> None:
     results = tmp_path / "rows.jsonl"
-    text = f"""
-import time
-from pathlib import Path
-from castile.benchmarks import gpu
-options = gpu.Options("interpret", 10.0, "", Path({str(results)!r}), True, 0.2)
-gpu.run_part("race", iter([("x", lambda row: (row.update(times=3), time.sleep(60)))]), options)
-"""
-    assert subprocess.run([sys.executable, "-c", text], check=False, timeout=30).returncode == 1
+    assert in_a_process(results, 1000.0, 0.2, "time.sleep(50)") == 1
     assert "more than 0 s" in str(rows(results)[0]["error"])
     assert rows(results)[0]["times"] == 3
+
+
+def test_a_job_cut_off_by_the_end_of_the_run_is_tried_again(gpu: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    assert in_a_process(results, 0.5, 1000.0, "time.sleep(50)") == 1
+    (row,) = rows(results)
+    assert (row["unfinished"], row["times"], "error" in row) == (True, 3, False)
+    options = gpu.Options("interpret", 1000.0, "", results, True)
+    assert not options.at_hand.exists()
+    assert gpu.run_part("race", iter([("x", lambda row: row.update(times=4))]), options) == 0
+    assert [r.get("unfinished") for r in rows(results)] == [True, None]
+    assert gpu.run_part("race", iter([("x", lambda row: 1 / 0)]), options) == 0
+
+
+def test_a_call_that_keeps_the_interpreter_is_ended_too(gpu: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    # As a library does that never lets another thread run.
+    assert in_a_process(results, 1000.0, 0.2, "ctypes.PyDLL(None).sleep(50)", grace=0.3) == 1
+    assert gpu.run_part("race", iter([]), gpu.Options("interpret", 1000.0, "", results, True)) == 1
+    assert [r["error"] for r in rows(results)] == ["the process died"]
 
 
 def test_every_race_has_its_peers_and_extents_that_fit() -> None:
@@ -104,6 +161,18 @@ def test_every_race_has_its_peers_and_extents_that_fit() -> None:
     assert {"flash", "cudnn", "efficient", "flex"} <= set(found["backward causal d=128 n=16384"].peers)
     assert {f"{v} d=128 n=4096" for v in ("window", "softcap", "alibi", "document", "sink")} <= set(found)
     assert {"decode n=131072", "decode gqa n=8192", "softmax k=1048576", "gemm n=8192", "int4 m=16"} <= set(found)
+    assert {"rmsnorm k=4096", "layernorm k=1024"} <= set(found)
+
+
+def test_races_begin_with_one_of_each_kind() -> None:
+    from castile.benchmarks._gpu_races import families, races
+
+    kinds = [{r.name.rsplit(" ", 1)[0].removesuffix(" d=128").removesuffix(" d=64") for r in f} for f in families()]
+    assert all(len(kind) == 1 for kind in kinds)
+    names = [r.name for r in races()]
+    assert len(set(names)) == len(names) == sum(map(len, families()))
+    first = names[: len(kinds)]
+    assert [kind for kind, name in zip(kinds, first, strict=True) if not name.startswith(min(kind))] == []
 
 
 @pytest.mark.slow
@@ -122,6 +191,168 @@ def test_comparison_catches_a_wrong_output(gpu: ModuleType) -> None:
         gpu.compare(c, {"n": 4}, {"X": x}, (2 * x + 1,), 0)
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (-1, -1)])
+def test_comparison_sees_the_first_and_the_last_output(gpu: ModuleType, corner: tuple[int, int]) -> None:
+    c = example("gemm")
+    extents = {"m": 300, "n": 301, "k": 16}
+    inputs = gpu.tensors(c, extents, 0, "cpu")
+    y = (inputs["A"].float() @ inputs["B"].float()).to(torch.bfloat16)
+    assert gpu.compare(c, extents, inputs, (y,), 0) <= 1
+    y[corner] += 30
+    with pytest.raises(AssertionError):
+        gpu.compare(c, extents, inputs, (y,), 0)
+
+
+def test_a_wrong_race_keeps_its_times(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from castile.benchmarks._gpu_races import gemm
+
+    def wrong(*given: object) -> float:
+        raise AssertionError("C[0, 0] = 1, oracle 2")
+
+    monkeypatch.setattr(gpu, "compare", wrong)
+    options = gpu.Options("interpret", 1000.0, "", tmp_path / "rows.jsonl", True)
+    assert gpu.run_part("race", iter([("gemm", lambda row: gpu.race_row(gemm(1024), options, row))]), options) == 1
+    (row,) = rows(options.results)
+    assert "oracle 2" in row["error"]
+    assert row["times"]["torch cublas"]
+    assert not row["checked"]
+
+
+# What is checked, and at which extents
+
+
+def example(name: str) -> Any:
+    import castile
+
+    return castile.load(ROOT / "examples" / "cascades" / f"{name}.cascade")
+
+
+@pytest.mark.parametrize("most", [256, 257])
+@pytest.mark.parametrize("name", ["attention_merge", "ssd", "conv2d", "attention", "gemm_int4", "delta_rule", "rope"])
+def test_examples_are_small_enough_and_keep_their_parity(name: str, most: int) -> None:
+    from castile.benchmarks import _gpu_check as check
+    from castile.ir.extents import given_ranks
+
+    c = example(name)
+    extents = check.sizes(c, most)
+    assert not check.too_large(c, extents)
+    given = {extents[r] for r in given_ranks(c) if extents[r] not in (check.ON_CHIP, most)}
+    assert all(n == 2 + most % 2 or n >= check.LEAST for n in given)
+    assert {n % 2 for n in given} <= {most % 2}
+
+
+def test_extents_leave_windows_room_and_scans_steps() -> None:
+    from castile.benchmarks import _gpu_check as check
+
+    assert check.sizes(example("conv2d"), 256)["p"] > 1
+    assert check.sizes(example("conv1d_dilated"), 257)["p"] > 1
+    assert check.sizes(example("delta_rule"), 256)["t"] > 1
+    assert check.sizes(example("attention"), 257) == {"b": 3, "h": 3, "q": 257, "d": 64, "k": 257, "f": 64}
+    assert check.sizes(example("attention"), 256) == {"b": 2, "h": 2, "q": 256, "d": 64, "k": 256, "f": 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("gemm", "m n"),
+        ("attention", "b f h q"),
+        ("attention_causal", "b f h"),
+        ("attention_backward", "b h"),
+        ("gemm_int4", "m n"),
+        ("mamba", "b c"),
+        ("conv2d", "n o"),
+        ("cumulative_sum", "n"),
+        ("softmax", "n"),
+        ("rope", "b h t"),
+        ("embedding_bag", "b d"),
+    ],
+)
+def test_ranks_along_which_outputs_are_independent(name: str, ranks: str) -> None:
+    from castile.benchmarks._gpu_check import independent
+
+    assert " ".join(sorted(independent(example(name)))) == ranks
+
+
+@pytest.mark.parametrize("name", ["gemm_int4", "attention_causal", "attention_backward", "mamba", "conv2d", "rope"])
+def test_the_oracle_says_the_same_of_what_goes_to_the_host(gpu: ModuleType, name: str) -> None:
+    import numpy as np
+
+    from castile.benchmarks import _gpu_check as check
+    from castile.ir.bound import reference
+
+    c = example(name)
+    extents = check.sizes(c, 5)
+    inputs = gpu.tensors(c, extents, 0, "cpu")
+    at = {r: places[:2] for r, places in check.sample(c, extents, 0).items()}
+    arrays, local = check.narrowed(c, inputs, at)
+    assert sum(np.size(x) for x in arrays.values()) < sum(getattr(x, "numel", lambda: 1)() for x in inputs.values())
+    whole = reference(c, {n: check.numbers(x) for n, x in inputs.items()}, at)
+    for output, found in reference(c, arrays, local).items():
+        np.testing.assert_allclose(found, whole[output], rtol=1e-12)
+
+
+def test_samples_are_few_where_the_oracle_takes_long() -> None:
+    from castile.benchmarks import _gpu_check as check
+    from castile.benchmarks._gpu_races import races
+
+    def count(c: Any, extents: Any) -> int:
+        return len(next(iter(check.sample(c, extents, 0).values())))
+
+    assert count(example("gemm"), {"m": 8192, "n": 8192, "k": 8192}) == check.MOST_SAMPLES
+    monoid = example("attention_monoid")
+    assert count(monoid, check.sizes(monoid, 257)) == check.LEAST_SAMPLES
+    found = {r.name: r for r in races()}
+    for name in ("attention d=128 n=16384", "backward d=128 n=16384", "decode n=131072", "softmax k=1048576"):
+        r = found[name]
+        at = check.sample(r.cascade, resolve(r.cascade, dict(r.extents)), 0)
+        kept = {q: len(set(places)) for q, places in at.items()}
+        assert check.LEAST_SAMPLES <= count(r.cascade, resolve(r.cascade, dict(r.extents))) < check.MOST_SAMPLES
+        assert len(set(zip(*(places.tolist() for places in at.values()), strict=True))) > 2, kept
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float8_e4m3fn", "float8_e5m2", "uint8", "uint32", "bool"])
+def test_every_type_is_picked_from(kind: str) -> None:
+    from castile.benchmarks._gpu_check import _picked
+
+    x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0]]).to(torch.int32)
+    x = x.view(torch.uint32) if kind == "uint32" else x.to(getattr(torch, kind))
+    assert _picked(x, [[0, 1], [2, 0]]).tolist() == [x.tolist()[0][2], x.tolist()[1][0]]
+    assert _picked(x.T, [slice(None), [1]]).tolist() == [[row] for row in x.tolist()[1]]
+
+
+# Times
+
+
+def test_the_device_is_held_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from castile.benchmarks import _gpu_times as times
+
+    slept: list[object] = []
+    flush = SimpleNamespace(is_cuda=True, zero_=lambda: slept.append("flush"))
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+    times.hold(flush)
+    assert slept == [times.HOLD_CYCLES]
+    monkeypatch.delattr(torch.cuda, "_sleep")
+    times.hold(flush)
+    assert slept[1:] == ["flush"] * times.HOLD_FLUSHES
+
+
+def test_times_are_interleaved_and_tell_the_host_s_share() -> None:
+    from castile.benchmarks import _gpu_times as times
+
+    called: list[str] = []
+    found = times.times_us({n: lambda n=n: called.append(n) for n in "ab"}, True)
+    assert called == list("ab" * (1 + times.DRY_REPEATS))
+    assert all(len(t.device) == len(t.host) == times.DRY_REPEATS for t in found.values())
+    summary = times.Times([5.0, 1.0, 2.0, 3.0, 4.0], [9.0, 7.0, 8.0]).summary()
+    assert summary == {"median_us": 3.0, "low_us": 2.0, "high_us": 4.0, "host_us": 8.0}
+
+
+def test_a_profile_tries_warps_that_can_be_specialised(gpu: ModuleType) -> None:
+    assert {"descriptors": 1, "specialize": 1, "warps": 4} in gpu.CHANGES
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_clear_line(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["machine"]) == 2
@@ -132,7 +363,7 @@ def test_shares_do_all_jobs_once_and_keep_apart(gpu: ModuleType, tmp_path: Path)
     results, done = tmp_path / "rows.jsonl", []
     jobs = [(str(i), lambda row, i=i: done.append(i)) for i in range(7)]
     for part in ("1/3", "2/3", "3/3"):
-        options = gpu.Options("interpret", 10.0, "", results, True, share=gpu.share(part))
+        options = gpu.Options("interpret", 1000.0, "", results, True, share=gpu.share(part))
         assert gpu.run_part("correct", iter(jobs), options) == 0
     assert sorted(done) == list(range(7))
     assert len({gpu.Options("x", 1.0, "", results, True, share=(i, 3)).at_hand for i in range(3)}) == 3
