@@ -1,4 +1,5 @@
-"""Outputs on a device against the float64 oracle: extents at which an example is checked, and a sample of its outputs.
+"""Outputs on a device against the float64 oracle: extents at which an example is checked, its inputs, and a sample of
+its outputs; and against those of another kernel.
 
 Only what the sample depends on goes to the host.
 """
@@ -15,8 +16,10 @@ import numpy as np
 import castile
 from castile.ir.bound import judge
 from castile.ir.cascade import Access, Einsum, Extent, Rank, Reduce, live_einsums, ranks_named, walk
+from castile.ir.dtypes import DTYPES, numpy_dtype
 from castile.ir.errors import CastileError
 from castile.ir.extents import bindings, resolve, shape_of
+from castile.ir.samples import integer_spans
 from castile.ir.verify import scan_step
 from castile.passes.mapped import nominal
 from castile.passes.work import sizes_of, tensor_bytes, work
@@ -34,6 +37,36 @@ ON_CHIP, LEAST = 64, 16
 MOST_SAMPLES, LEAST_SAMPLES = 200, 8
 ORACLE_POINTS, ORACLE_ELEMENTS = 1 << 24, 1 << 26
 FOLD_POINTS = 1 << 14
+
+# How far one kernel's outputs may be from another's, as a part of their length, and elements compared at once.
+ALIKE, PART = 0.03, 1 << 26
+
+
+# Inputs
+
+
+def tensors(c: castile.Cascade, extents: Mapping[str, int], seed: int, device: str) -> dict[str, Any]:
+    """Fresh random inputs: floats of unit variance, integers that the cascade can take, scalars of one eighth or 2."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(seed)
+    spans = integer_spans(c, extents)
+    found: dict[str, Any] = {}
+    for p in c.params:
+        row, shape = DTYPES[p.dtype], shape_of(c, p.name, extents)
+        kind = getattr(torch, str(numpy_dtype(p.dtype)))
+        if not p.indices:
+            found[p.name] = 0.125 if row.is_float else min([2, *(n for n in extents.values() if n)])
+        elif row.is_float:
+            wide = torch.float64 if p.dtype == "f64" else torch.float32
+            found[p.name] = torch.randn(shape, generator=generator, device=device, dtype=wide).to(kind)
+        elif p.dtype == "u32" and p.name not in spans:
+            words = torch.randint(-(1 << 31), 1 << 31, shape, generator=generator, device=device)
+            found[p.name] = words.to(torch.int32).view(kind)
+        else:
+            low, high = (0, 1) if row.kind == "bool" else spans.get(p.name, (0, 7))
+            found[p.name] = torch.randint(low, high + 1, shape, generator=generator, device=device).to(kind)
+    return found
 
 
 # Extents
@@ -206,6 +239,37 @@ def _samples(c: castile.Cascade, extents: Extents) -> int:
             each = FOLD_POINTS if any(n.op in c.monoid_of for n in e.reductions) else 1
             points += each * math.prod(extents[r] for r in dict.fromkeys([*own, *reduced]))
     return max(LEAST_SAMPLES, min(MOST_SAMPLES, ORACLE_POINTS // max(1, points)))
+
+
+def checked_again(kernel: Any, extents: Mapping[str, int], inputs: Mapping[str, Any], outs: Any, seed: int) -> float:
+    """What `compare` finds when a kernel has written once more into outputs that were spoilt."""
+    every = outs if isinstance(outs, tuple) else (outs,)
+    for x in every:
+        poison(x)
+    kernel(**inputs, out=outs)
+    return compare(kernel.cascade, extents, inputs, every, seed)
+
+
+def alike(ours: tuple[Any, ...], theirs: Any) -> None:
+    """Raise `AssertionError` for outputs that differ by more than the rounding of 16-bit numbers explains."""
+    import torch
+
+    others = theirs if isinstance(theirs, tuple | list) else (theirs,)
+    if len(others) != len(ours):
+        raise AssertionError(f"it gives {len(others)} outputs in place of {len(ours)}")
+    for x, y in zip(ours, others, strict=True):
+        if tuple(x.shape) != tuple(y.shape):
+            raise AssertionError(f"its output is {list(y.shape)} in place of {list(x.shape)}")
+        # A part after the other, as copies in f32 of all may not fit.
+        step = max(1, PART * x.shape[0] // max(1, x.numel())) if x.ndim else 1
+        sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+        for a, b in zip(x.split(step), y.split(step), strict=True) if x.ndim else [(x, y)]:
+            a, b = a.float(), b.float()
+            gap = torch.where((a == b) | ((a != a) & (b != b)), 0.0, a - b)
+            sums += torch.stack([(t.double() ** 2).sum() for t in (gap, a.nan_to_num(0.0, 0.0, 0.0))])
+        apart, size = sums.tolist()
+        if not apart <= ALIKE**2 * size:
+            raise AssertionError(f"it computes something else: {(apart / size) ** 0.5 if size else apart:.3g} apart")
 
 
 # To the host

@@ -107,14 +107,16 @@ def _flex(mask: str, inputs: Inputs) -> Call:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k = inputs["Q"].shape[2], inputs["K"].shape[2]
+    # What the functions read, as tensors of their own: a compiler looks through these most surely.
+    doc_q, doc_k, slope, sink = (inputs.get(n) for n in ("doc_q", "doc_k", "slope", "sink"))
     masks: dict[str, Callable[..., Any]] = {
         "causal": lambda b, h, i, j: i >= j,
         "window": lambda b, h, i, j: (i >= j) & (i - j < WINDOW),
-        "document": lambda b, h, i, j: (inputs["doc_q"][b, i] == inputs["doc_k"][b, j]) & (i >= j),
+        "document": lambda b, h, i, j: (doc_q[b, i] == doc_k[b, j]) & (i >= j),
     }
     scores: dict[str, Callable[..., Any]] = {
         "softcap": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP),
-        "alibi": lambda s, b, h, i, j: s - inputs["slope"][h] * (i - j),
+        "alibi": lambda s, b, h, i, j: s - slope[h] * (i - j),
     }
     form = masks.get(mask, masks["causal"]) if mask else None
     batch = inputs["Q"].shape[0] if mask == "document" else None
@@ -128,7 +130,7 @@ def _flex(mask: str, inputs: Inputs) -> Call:
     def call() -> Any:
         # A sink is one key more, without a value: what it takes is seen in the log-sum-exp.
         o, lse = compiled(inputs["Q"], inputs["K"], inputs["V"], return_lse=True, **options)
-        return o * torch.sigmoid(lse - inputs["sink"][None, :, None])[..., None].to(o.dtype)
+        return o * torch.sigmoid(lse - sink[None, :, None])[..., None].to(o.dtype)
 
     return call
 
@@ -163,7 +165,11 @@ def _sdpa_backward(backend: str, causal: bool, inputs: Inputs) -> Call:
 
 def _flex_backward(mask: str, inputs: Inputs) -> Call:
     import torch
+    import torch._functorch.config as compiled
 
+    # Else the compiled backward pass overwrites what the forward pass left, and refuses to run a second time.
+    if hasattr(compiled, "donated_buffer"):
+        compiled.donated_buffer = False
     q, k, v = (inputs[n].detach().requires_grad_() for n in "QKV")
     o = _flex(mask, {**inputs, "Q": q, "K": k, "V": v})()
     return lambda: torch.autograd.grad(o, (q, k, v), inputs["dO"], retain_graph=True)
@@ -282,7 +288,7 @@ def softmax(columns: int) -> Race:
     def inductor(inputs: Inputs) -> Call:
         import torch
 
-        compiled: Any = torch.compile(partial(torch.softmax, dim=-1))
+        compiled: Any = torch.compile(lambda x: torch.softmax(x, -1))
         return partial(compiled, inputs["X"])
 
     peers: dict[str, Peer] = {"torch softmax": torch_softmax, "inductor": inductor}
@@ -333,7 +339,7 @@ def gemm(n: int) -> Race:
     def inductor(inputs: Inputs) -> Call:
         import torch
 
-        compiled: Any = torch.compile(torch.matmul, mode="max-autotune-no-cudagraphs")
+        compiled: Any = torch.compile(lambda a, b: a @ b, mode="max-autotune-no-cudagraphs")
         return partial(compiled, inputs["A"], inputs["B"])
 
     extents = {"m": n, "n": n, "k": n}

@@ -7,10 +7,11 @@ import faulthandler
 import gc
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ Job = Callable[[Row], object]
 
 # Seconds after which a job that no thread of Python can end is ended all the same.
 GRACE_S = 20.0
+
+# What a process ends with when another one should do the jobs that are left, and seconds that make it worth its start.
+GO_ON, START_S = 3, 15.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ def run_part(part: str, jobs: Iterator[tuple[str, Job]], options: Options) -> in
         row = _run(part, name, job, options)
         bad |= _keep(part, name, options, row)
         options.at_hand.unlink()
-        if "error" in row and not _usable(options):
+        if "error" in row and not usable(options):
             print("the device is in no state to go on; run again", file=sys.stderr)
-            return 1
+            return GO_ON
         _release()
     if left:
         print(f"{left} left; run again to go on", file=sys.stderr)
@@ -153,7 +157,28 @@ def _stop(part: str, name: str, options: Options, row: Row, whole: bool) -> None
     options.at_hand.unlink(missing_ok=True)
     if not whole:
         print(f"the time is up, and {name} is unfinished; run again to go on", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(GO_ON if whole else 1)
+
+
+def supervise(command: Sequence[str], options: Options) -> int:
+    """Run a command that does jobs, and once more whenever a job has taken its process down and time is left; 0 when
+    nothing is left and nothing was wrong."""
+    bad = False
+    while options.left_s() > START_S:
+        before = _text(options.at_hand)
+        found = subprocess.run([*command, "--seconds", f"{options.left_s():.1f}"], check=False).returncode
+        after = _text(options.at_hand)
+        if found != GO_ON and after in ("", before):
+            return found or int(bad)
+        bad = True
+        if after and options.left_s() > 0:
+            # There was time left, so the job itself ended the process.
+            options.at_hand.write_text(json.dumps([*json.loads(after)[:2], True]), encoding="utf-8")
+    return 1
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _release() -> None:
@@ -165,7 +190,7 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def _usable(options: Options) -> bool:
+def usable(options: Options) -> bool:
     """Whether the device still answers: after a fault in a kernel no call of the same process does."""
     import torch
 

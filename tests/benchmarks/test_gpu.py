@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
+from castile.benchmarks._gpu_check import compare  # noqa: E402
 from castile.ir.extents import resolve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +124,7 @@ run.run_part("race", iter([("x", lambda row: (row.update(times=3), {job}))]), op
 
 def test_a_job_that_hangs_ends_the_process_and_leaves_a_row(tmp_path: Path) -> None:
     results = tmp_path / "rows.jsonl"
-    assert in_a_process(results, 1000.0, 0.2, "time.sleep(50)") == 1
+    assert in_a_process(results, 1000.0, 0.2, "time.sleep(50)") == 3
     assert "more than 0 s" in str(rows(results)[0]["error"])
     assert rows(results)[0]["times"] == 3
 
@@ -146,6 +147,36 @@ def test_a_call_that_keeps_the_interpreter_is_ended_too(gpu: ModuleType, tmp_pat
     assert in_a_process(results, 1000.0, 0.2, "ctypes.PyDLL(None).sleep(50)", grace=0.3) == 1
     assert gpu.run_part("race", iter([]), gpu.Options("interpret", 1000.0, "", results, True)) == 1
     assert [r["error"] for r in rows(results)] == ["the process died"]
+
+
+SUPERVISED = """
+import ctypes, os, sys, time
+from pathlib import Path
+from castile.benchmarks import _gpu_run as run
+seconds = float(sys.argv[sys.argv.index("--seconds") + 1])
+options = run.Options("interpret", seconds, "", Path(sys.argv[1]), True, 3.0)
+jobs = [("x", lambda row: time.sleep(50)), ("y", lambda row: os.abort()), ("z", lambda row: None)]
+sys.exit(run.run_part("race", iter(jobs), options))
+"""
+
+
+def test_what_takes_its_process_down_costs_no_other_job(gpu: ModuleType, tmp_path: Path) -> None:
+    options = gpu.Options("interpret", 60.0, "", tmp_path / "rows.jsonl", True)
+    command = [sys.executable, "-c", SUPERVISED, str(options.results)]
+    assert gpu.supervise(command, options) == 1
+    told = {r["name"]: r.get("error") for r in rows(options.results)}
+    assert told == {"x": "it took more than 3 s", "y": "the process died", "z": None}
+    assert gpu.supervise(command, options) == 0
+    assert not options.at_hand.exists()
+    # What fails before any job is not tried again and again.
+    assert gpu.supervise([sys.executable, "-c", "import nothing_of_this_name"], options) == 1
+
+
+def test_the_command_runs_a_part(tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "machine", "--dry", "--results", str(results)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert [r["part"] for r in rows(results)] == ["machine"]
 
 
 def test_every_race_has_its_peers_and_extents_that_fit() -> None:
@@ -176,19 +207,19 @@ def test_races_begin_with_one_of_each_kind() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["race", "profile"])
+@pytest.mark.parametrize("part", ["race", "profile", "tune"])
 def test_all_races_run_dry(gpu: ModuleType, tmp_path: Path, part: str) -> None:
     assert gpu.main([part, "--dry", "--seconds", "900", "--results", str(tmp_path / "rows.jsonl")]) == 0
 
 
-def test_comparison_catches_a_wrong_output(gpu: ModuleType) -> None:
+def test_comparison_catches_a_wrong_output() -> None:
     import castile
 
     c = castile.parse("def f(X: f32[n]) -> Y:\n    Y[n] = X[n] * 2.0\n")
     x = torch.arange(4.0)
-    assert gpu.compare(c, {"n": 4}, {"X": x}, (2 * x,), 0) <= 1
+    assert compare(c, {"n": 4}, {"X": x}, (2 * x,), 0) <= 1
     with pytest.raises(AssertionError):
-        gpu.compare(c, {"n": 4}, {"X": x}, (2 * x + 1,), 0)
+        compare(c, {"n": 4}, {"X": x}, (2 * x + 1,), 0)
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (-1, -1)])
@@ -197,10 +228,10 @@ def test_comparison_sees_the_first_and_the_last_output(gpu: ModuleType, corner: 
     extents = {"m": 300, "n": 301, "k": 16}
     inputs = gpu.tensors(c, extents, 0, "cpu")
     y = (inputs["A"].float() @ inputs["B"].float()).to(torch.bfloat16)
-    assert gpu.compare(c, extents, inputs, (y,), 0) <= 1
+    assert compare(c, extents, inputs, (y,), 0) <= 1
     y[corner] += 30
     with pytest.raises(AssertionError):
-        gpu.compare(c, extents, inputs, (y,), 0)
+        compare(c, extents, inputs, (y,), 0)
 
 
 def test_a_wrong_race_keeps_its_times(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +240,7 @@ def test_a_wrong_race_keeps_its_times(gpu: ModuleType, tmp_path: Path, monkeypat
     def wrong(*given: object) -> float:
         raise AssertionError("C[0, 0] = 1, oracle 2")
 
-    monkeypatch.setattr(gpu, "compare", wrong)
+    monkeypatch.setattr("castile.benchmarks._gpu_check.compare", wrong)
     options = gpu.Options("interpret", 1000.0, "", tmp_path / "rows.jsonl", True)
     assert gpu.run_part("race", iter([("gemm", lambda row: gpu.race_row(gemm(1024), options, row))]), options) == 1
     (row,) = rows(options.results)
@@ -349,8 +380,84 @@ def test_times_are_interleaved_and_tell_the_host_s_share() -> None:
     assert summary == {"median_us": 3.0, "low_us": 2.0, "high_us": 4.0, "host_us": 8.0}
 
 
-def test_a_profile_tries_warps_that_can_be_specialised(gpu: ModuleType) -> None:
+def test_other_mappings_are_checked_too(gpu: ModuleType, tmp_path: Path) -> None:
+    # With 8 warps Triton shares nothing out.
     assert {"descriptors": 1, "specialize": 1, "warps": 4} in gpu.CHANGES
+    results = tmp_path / "rows.jsonl"
+    dry = ["--dry", "--results", str(results), "--only"]
+    assert gpu.main(["correct", *dry, "gemm ragged descriptors=1,specialize=1,warps=4"]) == 0
+    (row,) = rows(results)
+    assert row["worst"] <= 1
+    assert row["mapping"]["knobs"].items() >= {"descriptors": 1, "specialize": 1, "warps": 4}.items()
+    options = gpu.Options("cuda:90", 10.0, "", results, False)
+    names = [name for name, _ in gpu.correct(options)]
+    assert len(set(names)) == len(names)
+    assert {f"{name} {kind} stages=4" for name in gpu.VARIED for kind in gpu.EXTENTS} <= set(names)
+
+
+def test_a_profile_has_some_of_each_kind_before_much_of_any(gpu: ModuleType, tmp_path: Path) -> None:
+    from castile.benchmarks._gpu_races import families
+
+    names = [name for name, _ in gpu.profile(gpu.Options("cuda:90", 10.0, "none", tmp_path / "x", False))]
+    assert len(set(names)) == len(names)
+    first = [f[0].name for f in families()]
+    assert names[: len(first)] == [f"{name} default" for name in first]
+    assert names[len(first) : 2 * len(first)] == [f"{name} descriptors=1" for name in first]
+
+
+def test_a_climb_keeps_what_went_wrong_and_ends_with_the_best(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from castile.benchmarks import _gpu_mappings as mappings
+    from castile.benchmarks._gpu_times import Times
+
+    compiled = mappings.castile.compile
+
+    def stands_in(c: Any, target: str, extents: Any, mapping: Any) -> Any:
+        if mapping.knob("persistent"):
+            raise RuntimeError("out of resource")
+        found = compiled(c, target, extents, mapping)
+        us.append(100.0 - 10 * mapping.knob("descriptors") - mapping.knob("warps"))
+        return found
+
+    us: list[float] = []
+    monkeypatch.setattr(mappings.castile, "compile", stands_in)
+    monkeypatch.setattr(mappings, "times_us", lambda calls, *_: {n: Times([us[-1]], [1.0]) for n in calls})
+    row: dict[str, Any] = {}
+    r = next(x for x in mappings_races() if x.name == "softmax k=1024")
+    mappings.tune_row(r, gpu.Options("interpret", 1e4, "", tmp_path / "x", True), row)
+    assert row["mapping"]["knobs"].items() >= {"descriptors": 1, "warps": 16}.items()
+    assert row["worst"] <= 1
+    assert "out of resource" in next(t["error"] for t in row["trials"] if "error" in t)
+    kept = [json.dumps(t["mapping"]) for t in row["trials"]]
+    assert len(set(kept)) == len(kept)
+    assert kept[0] == json.dumps(row["default"])
+
+
+def mappings_races() -> Any:
+    from castile.benchmarks._gpu_races import races
+
+    return races()
+
+
+def test_another_mapping_that_computes_something_else_is_an_error(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from castile.benchmarks import _gpu_mappings as mappings
+
+    compiled = mappings.castile.compile
+
+    def wrong(c: Any, target: str, extents: Any, mapping: Any) -> Any:
+        found = compiled(c, target, extents, mapping)
+        if not mapping.knob("descriptors"):
+            return found
+        return type("Wrong", (), {"__call__": lambda self, out=None, **given: found(**given) * 1.1})()
+
+    monkeypatch.setattr(mappings.castile, "compile", wrong)
+    options = gpu.Options("interpret", 1e3, "softmax k=1024 descriptors=1", tmp_path / "rows.jsonl", True)
+    assert gpu.run_part("profile", gpu.profile(options), options) == 1
+    assert ["something else" in r["error"] for r in rows(options.results)] == [True, True, True, True]
+    assert all(r["median_us"] for r in rows(options.results))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -387,9 +494,16 @@ def test_a_peer_that_computes_something_else_is_not_raced(gpu: ModuleType, tmp_p
     gpu.race_row(replace(r, peers=peers), gpu.Options("interpret", 10.0, "", tmp_path / "x", True), row)
     assert row["speed"].keys() == {"torch same"}
     assert row["absent"].keys() == peers.keys() - {"torch same"}
-    nothing = torch.full((2, 2), float("nan"))
-    with pytest.raises(AssertionError):
-        gpu.alike((torch.ones(2, 2),), nothing)
+
+
+def test_kernels_are_alike_part_by_part(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("castile.benchmarks._gpu_check.PART", 6)
+    x = torch.randn(7, 3)
+    gpu.alike((x, x[0, 0], x[:0]), (x + 1e-3, x[0, 0], x[:0]))
+    gpu.alike((torch.tensor([float("inf"), float("nan"), 1.0]),), torch.tensor([float("inf"), float("nan"), 1.001]))
+    for wrong in (x * 1.1, torch.full_like(x, float("nan")), torch.cat([x[:6], -x[6:]])):
+        with pytest.raises(AssertionError):
+            gpu.alike((x,), wrong)
 
 
 @pytest.mark.parametrize("name", ["backward causal d=64 n=1024", "int4 m=16"])
@@ -402,11 +516,14 @@ def test_peers_of_races_compute_the_same(gpu: ModuleType, tmp_path: Path, name: 
 
 def test_other_tiles_are_those_that_fit(gpu: ModuleType, tmp_path: Path) -> None:
     from castile.benchmarks._gpu_races import races
+    from castile.passes.defaults import default_mapping
 
     options = gpu.Options("cuda:90", 10.0, "", tmp_path / "x", False)
     # Of attention's at d=128 none of twice the size fits; a GEMM's all do, also where pieces of a sum are merged.
     for name, doubled in {"attention d=128 n=1024": False, "gemm n=1024": True}.items():
         r = next(x for x in races() if x.name == name)
-        tiles = gpu.default_mapping(r.cascade, "cuda:90", resolve(r.cascade, dict(r.extents))).tiles
+        tiles = default_mapping(r.cascade, "cuda:90", resolve(r.cascade, dict(r.extents))).tiles
         halves, doubles = ({(rank, int(size * f)) for rank, size in tiles.items()} for f in (0.5, 2))
         assert set(gpu.other_tiles(r, options)) == halves | (doubles if doubled else set())
+    decode = next(x for x in races() if x.name == "decode n=8192")  # some of its tiles are of 1
+    assert all(size >= 16 for _, size in gpu.other_tiles(decode, options))
