@@ -7,6 +7,7 @@ baked in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from ..ir.cascade import Cascade
 from ..ir.device import DEVICES, device_of
@@ -22,8 +23,9 @@ from .triton_kernel import TAKEN, KernelPrinter, Printed
 from .triton_module import LAUNCH, Module
 from .triton_scope import largest_operation
 
-# Elements of the largest tile that Triton takes.
+# Elements of the largest tile that Triton takes, and programs of one launch that 32 bits number.
 LARGEST_TILE = 1 << 20
+MOST_PROGRAMS = (1 << 31) - 1
 
 
 def print_triton(program: Program, mapping: Knobs, target: str) -> str:
@@ -90,3 +92,19 @@ def fits_held(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None
     """Raise `InputError` where a rank that one tile is to hold has more coordinates than the tile."""
     for k in kernels:
         check_held({h.of: h.size for h in k.held}, extents)
+
+
+def fits_grid(kernels: Sequence[TileKernel], extents: Mapping[str, int]) -> None:
+    """Raise `InputError` where a kernel's tiles are more than a GPU numbers."""
+    for k in kernels:
+        counts = {g.rank: -(-extents.get(g.rank, k.fixed.get(g.rank, 1)) // g.size) for g in k.grid}
+        programs = prod(counts.values())
+        if programs > MOST_PROGRAMS:
+            rank = max(counts, key=lambda r: counts[r])
+            raise InputError(
+                f"kernel `{k.name}` has more tiles than a GPU takes in one launch",
+                rank=rank,
+                expected=f"at most {MOST_PROGRAMS}",
+                got=str(programs),
+                hint=f"tile rank `{rank}` larger, or call the kernel with parts of it",
+            )

@@ -343,7 +343,7 @@ class Expressions:
                 return f"{self.need(e.op) if is_real else 'tl.' + e.op}({texts})"
             case "floordiv" | "mod":
                 helper = "floordiv" if e.op == "floordiv" else "floormod"
-                if within == "u32":  # a bare literal counts as signed there
+                if within == "u32" or args[0].literal:  # a bare literal counts as signed there, and has no type
                     texts = ", ".join(self.full((), a, within) if a.literal else a.text for a in args)
                 return f"{self.need(helper + ('_float' if is_real else ''))}({texts})"
             case "exp" if not double:
@@ -351,7 +351,8 @@ class Expressions:
                     return f"tl.exp2({args[0].at(MUL)} * {self.need('LOG2_E')})"
                 return f"{self.need('exp')}({texts})"
             case "sigmoid":
-                return f"{self.need('sigmoid')}({texts})"
+                rounded = double or _is_difference(e.args[0]) or not self.exact
+                return f"{self.need('sigmoid' if rounded else 'sigmoid_exact')}({texts})"
             case "expm1" | "tanh":
                 return f"{self.need(e.op + ('_f64' if double else ''))}({texts})"
             case "log1p":

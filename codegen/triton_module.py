@@ -100,6 +100,10 @@ class Module:
         tensors = [*self.c.params, *self.outputs]
         ranks = ", ".join(self._rank(r) for r in self.c.ranks)
         tail = f", {ranks}" if ranks else ""
+        if any(a.kind == "specialize" for k in self.kernels for a in k.arguments):
+            yield "unshared = set()"
+            yield ""
+            yield ""
         yield f"def {LAUNCH}({', '.join(self._tensor(p.name) for p in tensors)}{tail}):"
         yield '    """Run the kernels on tensors of one device, given the extents of all ranks."""'
         device = self._tensor(next(p.name for p in (*self.outputs, *tensors) if p.indices or p in self.outputs))
@@ -153,14 +157,17 @@ class Module:
         yield f"    programs = {programs}"
         yield "    if programs:"
         if any(a.kind == "specialize" for a in k.arguments):
-            yield "        # Not every Triton can share this kernel's work out among its warps."
-            yield "        for specialize in (True, False):"
+            told = [self._passed(a, at).partition("=")[2] for a in k.arguments if a.kind == "even"]
+            yield "        # Not every Triton can share this kernel's work among its warps: it is asked once a case."
+            yield f"        case = {', '.join([str(at), 'narrow', *told])}"
+            yield "        for specialize in (case not in unshared, False):"
             yield "            try:"
             yield from ("        " + line for line in self._launched(k, at))
             yield "                break"
             yield "            except Exception:"
             yield "                if not specialize:"
             yield "                    raise"
+            yield "                unshared.add(case)"
             return
         yield from self._launched(k, at)
 
@@ -177,7 +184,8 @@ class Module:
             line.append(self._passed(a, at))
         yield f"            {', '.join(line)},"
         stages = 1 if k.sequential else self.mapping.knob("stages")
-        yield f"            num_warps={self.mapping.knob('warps')}, num_stages={stages},"
+        fused = self.c.numerics != "strict"
+        yield f"            num_warps={self.mapping.knob('warps')}, num_stages={stages}, enable_fp_fusion={fused},"
         yield "        )"
 
     def _passed(self, a: Argument, at: int) -> str:

@@ -20,7 +20,7 @@ def exp(x):
     return tl.where(x > 89.0, INF, tl.where(x < -104.0, 0.0, y))
 """
 
-_HELPERS = {
+HELPERS = {
     "INF": "INF: tl.constexpr = tl.constexpr(float('inf'))\n",
     "LOG2_E": "LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)\n",
     "maximum": """\
@@ -50,7 +50,13 @@ def reduce_prod(x, axis: tl.constexpr):
     "exp": _EXP,
     "sigmoid": """\
 def sigmoid(x):
+    # The error of this exponential grows with x, as does that of an x which was rounded on the way.
     e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+""",
+    "sigmoid_exact": """\
+def sigmoid_exact(x):
+    e = exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 """,
     "expm1": """\
@@ -184,12 +190,12 @@ def from_f8e5m2(bits):
 """,
 }
 
-_HELPERS["finite_part"] = """\
+HELPERS["finite_part"] = """\
 def finite_part(x):
     # 1 and -1 stand for infinities, 0 for NaN.
     return tl.where((x - x) == 0, x, tl.where(x == INF, 1.0, tl.where(x == -INF, -1.0, 0.0)).to(x.dtype))
 """
-_HELPERS["infinite_part"] = """\
+HELPERS["infinite_part"] = """\
 def infinite_part(left, right, total, DEPTH: tl.constexpr, FLIP: tl.constexpr):
     # What infinities and NaNs add to a product in which a weight of 0 gives 0 even against them: rare, so one by one.
     at = tl.arange(0, DEPTH)
@@ -240,7 +246,7 @@ def _power(exponent: int) -> str:
 
 def prelude(used: Iterable[str], interpret: bool) -> str:
     """The text of the helpers in use and of those that they use, in a fixed order."""
-    texts = {**_HELPERS, **(_INTERPRETED if interpret else {})}
+    texts = {**HELPERS, **(_INTERPRETED if interpret else {})}
     wanted: set[str] = set()
     powers: set[int] = set()
     stack = list(used)

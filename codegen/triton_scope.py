@@ -31,6 +31,7 @@ from ..ir.types import TypeChecker
 from .interface import checked_axes, runtime_ranks
 from .names import Names
 from .triton_expr import ATOM, Expressions, Value, aligned
+from .triton_prelude import HELPERS
 
 # The least size of each side of a matrix product on every GPU that Triton knows.
 LEAST_DOT = 16
@@ -44,8 +45,9 @@ TAKEN = tuple(
     shift_right to_integer to_bf16 point SPECIALIZE units
     reference along value over device extents described specialize TensorDescriptor grid main check self
     dot annihilating
-    tensors spans narrow positions programs faults number names largest low high middle fits abs zip sum bool""".split()
-)
+    tensors spans narrow positions programs faults number names largest low high middle fits abs zip sum bool
+    case unshared""".split()
+) + tuple(HELPERS)
 
 
 def power_of_two(n: int) -> int:

@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +21,11 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
+from judged import within_bound  # noqa: E402
+
 import castile  # noqa: E402
-from castile.codegen.triton import print_triton, standalone  # noqa: E402
-from castile.codegen.triton_build import CudaProgram, compiled_digest, resources  # noqa: E402
+from castile.codegen.triton import fits_grid, print_triton, standalone  # noqa: E402
+from castile.codegen.triton_build import CudaProgram, _asked, compiled_digest, resources  # noqa: E402
 from castile.codegen.triton_scope import largest_operation  # noqa: E402
 from castile.ir.device import DEVICES  # noqa: E402
 from castile.ir.errors import EvaluationError, InputError, UsageError  # noqa: E402
@@ -266,3 +268,150 @@ def test_a_compilation_has_so_many_seconds_and_the_next_one_starts_afresh(monkey
         resources(program, mapping, "cuda:80")
     monkeypatch.delenv("CASTILE_COMPILE_SECONDS")
     assert resources(program, mapping, "cuda:80").registers > 0
+
+
+def test_more_tiles_than_a_launch_takes_are_refused() -> None:
+    program, _ = made("softmax", "cuda:90")
+    (k,) = program.kernels
+    assert [g.rank for g in k.grid] == ["n"]
+    rows = k.grid[0].size
+    fits_grid((k,), {"n": rows * ((1 << 31) - 1), "k": 8})
+    with pytest.raises(InputError, match="more tiles than a GPU takes") as error:
+        fits_grid((k,), {"n": rows << 31, "k": 8})
+    assert error.value.rank == "n"
+    assert str(1 << 31) in str(error.value)
+
+
+def test_strict_numerics_fuse_no_operations_and_others_say_so() -> None:
+    for numerics, fused in (("strict", False), ("standard", True), ("fast", True)):
+        c = replace(castile.load(CASCADES / "softmax.cascade"), numerics=numerics)
+        mapping = default_mapping(c, "cuda:90", nominal(c))
+        program = mapped(c, mapping, nominal(c)).program
+        assert f"enable_fp_fusion={fused}," in print_triton(program, mapping, "cuda:90")
+        found = {row["options"].get("enable_fp_fusion", True) for row in _asked(program, mapping, "cuda:90")[1]}
+        assert found == {fused}
+
+
+def test_a_kernel_that_cannot_be_shared_out_is_tried_once() -> None:
+    """The launch of a module with a kernel that is told to refuse; it runs each time all the same."""
+    program, mapping = made("gemm", "cuda:90", knobs={"descriptors": 1, "specialize": 1, "warps": 4})
+    found: dict[str, Any] = {}
+    text = print_triton(program, mapping, "cuda:90")
+    exec(text[text.index("unshared = set()") :], found)  # the module's functions for the host
+    asked: list[bool] = []
+
+    def kernel(*_: object, SPECIALIZE: bool, **others: object) -> None:
+        asked.append(SPECIALIZE)
+        if SPECIALIZE:
+            raise RuntimeError("no")
+
+    (name,) = (k for k in found["launch"].__code__.co_names if k.endswith("_kernel"))
+    found |= {"torch": torch, name: type("K", (), {"__getitem__": lambda self, grid: kernel})()}
+    found |= {"described": lambda *_: None, "triton": importlib.import_module("triton")}
+    found["tl"] = found["triton"].language
+    for n in (256, 256, 257, 257):
+        x = torch.zeros(n, n, dtype=torch.bfloat16)
+        found["launch"](x, x, x, n, n, n)
+    assert asked == [True, False, False, True, False, False]
+
+
+def test_arguments_may_have_the_names_of_helpers() -> None:
+    c = castile.parse("def f(sigmoid_exact: f32[n], reduce_max: f32[n]) -> Y:\n    Y[n] = sigmoid(sigmoid_exact[n])\n")
+    x = np.linspace(-40, 9, 50, dtype="f4")
+    kernel = castile.compile(c, "interpret", {"n": 50})
+    within_bound(c, {"sigmoid_exact": x, "reduce_max": x}, kernel(sigmoid_exact=x, reduce_max=x))
+
+
+def test_the_exponential_of_a_sigmoid_is_exact_where_its_argument_is() -> None:
+    """Triton's own loses as many bits as its argument has before the point."""
+    for e, helper in {"X[n]": "sigmoid_exact(", "X[n] * 3.0": "sigmoid("}.items():
+        c = castile.parse(f"def f(X: f32[n]) -> Y:\n    Y[n] = sigmoid({e})\n")
+        _, body = castile.compile(c, "cuda:90", {"n": 64}).source.split("_kernel(", 1)
+        assert helper in body
+
+
+class Stub:
+    """Stands for a compiled kernel: keeps what it is started with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *given, **_: self.calls.append(given)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[castile.Kernel, dict[str, int]], Stub]:
+    """What runs a kernel for a GPU that is not here: all but Triton's own work, on tensors of the CPU."""
+    monkeypatch.setattr(CudaProgram, "_here", lambda self, x: True)
+    monkeypatch.setattr("castile.codegen.triton_build._torch", lambda target: torch)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+    def stubbed(kernel: castile.Kernel, extents: dict[str, int]) -> Stub:
+        runner: Any = kernel.runner(extents)
+        names = [n for n in runner._launch.__globals__ if n.endswith("_kernel")]
+        runner._launch.__globals__.update(dict.fromkeys(names, stub := Stub()))
+        return stub
+
+    return stubbed
+
+
+def test_a_call_like_the_last_is_not_looked_at_again(
+    on_a_gpu: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = castile.parse("def f(X: f32[n, k], s: f32) -> Y:\n    Y[n] = s * sum[k](X[n, k])\n")
+    k = castile.compile(c, "cuda:90", {"n": 8, "k": 16})
+    stub = on_a_gpu(k, {"n": 8, "k": 16})
+    looked: list[int] = []
+    fitted = CudaProgram._fitted
+    monkeypatch.setattr(CudaProgram, "_fitted", lambda *given: looked.append(1) or fitted(*given))
+    x, other = torch.zeros(8, 16), torch.ones(8, 16)
+    first = k(X=x, s=2.0)
+    again = k(X=other, s=3.0)
+    assert (again.shape, again.dtype) == (first.shape, first.dtype) == ((8,), torch.float32)
+    assert again.data_ptr() != first.data_ptr()
+    assert len(looked) == 1
+    assert stub.calls[-1][0] is other
+    assert [a for a in stub.calls[-1] if isinstance(a, float)] == [3.0]
+    # Another layout, type, place of what is written, kind of array or number of outputs is looked at.
+    y = torch.empty(8)
+    assert k(X=x, s=2.0, out=y) is y
+    assert k(X=x, s=2.0, out=y) is y
+    assert len(looked) == 2
+    assert k(X=x, s=2.0, out=y[:]) is not None
+    assert len(looked) == 2
+    with pytest.raises(InputError, match="overlaps"):
+        k(X=x, s=2.0, out=x[0, :8])
+    with pytest.raises(InputError, match="overlaps"):
+        k(X=other, s=2.0, out=other[:, 0])
+    k(X=x, s=2.0)
+    for wrong, text in ((x.double(), "is torch.float64"), (None, "no array")):
+        with pytest.raises(InputError, match=text):
+            k(X=wrong, s=2.0)
+    with pytest.raises(InputError, match="`out` holds 0 arrays"):
+        k(X=x, s=2.0, out=())
+    with pytest.raises(InputError, match="missing"):
+        k(X=x)
+    count = len(looked)
+    k(X=torch.zeros(16, 8).t(), s=2.0)
+    assert len(looked) == count + 1
+    with pytest.raises(InputError, match="no number"):
+        k(X=x, s=x)
+
+
+def test_an_index_outside_is_told_by_each_call(on_a_gpu: Callable[..., Stub]) -> None:
+    c = castile.parse("def f(X: f32[n], i: i32[m]) -> Y:\n    Y[m] = X[i[m]]\n")
+    k = castile.compile(c, "cuda:90", {"n": 8, "m": 4})
+    on_a_gpu(k, {"n": 8, "m": 4})
+    given = {"X": torch.zeros(8), "i": torch.zeros(4, dtype=torch.int32)}
+    k(**given)
+    runner: Any = k.runner({"n": 8, "m": 4})
+
+    def fault(*given: Any, **_: object) -> None:
+        next(x for x in given if torch.is_tensor(x) and x.dtype == torch.int32 and x.ndim == 1 and len(x) == 1)[0] = 1
+
+    names = [n for n in runner._launch.__globals__ if n.endswith("_kernel")]
+    runner._launch.__globals__.update({n: type("K", (), {"__getitem__": lambda s, g: fault})() for n in names})
+    for _ in range(2):
+        with pytest.raises(InputError, match="lies outside `X`"):
+            k(**given)

@@ -163,6 +163,12 @@ def test_functions_are_as_exact_as_promised() -> None:
             check(c, {"X": -x})
 
 
+@pytest.mark.parametrize("text", ["5.5 // u32(2)", "5.5 % u32(2)", "5.5 // i8(2)", "u32(7) // 2.5", "5 // u32(2)"])
+def test_quotients_of_constants(text: str) -> None:
+    c = castile.parse(f"def f(X: f32[n]) -> Y:\n    Y[n] = X[n] + ({text})\n")
+    check(c, {"X": np.linspace(-2, 3, 5, dtype="f4")})
+
+
 def test_strides_views_and_outputs_in_place() -> None:
     c = castile.load(CASCADES / "softmax.cascade")
     x = np.random.default_rng(0).standard_normal((6, 10)).astype("f4")

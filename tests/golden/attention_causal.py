@@ -188,7 +188,7 @@ def launch(Q, K, V, scale, O, b, h, q, d, k, f):
             V, V.stride(0), V.stride(1), V.stride(2), V.stride(3),
             scale,
             O, O.stride(0), O.stride(1), O.stride(2), O.stride(3), b, h, q, f, d, k, INDEX=positions, BLOCK_f=64, EVEN_f=f % 64 == 0 < f, BLOCK_q=128, EVEN_q=q % 128 == 0 < q, BLOCK_d=64, EVEN_d=d % 64 == 0 < d, BLOCK_k=64, EVEN_k=k % 64 == 0 < k,
-            num_warps=8, num_stages=3,
+            num_warps=8, num_stages=3, enable_fp_fusion=True,
         )
 
 

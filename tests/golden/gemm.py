@@ -62,7 +62,7 @@ def launch(A, B, C, m, k, n):
             A, A.stride(0), A.stride(1),
             B, B.stride(0), B.stride(1),
             C, C.stride(0), C.stride(1), m, n, k, INDEX=positions, BLOCK_m=128, BLOCK_n=128, EVEN_m=m % 128 == 0 < m, EVEN_n=n % 128 == 0 < n, BLOCK_k=64, EVEN_k=k % 64 == 0 < k,
-            num_warps=8, num_stages=3,
+            num_warps=8, num_stages=3, enable_fp_fusion=True,
         )
 
 

@@ -91,7 +91,7 @@ def launch(X, Y, n, k):
         softmax_M_kernel[(programs,)](
             X, X.stride(0), X.stride(1),
             Y, Y.stride(0), Y.stride(1), n, k, INDEX=positions, BLOCK_k=1024, EVEN_k=k % 1024 == 0 < k,
-            num_warps=4, num_stages=2,
+            num_warps=4, num_stages=2, enable_fp_fusion=True,
         )
 
 
