@@ -127,7 +127,7 @@ def tune_row(r: Race, options: Options, row: Row) -> None:
     trials = row["trials"] = [{"mapping": default.to_dict(), "median_us": best_us}]
     tried = {default}
     choices = space_of(r.cascade, extents, target, device_of(target)).choices
-    end = time.monotonic() + min(CLIMB_S, 0.6 * options.left_s()) / (20 if options.dry else 1)
+    end = time.monotonic() + min(CLIMB_S, 0.6 * options.left_s()) / (60 if options.dry else 1)
     climbing = True
     while climbing:
         climbing = False

@@ -64,18 +64,30 @@ class Piece:
         return first if lower is None else Call("maximum", (lower, first)), Call("minimum", (upper, last))
 
 
-def split(c: Cascade, splits: Mapping[str, int], user: Collection[str]) -> tuple[Cascade, dict[str, Piece]]:
+# Results of a reduction for each coordinate of its rank from which on it stays whole beside others that have fewer: its
+# results are programs enough, and to write and merge pieces of them would take longer than all else.
+MANY_ROWS = 256
+
+
+def split(
+    c: Cascade, splits: Mapping[str, int], user: Collection[str], extents: Mapping[str, int] | None = None
+) -> tuple[Cascade, dict[str, Piece]]:
     """The cascade with the reductions over each rank of ``splits`` in that many pieces, and these by first output.
 
-    ``user`` names the monoids that the cascade's author wrote. Raises `InputError` for a rank over which nothing is
-    reduced that could be cut.
+    With ``extents``, a reduction of many results for the length of its rank stays whole, such as a product of large
+    matrices beside sums of columns, unless there is no other. ``user`` names the monoids that the cascade's author
+    wrote. Raises `InputError` for a rank over which nothing is reduced that could be cut.
     """
     pieces: dict[str, Piece] = {}
     for rank, count in splits.items():
         if count == 1:
             continue
         before = len(pieces)
-        c = _Splitter(c, rank, count, user, pieces).run()
+        if extents is not None:
+            few = {r: extents.get(r, 1) for r in c.ranks}
+            c = _Splitter(c, rank, count, user, pieces, few).run()
+        if len(pieces) == before:
+            c = _Splitter(c, rank, count, user, pieces).run()
         if len(pieces) == before:
             raise InputError(
                 f"the mapping splits rank `{rank}`, over which `{c.name}` reduces nothing that could be cut",
@@ -114,9 +126,18 @@ def default_splits(
 
 
 class _Splitter:
-    """Cuts the reductions over one rank."""
+    """Cuts the reductions over one rank: of few results, where ``extents`` are given."""
 
-    def __init__(self, c: Cascade, rank: str, count: int, user: Collection[str], pieces: dict[str, Piece]) -> None:
+    def __init__(
+        self,
+        c: Cascade,
+        rank: str,
+        count: int,
+        user: Collection[str],
+        pieces: dict[str, Piece],
+        extents: Mapping[str, int] | None = None,
+    ) -> None:
+        self.extents = extents
         self.c = c
         self.rank = rank
         self.count = count
@@ -134,7 +155,7 @@ class _Splitter:
     def _einsum(self, e: Einsum) -> Iterator[Einsum]:
         if scan_step(e) is not None or self.rank in e.ranks or e.name in self.pieces:
             yield e
-        elif isinstance(e.expr, Reduce) and self._cut(e.expr):
+        elif isinstance(e.expr, Reduce) and self._cut(e.expr, e.ranks):
             yield from self._apart(e)
         elif len(e.outputs) == 1:
             found: list[Einsum] = []
@@ -145,16 +166,19 @@ class _Splitter:
         else:
             yield e
 
-    def _cut(self, x: Reduce) -> bool:
-        return self.rank in x.ranks and x.op != "argmax"
+    def _cut(self, x: Reduce, rows: Iterable[str]) -> bool:
+        """Whether a reduction with a result for each of some rows is cut."""
+        few = self.extents is None or prod(self.extents[r] for r in rows) <= MANY_ROWS * self.extents[self.rank]
+        return self.rank in x.ranks and x.op != "argmax" and few
 
     def _hoisted(self, x: Expr, e: Einsum, found: list[Einsum]) -> Expr:
         """The expression with its reductions over the rank as tensors; what a condition guards stays where it is."""
         if isinstance(x, Reduce):
-            if not self._cut(x):
-                return x
             free = free_ranks(x)
-            made = Einsum((Output(fresh(f"{e.name}_{x.op}", self.taken), tuple(r for r in e.ranks if r in free)),), x)
+            rows = tuple(r for r in e.ranks if r in free)
+            if not self._cut(x, rows):
+                return x
+            made = Einsum((Output(fresh(f"{e.name}_{x.op}", self.taken), rows),), x)
             found.append(made)
             return Access(made.name, tuple(map(Rank, made.output.ranks)))
         if isinstance(x, Call) and x.op == "where":

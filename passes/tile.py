@@ -90,7 +90,7 @@ def tile_program(
         joined = join(c, fusible(c, extents), extents, tiling.scatter, tiling.splits)
         c, scatters = joined.cascade, joined.scatters
         steps |= joined.steps
-    c, pieces = split(c, tiling.splits, user)
+    c, pieces = split(c, tiling.splits, user, extents)
     # Pieces take the step of what they are cut from; what merges them takes in whole states.
     steps |= {name: steps.pop(p.components[name]) for name, p in pieces.items() if p.components[name] in steps}
     wanted = set(c.outputs)

@@ -12,6 +12,7 @@ from castile.ir.errors import InputError
 from castile.ir.evaluate import read_inputs
 from castile.ir.extents import resolve
 from castile.ir.mapping import Mapping
+from castile.passes.defaults import default_mapping
 from castile.passes.derive import derive
 from castile.passes.mapped import mapped
 from castile.passes.split import default_splits, split
@@ -101,3 +102,42 @@ def test_strict_numerics_keep_the_order() -> None:
     c = castile.load(CASCADES / "gemm.cascade")
     with pytest.raises(InputError, match="strict"):
         castile.compile(c, numerics="strict", mapping=Mapping(splits={"k": 2}), shapes=dict.fromkeys(c.ranks, 64))
+
+
+BOTH = castile.parse("""
+def both(A: f32[m, k], B: f32[k, n]) -> (C, S):
+    C[m, n] = sum[k](A[m, k] * B[k, n])
+    S[n] = sum[k](B[k, n])
+""")
+
+
+@pytest.mark.parametrize(
+    ("k", "cut"),
+    [
+        (8, ["S_pieces"]),  # 64 * 64 results of a product for 8 coordinates
+        (64, ["C_pieces", "S_pieces"]),
+    ],
+)
+def test_reductions_of_many_results_stay_whole_beside_others(k: int, cut: list[str]) -> None:
+    extents = {"m": 64, "n": 64, "k": k}
+    found = mapped(BOTH, Mapping(splits={"k": 2}), extents)
+    assert [p.name for p in found.program.scratch] == cut
+    rng = np.random.default_rng(0)
+    inputs = {"A": rng.standard_normal((64, k)).astype("f4"), "B": rng.standard_normal((k, 64)).astype("f4")}
+    kernel = castile.compile(BOTH, "cpu", extents, Mapping(splits={"k": 2}))
+    got = dict(zip(BOTH.outputs, kernel(**inputs), strict=True))
+    for judgement in judge(BOTH, inputs, got):
+        assert judgement.ok, str(judgement)
+
+
+def test_a_reduction_of_many_results_is_cut_where_there_is_no_other() -> None:
+    c = castile.load(CASCADES / "gemm.cascade")
+    found = mapped(c, Mapping(splits={"k": 2}), {"m": 64, "n": 64, "k": 8})
+    assert len(found.program.scratch) == 1
+
+
+def test_default_splits_of_a_gpu_leave_large_products_whole() -> None:
+    extents = dict.fromkeys("mnk", 4096)
+    mapping = default_mapping(BOTH, "cuda:90", extents)
+    assert mapping.splits["k"] > 1
+    assert [p.name for p in mapped(BOTH, mapping, extents).program.scratch] == ["S_pieces"]
