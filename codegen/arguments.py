@@ -20,7 +20,7 @@ import numpy as np
 from ..ir.cascade import Cascade, Param
 from ..ir.dtypes import DTYPES, numpy_dtype
 from ..ir.errors import InputError, VerifyError, did_you_mean
-from ..ir.extents import extent_of, resolve, shape_of
+from ..ir.extents import resolve, scratch_sizes, shape_of
 from ..ir.print import print_param
 
 Signature = tuple[Any, ...]
@@ -358,7 +358,7 @@ def contiguous(shape: tuple[int, ...], dtype: str) -> Layout:
 
 def param_shape(p: Param, extents: Mapping[str, int]) -> tuple[int, ...]:
     """A parameter's shape for some extents. Raises `VerifyError` where these do not give it."""
-    shape = tuple(extent_of(i, extents) for i in p.indices)
+    shape = scratch_sizes(p.indices, extents)
     if any(n is None for n in shape):
         raise VerifyError(f"the shape of scratch tensor `{p.name}` is not known")
     return tuple(int(n or 0) for n in shape)

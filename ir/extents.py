@@ -8,7 +8,7 @@ that are the bare rank; else all under a ``where``.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .cascade import Access, Call, Cascade, Const, Expr, Rank, children, first_mention, free_ranks, ranks_named
@@ -20,6 +20,11 @@ from .interval import is_affine as is_affine
 from .print import print_expr, print_param
 
 LARGEST_EXTENT = 1 << 40
+
+
+def scratch_sizes(indices: Iterable[Expr], extents: Mapping[str, int]) -> tuple[int | None, ...]:
+    """The sizes of the axes of a tensor between kernels: ranks, or as many pieces as a constant says."""
+    return tuple(int(i.value) if isinstance(i, Const) else extent_of(i, extents) for i in indices)
 
 
 def extent_of(index: Expr, extents: Mapping[str, int]) -> int | None:

@@ -10,17 +10,17 @@ from collections.abc import Mapping as Dict
 from dataclasses import replace
 from math import prod
 
-from ..ir.cascade import Access, Call, Cascade, free_ranks, tensors_read, walk
+from ..ir.cascade import Access, Call, Cascade, Const, free_ranks, tensors_read, walk
 from ..ir.device import device_of
 from ..ir.dtypes import DTYPES
 from ..ir.errors import InputError
-from ..ir.extents import shape_of
+from ..ir.extents import scratch_sizes, shape_of
 from ..ir.mapping import KNOBS, Mapping
 from ..ir.tile import Dot, TileKernel, operations
 from ..ir.types import tensor_types
 from .defaults_cpu import cpu_tiles, group_tiles, longest_row, repeats, shrunk, whole_depth
 from .defaults_gpu import GPU_KNOBS, gpu_mapping, relieved
-from .mapped import derived, form_sizes, mapped
+from .mapped import Mapped, derived, form_sizes, mapped
 from .operands import worth
 from .split import default_splits
 
@@ -36,6 +36,10 @@ SMALL = 16
 # Programs that keep a CPU's cores busy, whatever their number.
 TASKS = 8
 
+# What merging pieces may add to the whole tensors between a GPU's kernels, as a part of what a cascade is given and
+# gives.
+MOST_STORED = 0.5
+
 # Rows of a loop that was parallel: whole blocks of the micro-kernel, few beside those that a mask cuts off.
 SCATTERED = 252
 
@@ -50,6 +54,8 @@ def default_mapping(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping
         known = {r: n for r, n in extents.items() if r in c.ranks}
         found = gpu_mapping(plain.kernels, known, device, lambda m: mapped(c, m, extents).kernels)
         pieces = _in_pieces(c, plain.kernels, found, extents, device.units)
+        if pieces is not found and not _cheap(c, mapped(c, found, extents), mapped(c, pieces, extents)):
+            return found
         # What merges the pieces has kernels of its own.
         return pieces if pieces is found else relieved(pieces, device, lambda m: mapped(c, m, extents).kernels)
     return _stored(c, _for_cpu(c, extents), extents)
@@ -172,6 +178,22 @@ def _contracted(
     made = mapped(c, found, extents).kernels
     good = any(isinstance(op, Dot) for k in made for op in operations(k.body))
     return shrunk(found, lambda m: mapped(c, m, extents).kernels) if good else None
+
+
+def _cheap(c: Cascade, whole: Mapped, cut: Mapped) -> bool:
+    """Whether no large tensor is stored for pieces to be merged first, as a product that waits for the sum which scales
+    it and whose kernel would else have scaled it: large beside what the cascade is given and gives."""
+    types = tensor_types(c)
+    shapes = {name: shape_of(c, name, whole.extents) for name in (*c.param_of, *c.outputs)}
+    moved = sum(prod(shape) * DTYPES[types[name]].bits for name, shape in shapes.items())
+    return _stored_bits(cut) - _stored_bits(whole) <= moved * MOST_STORED
+
+
+def _stored_bits(m: Mapped) -> int:
+    """Bits of the tensors that kernels pass to each other, but for pieces."""
+    kept = [p for p in m.program.scratch if not any(isinstance(i, Const) for i in p.indices)]
+    shapes = ((p, scratch_sizes(p.indices, m.sizes)) for p in kept)
+    return sum(prod(n or 1 for n in shape) * DTYPES[p.dtype].bits for p, shape in shapes)
 
 
 def _in_pieces(

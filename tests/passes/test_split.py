@@ -141,3 +141,20 @@ def test_default_splits_of_a_gpu_leave_large_products_whole() -> None:
     mapping = default_mapping(BOTH, "cuda:90", extents)
     assert mapping.splits["k"] > 1
     assert [p.name for p in mapped(BOTH, mapping, extents).program.scratch] == ["S_pieces"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extents", "cut"),
+    [
+        ("gemm", dict.fromkeys("mnk", 1024), True),
+        ("gemm", {"m": 16, "n": 8192, "k": 8192}, True),
+        ("rmsnorm_gemm", dict.fromkeys("mnk", 2048), False),  # the product would wait for the sum of squares
+        ("gemm_int4", {"m": 128, "n": 8192, "k": 8192}, True),
+        ("softmax", {"n": 16, "k": 1 << 20}, True),
+    ],
+)
+def test_pieces_are_made_by_default_unless_a_large_tensor_would_wait(
+    name: str, extents: dict[str, int], cut: bool
+) -> None:
+    c = castile.load(CASCADES / f"{name}.cascade")
+    assert (default_mapping(c, "cuda:90", extents).splits.get("k", 1) > 1) is cut
