@@ -20,7 +20,7 @@ from ..ir.errors import CastileError
 from ..ir.footprint import heaviest_last
 from ..ir.mapping import ALTERNATIVES, KNOBS, LARGEST_TILE
 from ..ir.mapping import Mapping as Tuned
-from ..ir.tile import Dot, For, GridRank, TileKernel, operations, tiles_of
+from ..ir.tile import Dot, For, GridRank, Load, TileKernel, operations, tiles_of
 from ..passes.defaults import default_mapping
 from ..passes.mapped import mapped
 from .surrogate import Points, encode
@@ -255,7 +255,8 @@ def _knobs(here: _Here, kind: str, device: Device) -> Iterator[Choice]:
 def _applies(knob: str, programs: tuple[Kernels, ...], device: Device) -> bool:
     """Whether a GPU's printer has anything to do for a knob in these programs."""
     kernels = [k for program in programs for k in program]
-    dots = [op for k in kernels for op in operations(k.body) if isinstance(op, Dot)]
+    every = [op for k in kernels for op in operations(k.body)]
+    dots = [op for op in every if isinstance(op, Dot)]
     match knob:
         case "swizzle":
             return any(op.accumulate for op in dots)
@@ -265,6 +266,8 @@ def _applies(knob: str, programs: tuple[Kernels, ...], device: Device) -> bool:
             return "tma" in device.features
         case "specialize":
             return bool(dots and device.features & {"wgmma", "tcgen05"})
+        case "ahead":
+            return any(isinstance(op, For) and any(isinstance(x, Load) for x in op.body) for op in every)
         case "tf32x3":
             return device.target.startswith("cuda") and any(op.operand is None for op in dots)
     return True

@@ -163,11 +163,16 @@ class KernelPrinter(Grid, Memory, Dots):
         self.clean &= clean
 
     def _range(self, op: For, span: str) -> str:
-        """A loop's range; one with matrix products may share its work among specialised warps."""
-        if not (self.specialises and any(isinstance(x, Dot) for x in op.body)):
-            return f"range({span})"
-        self.constants.setdefault("SPECIALIZE", Argument("SPECIALIZE", "specialize"))
-        return f"tl.range({span}, warp_specialize=SPECIALIZE)"
+        """A loop's range: it may say how far ahead all is loaded, where Triton would load operands of products alone
+        ahead; and one with products may share its work among specialised warps."""
+        options = []
+        stages = 1 if self.sequential else self.mapping.knob("stages")
+        if self.mapping.knob("ahead") and stages > 1 and any(isinstance(x, Load) for x in op.body):
+            options.append(f"num_stages={stages}")
+        if self.specialises and any(isinstance(x, Dot) for x in op.body):
+            self.constants.setdefault("SPECIALIZE", Argument("SPECIALIZE", "specialize"))
+            options.append("warp_specialize=SPECIALIZE")
+        return f"tl.range({', '.join([span, *options])})" if options else f"range({span})"
 
     def _bounds(self, op: For) -> tuple[str, str]:
         """The names of a loop's first coordinate and of the one after its last."""

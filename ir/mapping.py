@@ -48,6 +48,7 @@ KNOBS: Dict[str, Knob] = MappingProxyType(
             Knob("persistent", "gpu", (0, 1, 2, 4), 0, "programs of a unit that stay and take tile after tile"),
             Knob("descriptors", "gpu", (0, 1), 0, "tiles are loaded by descriptors where strides allow"),
             Knob("specialize", "gpu", (0, 1), 0, "warps share out loading and computing where Triton can"),
+            Knob("ahead", "gpu", (0, 1), 0, "all that loops load is in flight, not operands of matrix products alone"),
             Knob("tf32x3", "gpu", (0, 1), 0, "f32 products are made of three of tf32 each"),
             Knob("hold", "all", (0, 1), 0, "inner reductions that fit on chip are one tile, loaded outside the loop"),
             Knob("align", "all", (1, 16, 32, 64, 128), 1, "loops that need no mask end at a multiple of this"),

@@ -30,6 +30,7 @@ SIZES = {
     "gemm_int8": {"m": 40, "n": 37, "k": 70},
     "attention_causal": {"b": 1, "h": 2, "q": 70, "k": 67, "d": 16, "f": 16},
     "attention_gqa": {"b": 1, "h": 8, "q": 3, "k": 40, "d": 16, "f": 16},
+    "softmax": {"n": 5, "k": 70},
 }
 # So many programs that no loop is cut in pieces.
 MANY = {"b": 16, "h": 16, "q": 2048, "k": 2048, "d": 64, "f": 64}
@@ -38,6 +39,7 @@ TILES = {
     "gemm_int8": {"m": 16, "n": 16, "k": 32},
     "attention_causal": {"q": 32, "k": 16},
     "attention_gqa": {"h": 4, "q": 1, "k": 16},
+    "softmax": {"n": 2, "k": 16},
 }
 
 
@@ -73,6 +75,8 @@ def agrees(name: str, tiles: dict[str, int] | None = None, **knobs: int) -> None
         ("attention_causal", {"heavy": 0}),
         ("attention_causal", {"heavy": 2, "persistent": 2}),
         ("attention_causal", {"specialize": 1, "descriptors": 1}),
+        ("attention_causal", {"ahead": 1, "specialize": 1, "stages": 3}),
+        ("softmax", {"ahead": 1}),
         ("attention_gqa", {"heavy": 1}),
         ("attention_gqa", {"descriptors": 1}),
     ],
@@ -149,6 +153,14 @@ def test_f32_as_three_products_of_tf32() -> None:
     assert found.instructions.get("mma", 0) + found.instructions.get("wgmma", 0) > 0
 
 
+def test_loops_without_products_load_ahead_where_a_knob_says_so() -> None:
+    plain, ahead = taken("softmax", "cuda:90", stages=3), taken("softmax", "cuda:90", stages=3, ahead=1)
+    assert ahead.instructions["ldgsts"] > plain.instructions.get("ldgsts", 0) == 0
+    # Of three stages one is in registers.
+    assert ahead.shared_bytes > 2 * 4 * 1024 > plain.shared_bytes
+    assert taken("softmax", "cuda:90", stages=1, ahead=1) == taken("softmax", "cuda:90", stages=1)
+
+
 def test_a_tuner_is_offered_the_knobs_that_a_program_and_a_device_have_a_use_for() -> None:
     def knobs(name: str, target: str) -> set[str]:
         c = example(name)
@@ -160,3 +172,4 @@ def test_a_tuner_is_offered_the_knobs_that_a_program_and_a_device_have_a_use_for
     assert not {"heavy", "descriptors", "specialize"} & knobs("gemm", "cuda:80")
     assert "heavy" in knobs("attention_causal", "hip:gfx942")
     assert not {"swizzle", "heavy", "specialize", "tf32x3"} & knobs("softmax", "cuda:90")
+    assert "ahead" in knobs("softmax", "cuda:90")
