@@ -89,7 +89,11 @@ def other_tiles(r: Race, options: Options) -> list[tuple[str, int]]:
 
 
 def profile_row(r: Race, change: Mapping[str, int], tiles: Mapping[str, int], options: Options, row: Row) -> None:
-    """Times of the default mapping with a change; `AssertionError` where it computes something else."""
+    """Times of the default mapping with a change; `AssertionError` where it computes something else.
+
+    What the kernels take of the device is not asked here: `Kernel.resources` tells it from the row without a GPU, and
+    compiles once more.
+    """
     extents = extents_of(r, options)
     default = default_mapping(r.cascade, options.target, extents)
     mapping = changed(replace(default, tiles={**default.tiles, **tiles}), change)
@@ -101,8 +105,6 @@ def profile_row(r: Race, change: Mapping[str, int], tiles: Mapping[str, int], op
     row |= {**times.summary(), "times_us": [round(t, 2) for t in times.device]}
     if mapping != default:
         alike(_every(castile.compile(r.cascade, options.target, extents, default)(**inputs)), outs)
-    # At last, as this compiles once more in a process of its own.
-    row["resources"] = {} if options.dry else kernel.resources.to_dict()
 
 
 def _every(outs: Any) -> tuple[Any, ...]:

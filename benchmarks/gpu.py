@@ -1,13 +1,13 @@
 """castile on the GPU that is present, in parts of at most nine minutes each; run again, it goes on where it stopped.
 
-    python benchmarks/gpu.py correct|race|tune|profile|machine [--seconds 520] [--only TEXT] [--results FILE]
+    python3 benchmarks/gpu.py correct|race|tune|profile|machine [--seconds 520] [--only TEXT] [--results FILE]
         [--earlier FILE …] [--share 1/3] [--dry]
 
 ``correct``: every example against the float64 oracle, at extents that tiles divide and at ragged ones, outputs poisoned
 first; then some of them under other mappings. ``race``: ratios against torch's attention (flash, cuDNN, efficient),
 compiled FlexAttention, cuBLAS, torch's softmax and norms, Inductor, flash-attn and gemlite, forward and backward, where
 these are present; one of each kind comes before other sizes. ``tune``: from a race's default mapping to a faster one,
-choice by choice. ``profile``: rows for a cost model (cascade key, mapping, resources, times). ``machine``: clocks idle
+choice by choice. ``profile``: rows for a cost model (cascade key, mapping, times). ``machine``: clocks idle
 and under load, driver, versions, measured copy and GEMM ceilings. ``--dry`` runs the same logic on the CPU, under
 Triton's interpreter, at tiny sizes, without peers that need a GPU.
 
@@ -15,16 +15,16 @@ It needs the repository, torch, triton, numpy and ml_dtypes. From a checkout whe
 folder that is empty at first, and then again with the rows of earlier commands:
 
     mkdir -p build/site && ln -sfn ../.. build/site/castile && export PYTHONPATH=$PWD/build/site
-    python benchmarks/gpu.py machine --results $OUT/gpu.jsonl
-    python benchmarks/gpu.py race --seconds 500 --results $OUT/gpu.jsonl
+    python3 benchmarks/gpu.py machine --results $OUT/gpu.jsonl
+    python3 benchmarks/gpu.py race --seconds 500 --results $OUT/gpu.jsonl
     cat $OUT/gpu.jsonl >> benchmarks/results/gpu.jsonl
-    python benchmarks/gpu.py race --seconds 520 --results $OUT/gpu.jsonl --earlier benchmarks/results/gpu.jsonl
+    python3 benchmarks/gpu.py race --seconds 520 --results $OUT/gpu.jsonl --earlier benchmarks/results/gpu.jsonl
 
 ``correct`` mostly waits for compilers and the oracle, so that several processes may share it (times would suffer); with
 16 cores and what nine minutes hold:
 
     for i in 1 2 3 4 5 6 7 8; do
-      OMP_NUM_THREADS=2 python benchmarks/gpu.py correct --share $i/8 --results $OUT/gpu.jsonl &
+      OMP_NUM_THREADS=2 python3 benchmarks/gpu.py correct --share $i/8 --results $OUT/gpu.jsonl &
     done; wait
 
 A job that takes its process down, or more than 150 s, gets a row that says so, and a new process does the others.

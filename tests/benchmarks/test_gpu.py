@@ -369,6 +369,35 @@ def test_the_device_is_held_before_each_call(monkeypatch: pytest.MonkeyPatch) ->
     assert slept[1:] == ["flush"] * times.HOLD_FLUSHES
 
 
+def test_on_a_device_each_call_stands_between_events_behind_a_held_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from castile.benchmarks import _gpu_times as times
+
+    told: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            told.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            assert told[-1] == "wait"
+            return 0.25
+
+    flush = SimpleNamespace(is_cuda=True, zero_=lambda: told.append("flush"))
+    monkeypatch.setattr(torch, "empty", lambda *size, **given: flush)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("hold"), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: told.append("wait"))
+    found = times.times_us({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, False, 2)
+    one = ["flush", "hold", "event", "{}", "event", "wait"]
+    assert told == ["a", "b", *[t.format(n) for _ in range(2) for n in "ab" for t in one]]
+    assert found["a"].device == found["b"].device == [250.0, 250.0]
+
+
 def test_times_are_interleaved_and_tell_the_host_s_share() -> None:
     from castile.benchmarks import _gpu_times as times
 
