@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -234,14 +234,22 @@ class Expressions(Scope):
 
     def _vector_loop(self, inner: str, lines: Sequence[str]) -> None:
         """A loop over vectors; where tensors are met, whole ones apart from the last."""
+
+        def body() -> None:
+            for text in lines:
+                self.line(text)
+
+        self._over_vectors(inner, body, *lines)
+
+    def _over_vectors(self, inner: str, body: Callable[[], None], *texts: str) -> None:
+        """A loop over vectors whose body has these texts; where tensors are met, whole ones apart from the last."""
         axis, left = self.axes[inner], self._left(inner)
-        meets = any(left in text for text in lines)
+        meets = any(left in text for text in texts)
         if meets:
             self.open(f"each_vector({axis.count}, [&](int64_t {axis.index}, int64_t {left}) CASTILE_INLINED")
         else:
             self.open(f"for (int64_t {axis.index} = 0; {axis.index} < {axis.count}; {axis.index} += LANES)")
-        for text in lines:
-            self.line(text)
+        body()
         self.close("});" if meets else "}")
 
     def _elements(self, inner: str, lines: Sequence[str], result: str, whole: str = "") -> str:

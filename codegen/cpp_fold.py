@@ -91,9 +91,27 @@ class Folds(Memory):
         self._nest(tile.axes, body)
 
     def _fold_outer(self, op: Fold, total: str, axes: frozenset[str]) -> None:
-        """A reduction whose contiguous axis is kept: whole rows are joined, the tile being the accumulators."""
+        """A reduction whose contiguous axis is kept: whole rows are joined.
+
+        Vectors stay in registers over the rows, and then meet what the tile holds: a long sum of numbers of one sign
+        loses less where each tile of rows is summed by itself. Else the tile is the accumulators.
+        """
         name = op.tile.name
         *outer, inner = self.places[name].long
+        vector = self._vectors(op.expr, inner, axes) if self._stays_in_vectors(op, total) else None
+
+        def vectors() -> None:
+            assert vector is not None
+            value = vector.text if vector.wide else f"splat({vector.text})"
+            held, own = self.names("lanes", name, "{}_lanes"), f"&{self._element(name)}"
+
+            def whole() -> None:
+                self.line(f"Vector {held} = splat({REDUCERS[op.op]}::identity<{ctype(total)}>);")
+                self._nest(op.over, lambda: self.line(f"{held} = {_JOINS[op.op].format(a=held, b=value)};"))
+                met = _JOINS[op.op].format(a=f"load({own})", b=held) if op.accumulate else held
+                self.line(f"store({own}, {met});")
+
+            self._over_vectors(inner, whole, value)
 
         def rows() -> None:
             if not op.accumulate:
@@ -103,7 +121,12 @@ class Folds(Memory):
             joined = _JOINS[op.op].format(a=at, b=self.typed(op.expr, total, axes, UNARY))
             self._nest([*op.over, inner], lambda: self.line(f"{at} = {joined};"), "#pragma omp simd")
 
-        self._nest(outer, rows)
+        self._nest(outer, rows if vector is None else vectors)
+
+    def _stays_in_vectors(self, op: Fold, total: str) -> bool:
+        """Whether the sums of whole rows are vectors of f32, in an order that nobody prescribes."""
+        inner = self._vector_axis(self.places[op.tile.name])
+        return inner is not None and total == op.tile.dtype == "f32" and not self.k.ordered
 
     def _argmax(self, op: Fold, axes: frozenset[str]) -> None:
         if len(op.over) != 1 or op.accumulate:

@@ -148,3 +148,11 @@ def test_whole_numbers_as_f64_are_exact(value: str) -> None:
     c = castile.parse(f"def f(A: i64[m]) -> X:\n    X[m]: f64 = {value}\n")
     inputs = {"A": np.array([2**40 + 1, 2**24 + 1, -(2**33) - 7])}
     assert castile.compile(c, "cpu")(**inputs).tolist() == castile.evaluate(c, inputs)["X"].tolist()
+
+
+@pytest.mark.parametrize("columns", [5, 16, 70])
+def test_long_columns_are_added_in_blocks(columns: int) -> None:
+    """Each number that joins a long sum of its like is rounded the same way: one at a time, sixteen times as much."""
+    X = np.full((1 << 18, columns), 0.1, np.float32)
+    k = castile.compile(castile.parse("def f(X: f32[m, n]) -> Y:\n    Y[n] = sum[m](X[m, n])\n"), "cpu")
+    np.testing.assert_allclose(k(X=X), X.astype(np.float64).sum(0), 5e-5)
