@@ -29,8 +29,9 @@ LOW = -1e38
 FAR = 1 << 40
 # Operations whose results are never that low, whatever they are given.
 BOUNDED = frozenset("tanh sigmoid erf sin cos abs exp exp2 sqrt rsqrt".split())
-# Operations of ATen of which the same is said: scores, not masks.
-SCORES = PRODUCTS | ATTENTION | frozenset(f"{op}.default" for op in ("_softmax", "native_layer_norm", *BOUNDED))
+# Operations of ATen of which the same is said: scores, not masks; and rows that were learned.
+SCORES = PRODUCTS | ATTENTION
+SCORES |= frozenset(f"{op}.default" for op in ("_softmax", "native_layer_norm", "embedding", *BOUNDED))
 
 
 def left_out(ws: Workspace, a: Value, axis: int) -> Value:
