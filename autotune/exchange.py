@@ -14,7 +14,7 @@ from typing import Any
 
 from ..ir.errors import InputError
 from ..ir.mapping import Mapping as Tuned
-from .record import Record, record_of, standing
+from .record import Record, foremost, record_of
 from .records import VERSION, Records
 
 _LINES = 1_000_000
@@ -89,15 +89,13 @@ _LOCK_BYTES = 16 << 20
 
 def lock(records: Records) -> str:
     """The text of a ``castile.lock``: the best mapping of every cascade, target, device and extents on record."""
-    best: dict[tuple[str, ...], Record] = {}
+    found: dict[tuple[str, ...], list[Record]] = {}
     for r in records.all(status="ok"):
-        place = (r.key, r.target, r.device, json.dumps(dict(sorted(r.shapes.items()))))
-        was = best.get(place)
-        if was is None or standing(r) <= standing(was):
-            best[place] = r
+        found.setdefault(_workload(r), []).append(r)
     entries = [
         {**replace(r, times=(), detail="", session="", kind="pinned").to_dict(), "uid": ""}
-        for _, r in sorted(best.items())
+        for r in (foremost(group) for _, group in sorted(found.items()))
+        if r is not None
     ]
     return json.dumps({"castile.lock": VERSION, "pins": entries}, indent=1, ensure_ascii=False) + "\n"
 
@@ -123,6 +121,21 @@ def unlocked(path: str | Path) -> list[Record]:
     pins = [replace(record_of(pin), kind="pinned") for pin in data["pins"]]
     # The same pin twice is one.
     return [replace(p, uid=_pin_uid(p)) for p in pins]
+
+
+def pin(records: Records, pins: Iterable[Record]) -> int:
+    """Append what `unlocked` read, so that it is the last of its workload and goes before all else; how many were not
+    so already. A pin that was there before another one comes once more."""
+    there = records.all(kind="pinned")
+    last = {_workload(r): _pin_uid(r) for r in there}
+    taken = {r.uid for r in there}
+    wanted = {_workload(p): p for p in pins}
+    fresh = [p for place, p in wanted.items() if last.get(place) != _pin_uid(p)]
+    return records.add(replace(p, uid="") if p.uid in taken else p for p in fresh)
+
+
+def _workload(r: Record) -> tuple[str, ...]:
+    return r.key, r.target, r.device, json.dumps(dict(sorted(r.shapes.items())))
 
 
 def _pin_uid(p: Record) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ..ir.cascade import Cascade
 from ..ir.errors import CastileError, InputError
 from ..ir.key import content_key
+from ..ir.mapping import FORMS, GAUGES, KNOBS
 from ..ir.mapping import Mapping as Tuned
 from ..ir.parse import parse
 
@@ -106,6 +107,16 @@ def record_of(data: Any) -> Record:
     return described(record, c)
 
 
+def is_spoken(mapping: Any) -> bool:
+    """Whether this castile has the words that a mapping is made of: another may know other forms, knobs and values."""
+    if not isinstance(mapping, dict):
+        return True
+    knobs = mapping.get("knobs")
+    known = not isinstance(knobs, dict) or all(k in KNOBS and v in KNOBS[k].values for k, v in knobs.items())
+    known = known and mapping.keys() <= {f.name for f in fields(Tuned)}
+    return known and mapping.get("form", FORMS[0]) in FORMS and mapping.get("gauge", GAUGES[0]) in GAUGES
+
+
 @lru_cache(maxsize=256)
 def parsed(text: str) -> Cascade:
     """The cascade of a record; many records share one."""
@@ -166,6 +177,11 @@ def standing(r: Record) -> tuple[float, float]:
     """What goes before what: of pins and winners the last, as each comparison had the winner before it among its
     candidates; of trials the fastest."""
     return -KINDS.index(r.kind), (r.time_s or math.inf) if r.kind == "trial" else 0.0
+
+
+def foremost(records: Iterable[Record]) -> Record | None:
+    """The record that goes before the others of its workload, the last where several stand alike; None of none."""
+    return min(reversed(list(records)), key=standing, default=None)
 
 
 def renamed(r: Record, names: Mapping[str, str]) -> Record:

@@ -26,7 +26,7 @@ from ..ir.errors import CastileError, InputError, UsageError
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
 from .places import have_records, records_path
-from .record import MOST_TIMES, Record, described, parsed, record_of, renamed, standing
+from .record import MOST_TIMES, Record, described, is_spoken, parsed, record_of, renamed, standing
 
 # "CAST": how SQLite's header tells that a file is ours.
 APPLICATION = 0x43415354
@@ -218,7 +218,10 @@ class Records:
     # Reading
 
     def all(self, **where: str | int | None) -> list[Record]:
-        """Records in the order in which they came; ``where`` compares columns: ``key``, ``target``, ``device``, …"""
+        """Records in the order in which they came; ``where`` compares columns: ``key``, ``target``, ``device``, …
+
+        Those of another castile, with a mapping that this one does not know, are passed over.
+        """
         columns = {
             "key": "c.key",
             "name": "c.name",
@@ -239,13 +242,13 @@ class Records:
         )
         with self._guard():
             rows = _patiently(lambda: self._db.execute(query, tuple(given.values())).fetchall())
-        return [self._record(row) for row in rows]
+        return [r for r in map(self._record, rows) if r is not None]
 
-    def _record(self, row: tuple[Any, ...]) -> Record:
+    def _record(self, row: tuple[Any, ...]) -> Record | None:
         data = dict(zip(_COLUMNS, row, strict=True))
         try:
             data |= {name: json.loads(data[name]) for name in ("shapes", "mapping", "times", "versions")}
-            return record_of(data)
+            return record_of(data) if is_spoken(data["mapping"]) else None
         except (ValueError, TypeError, RecursionError, InputError) as error:
             what = error.message if isinstance(error, InputError) else str(error)
             raise UsageError(f"the records in {self.path}: a row is damaged: {what[:200]}", hint=_elsewhere()) from None
@@ -255,7 +258,7 @@ class Records:
 
         Pinned mappings first, then winners of final comparisons, then trials; among equals the nearest extents, then
         the last, or of trials the fastest. None where nothing within `REACH` was measured on the device. A pin serves
-        every device.
+        every device, where there is none of its own that is as near.
         """
         found: tuple[tuple[float, ...], Record] | None = None
         for r in self.all(key=content_key(c), target=target, status="ok"):
@@ -266,7 +269,7 @@ class Records:
             if away is None:
                 continue
             kind, time_s = standing(r)
-            rank = (kind, away, time_s)
+            rank = (kind, away, r.device != device, time_s)
             if found is None or rank <= found[0]:
                 found = (rank, r)
         return found[1] if found else None

@@ -14,7 +14,7 @@ from html import escape
 
 from ..ir.device import Device
 from .dataset import Judged
-from .record import Record
+from .record import Record, foremost
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #6b7178; --line: #d7dbe0; --mark: #1f6feb; --bad: #c4452f; }
@@ -93,8 +93,10 @@ def _workload(group: list[Record]) -> str:
 
 def _table(group: Iterable[Record]) -> str:
     good = [r for r in group if r.status == "ok" and r.time_s is not None]
-    finals = [r for r in good if r.kind != "trial"][-1:]
-    rows = finals + sorted((r for r in good if r.kind == "trial"), key=lambda r: r.time_s or math.inf)[:8]
+    first = foremost(r for r in good if r.kind != "trial")
+    rows = ([first] if first else []) + sorted(
+        (r for r in good if r.kind == "trial"), key=lambda r: r.time_s or math.inf
+    )[:8]
     lines = ["<table><tr><th></th><th>time</th><th>mapping</th></tr>"]
     for r in rows:
         kind = "winner" if r.kind == "final" else escape(r.kind)

@@ -150,12 +150,12 @@ def replay(
     json: Json = False,
 ) -> None:
     """Take the mappings of a lock file: from now on they go before whatever was measured here."""
-    from ..autotune.exchange import unlocked
+    from ..autotune.exchange import pin, unlocked
     from ..autotune.records import Records
 
     found = unlocked(file)
     with Records(records) as opened:
-        _added(opened.add(found), len(found), json)
+        _added(pin(opened, found), len(found), json)
 
 
 def _read(path: Path | None, **where: str | None) -> list[Record]:
@@ -181,7 +181,7 @@ def _write(path: Path | None, text: str, what: str) -> None:
 
 
 def _workloads(found: list[Record]) -> list[dict[str, Any]]:
-    from ..autotune.record import KINDS
+    from ..autotune.record import foremost
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in found:
@@ -189,7 +189,7 @@ def _workloads(found: list[Record]) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         good = [r for r in group if r.status == "ok"]
-        best = max(good, key=lambda r: (KINDS.index(r.kind), -(r.time_s or 0)), default=None)
+        best = foremost(good)
         rows.append(
             {
                 "cascade": group[0].name,

@@ -19,7 +19,7 @@ import pytest
 
 import castile
 from castile.autotune import records as module
-from castile.autotune.exchange import export, imported, lock, t4, unlocked
+from castile.autotune.exchange import export, imported, lock, pin, t4, unlocked
 from castile.autotune.places import records_path
 from castile.autotune.record import STATUSES, Record
 from castile.autotune.records import Records, distance, recorded
@@ -117,6 +117,52 @@ def test_lock_pins_the_best(tmp_path: Path) -> None:
         found = b.best(castile.parse(TEXT), {"n": 64, "k": 512}, "any", "cpu")
     assert found is not None
     assert (found.kind, found.mapping.tiles["n"]) == ("pinned", 8)
+
+
+def test_the_last_lock_that_was_replayed_counts(tmp_path: Path) -> None:
+    """Also one that was replayed before another one; once more in a row it adds nothing."""
+    locks = []
+    for tile in (8, 16):
+        with Records(tmp_path / str(tile)) as r:
+            r.add([record(mapping=Mapping(tiles={"n": tile}))])
+            locks.append(tmp_path / f"{tile}.lock")
+            locks[-1].write_text(lock(r))
+    with Records(tmp_path / "r") as r:
+        for place, added in ((0, 1), (1, 1), (0, 1), (0, 0), (1, 1)):
+            assert pin(r, unlocked(locks[place])) == added
+            found = r.best(castile.parse(TEXT), {"n": 64, "k": 512}, "a CPU", "cpu")
+            assert found is not None
+            assert found.mapping.tiles["n"] == (8, 16)[place]
+
+
+def test_a_device_takes_its_own_pin(tmp_path: Path) -> None:
+    mine, other = (record(kind="pinned", device=d, mapping=Mapping(tiles={"n": n})) for d, n in (("a", 8), ("b", 16)))
+    for number, pins in enumerate(((mine, other), (other, mine))):
+        with Records(tmp_path / str(number)) as r:
+            r.add(pins)
+            found = r.best(castile.parse(TEXT), {"n": 64, "k": 512}, "a", "cpu")
+        assert found is not None
+        assert found.device == "a"
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{"knobs": {"novel": 1}}, {"knobs": {"resident": 3}}, {"form": "novel"}, {"gauge": "novel"}, {"novel": {}}],
+    ids=json.dumps,
+)
+def test_mappings_of_another_castile_are_passed_over(tmp_path: Path, mapping: dict[str, object]) -> None:
+    """Those beside them are read: a knob that came or went spoils no file."""
+    path = tmp_path / "r"
+    with Records(path) as r:
+        r.add([record(), record(time_s=1e-4)])
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE trial SET mapping = ? WHERE id = 2", (json.dumps(mapping),))
+    db.close()
+    with Records(path, read_only=True) as r:
+        assert [x.time_s for x in r.all()] == [1e-3]
+        found = r.best(castile.parse(TEXT), {"n": 64, "k": 512}, "a CPU", "cpu")
+    assert found is not None
+    assert found.time_s == 1e-3
 
 
 # What is not trusted

@@ -138,6 +138,23 @@ def test_lock(castile: Any, filled: Path, tmp_path: Path) -> None:
     assert castile("records", "replay", lock, "--records", other, "--json").json == {"read": 1, "added": 1}
 
 
+def test_what_is_listed_is_what_is_used(castile: Any, own_records: Path, tmp_path: Path) -> None:
+    """Of winners the last, and a pin before any winner: in the list, on the page, and in a lock."""
+    tiles = ("pinned", 2, 1e-3), ("final", 4, 1e-4), ("final", 8, 2e-4)
+    page, pins = tmp_path / "out.html", tmp_path / "lock"
+    for first, tile in ((1, 8), (0, 2)):
+        path = tmp_path / f"{first}.sqlite"
+        with Records(path) as r:
+            for kind, n, time_s in tiles[first:]:
+                r.add([Record(TEXT, "cpu", "a", {"n": 64}, Mapping(tiles={"n": n}), time_s=time_s, kind=kind)])
+        (row,) = castile("records", "list", "--records", path, "--json").json
+        assert row["mapping"]["tiles"] == {"n": tile}
+        assert castile("records", "lock", "-o", pins, "--records", path).code == 0
+        assert json.loads(pins.read_text())["pins"][0]["mapping"]["tiles"] == {"n": tile}
+        assert castile("report", page, "--records", path).code == 0
+        assert re.findall(r"n:(\d)", page.read_text())[0] == str(tile)
+
+
 def test_report_is_whole_and_escaped(castile: Any, filled: Path, tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     assert castile("report", page).code == 0
