@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Callable
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codegen import targets
 from .codegen.assembly import assemble
 from .codegen.kernel import Kernel, Variant
 from .codegen.memo import recall
 from .ir.cascade import NUMERICS, Cascade
-from .ir.errors import UsageError
+from .ir.errors import InputError, UsageError
 from .ir.extents import resolve
 from .ir.machine import cores, second_cache
 from .ir.mapping import Mapping
@@ -35,6 +37,8 @@ from .passes.vacant import vacated
 
 if TYPE_CHECKING:
     from .autotune.tuner import TuneResult
+
+T = TypeVar("T")
 
 
 def compile(
@@ -74,7 +78,7 @@ def _choose(c: Cascade, target: str, mapping: Mapping | None, tuned: bool, exten
         # A mapping was made for work, of which there is little here.
         return find(left, target, None, tuple((r, n) for r, n in extents.items() if r in left.ranks), "default")
     mapping, origin = _mapping(c, target, mapping, tuned, extents)
-    return find(c, target, mapping, tuple(extents.items()), origin)
+    return _fitting(lambda m, o: find(c, target, m, tuple(extents.items()), o), mapping, origin)
 
 
 def _mapping(
@@ -85,6 +89,19 @@ def _mapping(
         return given, "given"
     found = _tuned(c, target, extents) if tuned else None
     return found, "tuned" if found is not None else "default"
+
+
+def _fitting(make: Callable[[Mapping | None, str], T], mapping: Mapping | None, origin: str) -> T:
+    """What is made under a mapping. One on record may be of another castile or a stranger's: where it does not fit, a
+    warning, and the default."""
+    try:
+        return make(mapping, origin)
+    except InputError as error:
+        if origin != "tuned":
+            raise
+        said = str(error).splitlines()[0]
+        warnings.warn(f"castile: a tuned mapping is not used: {said}", RuntimeWarning, stacklevel=2)
+    return make(None, "default")
 
 
 def _tuned(c: Cascade, target: str, extents: Dict[str, int]) -> Mapping | None:
@@ -169,9 +186,12 @@ def emit(
     if mapping is not None:
         check_mapping(c, mapping)
     extents = bucket(c, nominal(c) if shapes is None else resolve(c, shapes))
-    found, _ = _mapping(c, target, mapping, tuned, extents)
-    chosen = found if found is not None else default_mapping(c, target, extents)
-    return targets.standalone(mapped(c, chosen, extents).program, chosen, target, c)
+
+    def written(found: Mapping | None, _: str) -> str:
+        chosen = found if found is not None else default_mapping(c, target, extents)
+        return targets.standalone(mapped(c, chosen, extents).program, chosen, target, c)
+
+    return _fitting(written, *_mapping(c, target, mapping, tuned, extents))
 
 
 def _with_numerics(c: Cascade, numerics: str | None) -> Cascade:

@@ -21,6 +21,7 @@ import castile
 from castile.autotune import records as module
 from castile.autotune.exchange import export, imported, lock, pin, t4, unlocked
 from castile.autotune.places import records_path
+from castile.autotune.probe import device_name
 from castile.autotune.record import STATUSES, Record
 from castile.autotune.records import Records, distance, recorded
 from castile.autotune.table import read_table
@@ -289,6 +290,27 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         folder.chmod(0o755)
     assert found == Mapping(tiles={"n": 4})
+
+
+@pytest.mark.parametrize(("numerics", "rank"), [("standard", "n"), ("strict", "k")])
+def test_a_tuned_mapping_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numerics: str, rank: str
+) -> None:
+    """Nobody asked for it, so it is a warning and the default runs; the same mapping given is an error."""
+    monkeypatch.setenv("CASTILE_RECORDS", str(tmp_path / "r"))
+    c = replace(castile.parse(TEXT), numerics=numerics)
+    with Records() as r:
+        r.add([record(cascade=str(c), device=device_name("cpu"), mapping=Mapping(splits={rank: 2}))])
+    shapes = {"n": 64, "k": 512}
+    kernel = castile.compile(c, "cpu", shapes)
+    with pytest.warns(RuntimeWarning, match=f"a tuned mapping is not used: the mapping splits rank `{rank}`"):
+        found = kernel.mapping
+    assert found == castile.compile(c, "cpu", shapes, tuned=False).mapping
+    assert [v.origin for v in kernel.variants] == ["default"]
+    with pytest.warns(RuntimeWarning, match="a tuned mapping is not used"):
+        assert castile.emit(c, "cpu", shapes) == castile.emit(c, "cpu", shapes, tuned=False)
+    with pytest.raises(InputError):
+        _ = castile.compile(c, "cpu", shapes, Mapping(splits={rank: 2})).mapping
 
 
 def test_no_file_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
