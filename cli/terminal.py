@@ -5,6 +5,7 @@ With ``--json`` stdout is one JSON document; whatever else a command has to say 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ..ir.mapping import Mapping
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+# How a file says that it takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 File = Annotated[
     str,
@@ -104,6 +108,7 @@ def _finite(value: Any) -> Any:
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command to its exit code: 0, 1 where what was checked failed, 2 on the user's mistake, 130 on Ctrl-C."""
     try:
+        _open_streams()
         code = command()
         sys.stdout.flush()
         return code if isinstance(code, int) else OK
@@ -113,6 +118,11 @@ def guarded(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
+        return _closed()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        complain(f"cannot write {error.filename or 'the output'}: {error.strerror}")
         return _closed()
     except RecursionError:
         complain("the cascade is nested too deep for this command")
@@ -131,8 +141,16 @@ def guarded(command: Callable[[], Any]) -> int:
         return MISTAKE
 
 
+def _open_streams() -> None:
+    """Put something in place of standard streams that were closed before the command began: nothing to read, nowhere to
+    write."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _closed() -> int:
-    """The reader of a pipe has gone: say nothing, also when Python flushes stdout at its end."""
+    """Nobody reads stdout any more, or it takes no more: say nothing when Python flushes it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
 
@@ -244,7 +262,7 @@ def pairs(words: Iterable[str], option: str, example: str) -> list[tuple[str, st
 def write_file(path: Path, data: str | bytes) -> None:
     """Write a result, whole or not at all; a user's mistake where that cannot be."""
     raw = data.encode() if isinstance(data, str) else data
-    made = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    made = path.parent / f".{path.name[:100]}.{os.getpid()}"
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_bytes(raw)  # a pipe or a device takes bytes, and has no other in its place

@@ -24,6 +24,8 @@ MISTAKES = [
     "explain gemm.cascade --shape m=-1 n=1 k=1: rank `m` cannot have extent -1",
     "explain gemm.cascade --shape m=1 m=2 n=1 k=1: gives rank `m` two extents",
     "explain gemm.cascade --svg folder: cannot write folder",
+    "explain gemm.cascade --svg .: cannot write .: Is a directory",
+    "emit gemm.cascade -o /: cannot write /: Is a directory",
     "frobnicate: No such command 'frobnicate'",
     "run gemm.cascade: no value for `A`, `B`",
     "run gemm.cascade --input nope.npz: cannot read nope.npz",

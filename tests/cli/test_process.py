@@ -121,6 +121,28 @@ def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
     child.wait(timeout=300)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize("words", [["explain", CASCADES / "gemm.cascade"], ["cache", "list", "--json"], ["--help"]])
+def test_a_full_disk_is_one_line(words: list[object]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *map(str, words)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells")
+@pytest.mark.parametrize(
+    ("closed", "code"), [("<&-", 2), (">&-", 0), (">&- --json", 0), ("2>&-", 0), ("<&- >&- 2>&-", 2)]
+)
+def test_closed_streams(closed: str, code: int) -> None:
+    """As of a service that was started with none: nothing to read is an empty cascade, and nobody misses the output."""
+    what = "-" if "<&-" in closed else f"'{CASCADES / 'gemm.cascade'}'"
+    command = f"'{sys.executable}' -m castile explain {what} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("holds no cascade" in done.stderr) == (closed == "<&-")
+
+
 @pytest.mark.timing
 def test_help_is_quick() -> None:
     def seconds() -> float:
