@@ -8,6 +8,7 @@ model learns by how much a compiler takes more or less.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -84,7 +85,7 @@ def compiled_rows(lines: Iterable[str], cascades: Path) -> Compiled:
         name = row["example"]
         if name not in known:
             path = cascades / f"{name}.cascade"
-            c = parse(path.read_text(encoding="utf-8")) if path.is_file() else None
+            c = parse(path.read_text(encoding="utf-8")) if os.path.isfile(path) else None
             known[name] = None if c is None else (c, nominal(c))
         here, device = known[name], DEVICES.get(row["target"])
         if here is None or device is None or "error" in row:

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from ..ir.machine import home
+
 
 def records_path() -> Path:
     """Where records are kept: ``CASTILE_RECORDS``, else in the user's data folder."""
@@ -13,8 +15,8 @@ def records_path() -> Path:
     if named:
         return Path(named)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "castile" / "records.sqlite"
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        return home() / "Library" / "Application Support" / "castile" / "records.sqlite"
+    base = os.environ.get("XDG_DATA_HOME") or str(home() / ".local" / "share")
     return Path(base) / "castile" / "records.sqlite"
 
 

@@ -7,6 +7,7 @@ default in a comparison of interleaved rounds, and only what is faster beyond do
 from __future__ import annotations
 
 import math
+import os
 import platform
 import uuid
 import warnings
@@ -343,7 +344,7 @@ def promising(c: Cascade, mappings: Sequence[Tuned], extents: Mapping[str, int],
 def leader() -> CostModel | None:
     """The user's cost model, else the one that came with castile; None, and a warning, where neither can be used."""
     try:
-        if (model_path() / "model.json").is_file():
+        if os.path.isfile(model_path() / "model.json"):
             return CostModel.load(model_path())
         return shipped_model()
     except CastileError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,7 +167,7 @@ def info(model: Model = None, json: Json = False) -> None:
     from ..costmodel.shipped import DATA
 
     folder = model or model_path()
-    if model is None and not (folder / "model.json").is_file():
+    if model is None and not os.path.isfile(folder / "model.json"):
         folder = DATA / "model"
     found = {**CostModel.load(folder).info, "model": str(folder)}
     if json:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..codegen.build import wanted_folder
+from ..codegen.build import cache_folder, wanted_folder
 from ..codegen.compiler import find_compiler
 from ..ir.errors import UsageError
 from ..ir.machine import cores
@@ -205,11 +205,13 @@ def gpu() -> Finding:
 def cache() -> Finding:
     """Where built kernels are kept."""
     folder = wanted_folder()
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    if os.access(parent, os.W_OK):
-        return Finding("cache", "folder", "ok", f"{folder}{'' if folder.exists() else ' (not yet made)'}")
+    parent = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    made = parent == folder
+    if (cache_folder() is not None if made else parent.is_dir()) and os.access(parent, os.W_OK | os.X_OK):
+        return Finding("cache", "folder", "ok", f"{folder}{'' if made else ' (not yet made)'}")
     return Finding(
-        "cache", "folder", "missing", f"{folder} cannot be written", "kernels would be built anew in each process",
+        "cache", "folder", "missing", f"{folder} cannot be written, or is not yours alone",
+        "kernels would be built anew in each process",
         "set CASTILE_CACHE_DIR to a folder of yours",
     )  # fmt: skip
 

@@ -188,12 +188,16 @@ def read_cascade(name: str) -> Cascade:
     from ..ir.parse import load, parse
     from ..ir.source import MAX_CHARS
 
-    if name in PRESETS and not Path(name).is_file():
+    if name in PRESETS and not os.path.isfile(name):
         return preset(name)[0]
     if name != "-":
-        if not Path(name).exists():
+        try:
+            os.stat(name)
+        except FileNotFoundError:
             known = f"give the path of a .cascade file, or one of {', '.join(PRESETS)}"
             fail(f"cannot read {name}: No such file or directory", did_you_mean(name, PRESETS) or known)
+        except OSError:
+            pass  # `load` tells what it is
         return load(name)
     raw = sys.stdin.buffer.read(4 * MAX_CHARS + 1)
     try:

@@ -61,7 +61,7 @@ def tune(
 
     what, words = sorted_out(what, more)
     seconds = duration(budget)
-    named = what in PRESETS and not Path(what).is_file()
+    named = what in PRESETS and not os.path.isfile(what)
     c, like = preset(what, w, group) if named else (read_cascade(what), {})
     if w and not named:
         fail("--w is for gemm", "castile tune gemm --w int4 --group 128")

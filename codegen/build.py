@@ -2,10 +2,10 @@
 
 An entry of the cache is one file, named by the key of what went into it and by the hash of its own bytes, put there by
 an atomic rename. Before one is loaded, it must be a plain file of ours with the bytes that its name promises, in a
-folder of ours that nobody else can enter; anything else is left alone or built again. A link that is named by the key
-alone says which entry is meant, so that nobody reads through a folder of thousands; where it says nothing that holds,
-the folder is listed. Where no such folder can be had, or written to, libraries live in a temporary folder of this
-process.
+folder of ours that nobody else may write to; anything else is left alone or built again. A link that is named by the
+key alone says which entry is meant, so that nobody reads through a folder of thousands; where it says nothing that
+holds, the folder is listed. Where no such folder can be had, or written to, libraries live in a temporary folder of
+this process.
 
 Reading the header takes GCC as long as compiling a small kernel. Who builds one kernel builds more: from the third on,
 the cache also holds the header as GCC keeps it when it has read it.
@@ -29,6 +29,7 @@ from functools import cache
 from pathlib import Path
 
 from ..ir.errors import UsageError
+from ..ir.machine import home
 from .compiler import Compiler, find_compiler, header_ahead, key_of, library, refusal, warn_refusal
 from .cpp import INCLUDE, header, standalone
 from .files import read_ours, write_whole
@@ -122,20 +123,23 @@ def _header(folder: Path, compiler: Compiler) -> Path | None:
 
 
 def wanted_folder() -> Path:
-    """Where the cache is to lie: ``CASTILE_CACHE_DIR``, else ``~/.cache/castile``."""
+    """Where the cache is to lie: ``CASTILE_CACHE_DIR``, else ``~/.cache/castile``; from the root, as compilers run in
+    folders of their own, and loaders look for a bare name elsewhere."""
     named = os.environ.get("CASTILE_CACHE_DIR")
-    return Path(named) if named else Path(os.path.expanduser("~")) / ".cache" / "castile"
+    return Path(named).absolute() if named else home() / ".cache" / "castile"
 
 
 def cache_folder() -> Path | None:
-    """The cache's folder, made if need be; None where there is none that is ours alone."""
+    """The cache's folder, made if need be; None where there is none of ours that only we write to."""
     folder = wanted_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             return None
-        if status.st_mode & 0o077:
+        if status.st_mode & 0o022:
+            if status.st_mode & stat.S_ISVTX:  # everybody's, such as /tmp, which must not be closed to them
+                return None
             folder.chmod(0o700)
     except OSError:
         return None

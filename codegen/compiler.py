@@ -74,10 +74,10 @@ def _find_compiler(named: str, path: str) -> Compiler:
         found = shutil.which(command[0], path=path)
         if found is None:
             continue
-        # Running it to ask its version would take longer than a cached kernel does to load.
+        # Running it to ask its version would take longer than a cached kernel does to load. It runs in another folder.
         real = Path(found).resolve()
         status = real.stat()
-        return Compiler((found, *command[1:]), f"{real} {status.st_size} {status.st_mtime_ns}")
+        return Compiler((os.path.abspath(found), *command[1:]), f"{real} {status.st_size} {status.st_mtime_ns}")
     raise UsageError(
         f"`CXX` names no program: {named}" if named else "there is no C++ compiler",
         expected="a C++17 compiler",

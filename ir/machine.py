@@ -1,8 +1,9 @@
-"""What default mappings for the CPU follow of the machine that they run on: its cores and its second cache."""
+"""The machine that castile runs on: its cores and its second cache, which default mappings follow, and the home."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def home() -> Path:
+    """The user's home; for one without, as in some containers, a folder of their own beside what is temporary."""
+    found = os.path.expanduser("~")
+    return Path(found) if os.path.isabs(found) else Path(tempfile.gettempdir()) / f"castile-{os.getuid()}"
 
 
 @cache

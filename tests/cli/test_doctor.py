@@ -79,6 +79,12 @@ def test_an_unreadable_machine(castile: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "here"))
     assert doctor.cache().detail == f"{tmp_path / 'here'} (not yet made)"
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for unusable in ("file", "file/below", "link"):  # as `castile cache list` says
+        monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / unusable))
+        assert doctor.cache().state == "missing"
+    monkeypatch.setenv("CASTILE_CACHE_DIR", str(tmp_path / "here"))
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert doctor.cache().state == "missing"
     assert "CASTILE_CACHE_DIR" in doctor.cache().remedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,33 @@ def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
     child.stdout.close()
     assert child.stderr.read() == b""
     child.wait(timeout=300)
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
+    """Neither what is asked for nor what is looked for beside it ends in a traceback."""
+    locked = tmp_path / "locked" / "in"
+    locked.mkdir(parents=True)
+    named = {"CASTILE_CACHE_DIR": "cache", "CASTILE_MODEL": "model", "CASTILE_RECORDS": "records"}
+    environment = {**os.environ, **{name: str(locked / place) for name, place in named.items()}}
+    bare = (
+        [] if os.geteuid() else ["capsh", "--drop=cap_dac_override,cap_dac_read_search", "--", "-c", 'exec "$@"', "-"]
+    )
+    if bare and shutil.which("capsh") is None:
+        pytest.skip("root enters every folder")
+    locked.parent.chmod(0)
+    try:
+        for words, code in (
+            (["doctor"], 0),
+            (["costmodel", "info"], 0),
+            (["explain", str(locked / "x.cascade")], 2),
+            (["tune", "softmax", "--shape", "n=8", "k=8", "--trials", "1", "--records", str(tmp_path / "r")], 0),
+        ):
+            done = subprocess.run(
+                [*bare, *COMMAND, *words], capture_output=True, text=True, timeout=300, env=environment
+            )
+            assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    finally:
+        locked.parent.chmod(0o700)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")

@@ -7,12 +7,14 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
 
 import pytest
 
+from castile.autotune.places import records_path
 from castile.codegen import build, compiler
 from castile.codegen.cpp import END, INCLUDE, KERNEL, shares
 from castile.ir.errors import UsageError
@@ -137,6 +139,37 @@ def test_an_open_folder_is_closed(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_a_shared_folder_stays_open(folder: Path) -> None:
+    """Others may read along; a place like /tmp is everybody's, and must not be closed to them."""
+    folder.mkdir()
+    for mode, used in ((0o755, True), (0o1777, False)):
+        folder.chmod(mode)
+        assert (build.cache_folder() is not None) is used
+        assert build.build(SOURCE % 15).is_relative_to(folder) is used
+        assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("place", [".", "below/here"])
+def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CASTILE_CACHE_DIR", place)
+    assert answer(16) == 16
+    (entry,) = build.entries()
+    assert entry.path.parent == tmp_path / place
+
+
+def test_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that no user has, as containers give: what is kept lies beside what is temporary."""
+    monkeypatch.delenv("CASTILE_CACHE_DIR", raising=False)
+    for name in ("CASTILE_RECORDS", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"castile-{os.getuid()}"
+    assert build.wanted_folder() == own / ".cache" / "castile"
+    assert records_path().is_relative_to(own)
+
+
 def test_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in ("file", "file/below"):
@@ -179,6 +212,14 @@ def test_no_compiler(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CXX", named)
     with pytest.raises(UsageError, match=r"no C\+\+ compiler|names no program"):
         build.build(SOURCE % 11)
+
+
+def test_a_compiler_named_from_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in a folder of its own all the same."""
+    monkeypatch.chdir(tmp_path)
+    script(tmp_path / "mine", 'exec c++ "$@"\n')
+    monkeypatch.setenv("CXX", "./mine -DX=1")
+    assert answer(17) == 17
 
 
 def test_a_compiler_that_dies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
