@@ -140,7 +140,8 @@ def _t4_rows(data: Mapping[str, Any], path: str | Path) -> tuple[list[_Row], Any
         runs = times.get("runtimes") if isinstance(times, dict) else None
         if isinstance(runs, list) and runs and all(_number(r) is not None for r in runs):
             measured["time"] = sum(float(r) for r in runs) / len(runs)
-        for m in row.get("measurements") or ():
+        more = row.get("measurements")
+        for m in more if isinstance(more, list) else ():
             if isinstance(m, dict) and isinstance(m.get("name"), str):
                 measured[m["name"]] = m.get("value")
         objectives = row.get("objectives")
@@ -169,6 +170,8 @@ def _table(path: str | Path, name: str, device: str, rows: list[_Row], wanted: A
         raise InputError(f"{path}: no configuration has a time", expected="numbers above 0", hint=_HINT)
     more = objective != "time" and any(w in objective.lower() for w in ("/s", "flop", "throughput", "bandwidth"))
     parameters = tuple(dict.fromkeys(n for r in rows for n in r.configuration))
+    if not parameters:
+        raise InputError(f"{path}: no configuration has a parameter", hint=_HINT)
     seen: dict[str, int] = {}
     kept: list[_Row] = []
     for r in rows:  # a configuration that was measured again counts once, as it was measured last

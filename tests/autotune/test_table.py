@@ -88,6 +88,8 @@ def test_more_is_better_where_the_objective_is_a_rate(tmp_path: Path) -> None:
         '{"cache": {"1": {"a": 1, "time": "x"}}, "tune_params_keys": ["a"]}',
         '{"results": [3]}',
         '{"results": []}',
+        '{"results": [{"configuration": {}, "times": {"runtimes": [1]}}]}',
+        '{"results": [{"configuration": {"a": 1}, "measurements": 5}]}',
         "[" * 100_000,
         json.dumps(cache(ROWS))[:60],
     ],
