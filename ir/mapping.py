@@ -102,13 +102,17 @@ class Mapping:
             if name not in KNOBS:
                 hint = did_you_mean(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}"
                 raise InputError(f"the mapping has a knob `{name}`, which does not exist", hint=hint)
-            if value not in KNOBS[name].values or isinstance(value, bool):
+            if type(value) is not int or value not in KNOBS[name].values:
                 values = ", ".join(map(str, KNOBS[name].values))
                 raise InputError(f"the mapping's knob `{name}` is out of range", expected=values, got=repr(value))
         object.__setattr__(self, "knobs", MappingProxyType(dict(sorted(given.items()))))
 
     def __hash__(self) -> int:
         return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as what it says; read-only dictionaries are neither."""
+        return Mapping.from_json, (self.to_json(),)
 
     def knob(self, name: str) -> int:
         """The value of a knob, its default where the mapping does not say."""

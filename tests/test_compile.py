@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import json
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,7 @@ def test_mistakes_are_told(softmax: castile.Kernel) -> None:
         '{"tiles": {"q": true}}',
         '{"form": 3}',
         '{"knobs": {"warps": 3}}',
+        '{"knobs": {"warps": 4.0}}',
         '{"knobs": {"wraps": 4}}',
         '{"splits": {"k": -1}}',
         "[" * 100_000,
@@ -213,6 +216,12 @@ def test_mistakes_are_told(softmax: castile.Kernel) -> None:
 def test_mappings_from_strangers(text: str) -> None:
     with pytest.raises(castile.CastileError):
         Mapping.from_json(text)
+
+
+def test_mappings_are_copied_and_pickled() -> None:
+    m = Mapping("defer", tiles={"q": 8}, splits={"k": 2}, knobs={"warps": 4})
+    for other in (copy.copy(m), copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+        assert (other, hash(other)) == (m, hash(m))
 
 
 def test_strict_rows_do_not_hang_on_how_many_there_are() -> None:
