@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..ir.errors import UsageError
-from .terminal import Json
+from .terminal import Json, emit
 
 
 def bench(
@@ -37,7 +37,10 @@ def bench(
         ) from error
     known = [w.name for w in bench_kernels.workloads()]
     if list_cases:
-        print("\n".join(known))
+        if json:
+            emit(known)
+        else:
+            print("\n".join(known))
         return
     for name in names or ():
         if not any(wanted(case, name) for case in known):

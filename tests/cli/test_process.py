@@ -50,6 +50,11 @@ def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
     assert done.stderr.startswith("drew ")
 
 
+def test_the_list_of_benchmarks() -> None:
+    text, document = run("bench", "--list"), run("bench", "--list", "--json")
+    assert json.loads(document.stdout) == text.stdout.splitlines()
+
+
 @pytest.mark.skipif(platform.machine() in ("aarch64", "arm64"), reason="every processor has the vectors there")
 def test_a_warning_is_shown_as_an_error_is(tmp_path: Path) -> None:
     """What a compiler refuses is told once, without a place in castile's own text; beside JSON it is on stderr."""
