@@ -27,6 +27,7 @@ from ..ir.extents import resolve
 from ..ir.footprint import footprint, staged_bytes
 from ..ir.mapping import Mapping as Tuned
 from ..ir.tile import TileKernel
+from ..passes.inbounds import check_reads
 from ..passes.mapped import mapped
 from .compiled import foreseen, kernel_row, register_model
 from .measure import Limits, Measurer
@@ -76,7 +77,8 @@ def shortlist(
 ) -> Shortlist:
     """Rank the mappings of a cascade for a GPU without one, in ``budget_s`` seconds or ``trials`` compilations.
 
-    Raises `UsageError` for the CPU and where nothing fits, `InputError` for shapes that do not fit the cascade.
+    Raises `UsageError` for the CPU and where nothing fits, `InputError` for shapes that do not fit the cascade,
+    `EvaluationError` for reads outside their tensor.
     """
     began = monotonic()
     target = targets.named(target)
@@ -84,9 +86,10 @@ def shortlist(
     if not device.is_gpu or target == "interpret":
         raise UsageError(
             f"`{target}` is not tuned offline", expected="a GPU, such as cuda:90", got=target,
-            hint="what is here is measured: leave --offline out",
+            hint="what is here is measured: leave --offline out" if target == "cpu" else "",
         )  # fmt: skip
     extents = resolve(c, shapes)
+    check_reads(c, extents)
     space = space_of(c, extents, target, device)
     mappings = [space.mapping(*one) for one in space.combinations(seed)]
     drafted = _draft(c, mappings, extents, device, seed, DRAFT * budget_s)

@@ -32,6 +32,7 @@ from ..ir.extents import resolve
 from ..ir.key import content_key
 from ..ir.machine import cores
 from ..ir.mapping import Mapping as Tuned
+from ..passes.inbounds import check_reads
 from .dataset import row_of
 from .measure import ROUNDS, Limits, Measurer, Outcome
 from .places import model_path
@@ -101,22 +102,21 @@ def tune(
     """Search the mappings of a cascade for ``budget_s`` seconds or ``trials`` trials, whichever ends first.
 
     Trials go to the records at ``path`` (the user's, if None) as they end. Raises `UsageError` where no candidate
-    runs or nothing can be compiled, `InputError` for shapes that do not fit.
+    runs or nothing can be compiled, `InputError` for shapes that do not fit, `EvaluationError` for reads outside their
+    tensor.
     """
     began = monotonic()
     if target != "cpu":
         target = targets.named(target)
-        raise UsageError(
-            f"`{target}` cannot be measured here",
-            expected="cpu",
-            got=target,
-            hint="castile tune --offline compiles for it all the same, and ranks what fits",
-        )
+        offline = "castile tune --offline compiles for it all the same, and ranks what fits"
+        hint = offline if target != "interpret" else ""
+        raise UsageError(f"`{target}` cannot be measured here", expected="cpu", got=target, hint=hint)
     if not budget_s > 0:
         raise UsageError("a budget is a time above 0", expected="seconds", got=repr(budget_s))
     if measurer is None:
         find_compiler()
     extents = resolve(c, shapes)
+    check_reads(c, extents)
     device = describe_cpu()
     space = space_of(c, extents, target, device)
     builders = min(8, cores())

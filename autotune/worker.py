@@ -8,6 +8,7 @@ worker ends with its parent: when requests end, and on Linux by the kernel's sig
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -303,12 +304,12 @@ def main(build: Build = built) -> None:
             if "memory" in request:
                 _limit(request["memory"])
             reply, w = answer(request, w, build)
-        except MemoryError:
-            reply = {"status": "memory", "detail": "out of memory"}
         except CastileError as error:
             reply = {"status": "compile_error" if _room() else "no_room", "detail": str(error)[:2000]}
         except Exception as error:  # a candidate may raise what it likes, and must cost nothing else
             status = "compile_error" if request["op"] in ("build", "resources") else "crash"
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+                status = "memory"
             reply = {"status": status, "detail": f"{type(error).__name__}: {error}"[:2000]}
         if slow := compiler.refused():
             reply["refused"] = slow

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..ir.errors import did_you_mean
 from .terminal import Json, More, Shape, emit, extents, fail, note, out, say, write_file
 
 if TYPE_CHECKING:
@@ -159,8 +160,12 @@ def replay(
 
 
 def _read(path: Path | None, **where: str | None) -> list[Record]:
+    from ..autotune.record import STATUSES
     from ..autotune.records import Records
 
+    status = where.get("status")
+    if status is not None and status not in STATUSES:
+        fail(f"no trial ends as `{status[:40]}`", did_you_mean(status, STATUSES) or f"one of {', '.join(STATUSES)}")
     with Records(path, read_only=True) as opened:
         return opened.all(**where)
 

@@ -69,9 +69,10 @@ def tune(
     with of_file(what):
         shapes = complete(c, given, dict(like))
     if offline:
-        _offline(c, shapes, target, max(1.0, seconds - (monotonic() - began)), trials, seed, json)
+        with of_file(what):
+            _offline(c, shapes, target, max(1.0, seconds - (monotonic() - began)), trials, seed, json)
         return
-    with _Display(c, seconds, quiet=json) as display:
+    with of_file(what), _Display(c, seconds, quiet=json) as display:
         left = max(1.0, seconds - (monotonic() - began))  # loading and deriving count
         try:
             result = run(c, shapes, target, left, trials, seed, path=records, progress=display.show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import mmap
 import os
 import subprocess
 import time
@@ -35,6 +36,7 @@ FAULTS = {
     115: "changes its input",
     116: "reads past its input",
     117: "compiler eats memory",
+    118: "maps too much",
 }
 
 
@@ -62,6 +64,8 @@ def build(c: Cascade, mapping: Tuned, extents: Mapping[str, int], target: str) -
                 time.sleep(60)
             case "memory":
                 np.ones(1 << 45, np.uint8)
+            case "maps too much":
+                mmap.mmap(-1, 1 << 45)
             case "eats slowly":
                 while True:
                     kept.append(np.empty(1 << 24, np.uint8))

@@ -69,6 +69,7 @@ def bench() -> Iterator[Measurer]:
         (114, {"memory"}),
         (115, {"crash"}),
         (116, {"crash"}),
+        (118, {"memory"}),
     ],
 )
 def test_a_fault_is_known_and_the_next_candidate_runs(bench: Measurer, n: int, kinds: set[str]) -> None:

@@ -90,6 +90,9 @@ def test_list_show_export_import_merge(castile: Any, filled: Path, tmp_path: Pat
     (row,) = castile("records", "list", "--json").json
     assert (row["trials"], row["failed"], row["time_s"]) == (2, 1, 9e-4)
     assert "crash" in castile("records", "show", "--status", "crash").out
+    unknown = castile("records", "show", "--status", "crush")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "did you mean `crash`?" in unknown.err
     lines = tmp_path / "lines"
     assert castile("records", "export", "-o", lines).code == 0
     assert castile("records", "import", lines, "--json").json == {"read": 3, "added": 0}
@@ -206,6 +209,24 @@ def test_mistakes(castile: Any, words: list[str]) -> None:
     assert done.code == 2
     assert done.out == ""
     assert done.err.startswith(("error: ", "none:"))
+
+
+def test_reads_outside_are_told_where_they_stand(castile: Any, tmp_path: Path) -> None:
+    """Before a kernel is built that would die of them."""
+    path = tmp_path / "shift.cascade"
+    path.write_text("def shift(x: f32[n]) -> y:\n    y[n] = x[n + 1]\n")
+    for words in ((), ("--offline", "--target", "cuda:90")):
+        done = castile("tune", path, "--shape", "n=8", "--budget", "5s", *words)
+        assert (done.code, done.out) == (2, "")
+        assert f"{path}:2:12: `x[n + 1]` is read outside `x` at n=7" in done.err
+
+
+def test_no_hint_leads_in_a_circle(castile: Any) -> None:
+    for words in ((), ("--offline",)):
+        done = castile("tune", "softmax", "--target", "interpret", *words)
+        assert done.code == 2
+        assert "offline out" not in done.err
+        assert "tune --offline" not in done.err
 
 
 def test_durations() -> None:
