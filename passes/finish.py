@@ -164,9 +164,9 @@ class Finisher:
         return self.plain[a.digest]
 
     def _leaving(self, m: Monomial, over: frozenset[str]) -> Form:
-        """The scale of a term, as far as it does not vary over the ranks."""
-        terms = m.exponent.terms if m.exponent is not None else {}
-        return Form({t: q for t, q in terms.items() if not t.free & over and self._is_scaled(Form({t: q}))})
+        """The scale of a term, as far as it does not vary over the ranks; none of one that keeps small what varies."""
+        scaled = {t: q for t, q in (m.exponent or ZERO).terms.items() if self._is_scaled(Form({t: q}))}
+        return ZERO if any(t.free & over for t in scaled) else Form(scaled)
 
     def _tensor(self, component: Component) -> Form:
         indices = tuple(lift(Atom("rank", r, dtype="i64")) for r in component.ranks)

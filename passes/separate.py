@@ -191,7 +191,7 @@ class Reductions(Orders):
         if m.exponent is not None:
             if not m.exponent.free & over:
                 # It stays beside the sums of exponentials that keep it small, or that it keeps small.
-                stays = not m.exponent.reduced & over and any(map(self._holds_exponential, (a for a, _ in inner)))
+                stays = any(map(self._holds_exponential, (a for a, _ in inner)))
                 out_e, in_e = (ZERO, m.exponent) if stays else (m.exponent, ZERO)
             elif self.level == "full":
                 out_e = Form({t: q for t, q in in_e.terms.items() if t.reduced & over and not t.free & over})

@@ -510,3 +510,19 @@ def test_scales_of_nothing(text: str, gauge: str) -> None:
     tiles = dict.fromkeys(c.ranks, 2)
     made = castile.compile(c, "cpu", mapping=Mapping(form="full", gauge=gauge, tiles=tiles))(**inputs)
     np.testing.assert_allclose(made, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 60, -100])
+@pytest.mark.parametrize("gauge", GAUGES)
+@pytest.mark.parametrize("level", ["none", "defer", "full"])
+def test_a_maximum_stays_beside_the_squares_that_it_keeps_small(level: str, gauge: str, offset: int) -> None:
+    c = castile.parse("""
+def f(X: f32[a, b]) -> N:
+    M[a] = max[b](X[a, b])
+    E[a, b] = exp(X[a, b] - M[a])
+    mean[a] = sum[b](E[a, b]) / extent(b)
+    N[a] = sum[b]((E[a, b] - mean[a]) ** 2) / extent(b)
+""")
+    inputs: dict[str, object] = {"X": np.float32(3 * np.random.default_rng(0).standard_normal((2, 64)) + offset)}
+    made = castile.compile(c, "cpu", mapping=Mapping(form=level, gauge=gauge))(**inputs)
+    np.testing.assert_allclose(made, evaluate(c, inputs)["N"], 1e-5)
