@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
@@ -45,6 +46,19 @@ class Variant:
         return f"{shapes}: {self.mapping} ({self.origin})"
 
 
+class _Locks:
+    """Locks by name, all new after a fork: the thread that held one is not in the child, and would never let it go."""
+
+    def __init__(self) -> None:
+        self._process, self._held = os.getpid(), dict[str, threading.RLock]()
+
+    def of(self, name: str) -> threading.RLock:
+        if self._process != os.getpid():
+            self._held = {}
+            self._process = os.getpid()
+        return self._held.setdefault(name, threading.RLock())
+
+
 class Kernel:
     """A cascade compiled for a target; `castile.compile` makes it.
 
@@ -76,8 +90,7 @@ class Kernel:
         self._runs: dict[Any, Runner] = {}
         # Most calls are like the one before: to compare is quicker than to look up.
         self._latest: Runner | None = None
-        self._lock = threading.RLock()
-        self._building: dict[str, threading.Lock] = {}
+        self._locks = _Locks()
 
     def __copy__(self) -> Kernel:
         return self
@@ -125,7 +138,7 @@ class Kernel:
         key = tuple(stands_for[r] for r in self.cascade.ranks)
         found = self._variants.get(key)
         if found is None:
-            with self._lock:
+            with self._locks.of("variants"):
                 found = self._variants.get(key) or self._choose(stands_for)
                 self._variants[key] = found
         return found
@@ -142,9 +155,7 @@ class Kernel:
         variant = self.variant(extents)
         found = self._built.get(variant.source)
         if found is None:
-            with self._lock:
-                building = self._building.setdefault(variant.source, threading.Lock())
-            with building:
+            with self._locks.of(variant.source):
                 found = self._built.get(variant.source)
                 if found is None:
                     found = self._built[variant.source] = variant.build()

@@ -371,6 +371,42 @@ def test_after_a_fork_with_torch() -> None:
     assert run_python(FORKED.format(first="import torch\ntorch.set_num_threads(2)"), OMP_NUM_THREADS="3") == "2"
 
 
+FORKED_WHILE_BUILT = """
+import os, signal, sys, threading, time
+import numpy as np
+import castile
+kernel = castile.compile(castile.parse("def double(x: f32[n]) -> y:\\n    y[n] = 2 * x[n]\\n"), "cpu")
+x = np.ones(5, np.float32)
+thread = threading.Thread(target=lambda: kernel(x=x))
+thread.start()
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if (kernel(x=x) == 2).all() else 1)
+thread.join()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_another_thread_builds(tmp_path: Path) -> None:
+    """The child builds for itself: what its parent's thread holds is never let go there."""
+    compiler, begun = tmp_path / "c++", tmp_path / "begun"
+    compiler.write_text(f'#!/bin/sh\ntouch "{begun}"\nsleep 1\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    named = {"CXX": str(compiler), "CASTILE_CACHE_DIR": str(tmp_path / "cache"), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_WHILE_BUILT, str(begun)],
+        env={**os.environ, **named},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_torch_is_not_imported() -> None:
     assert run_python("import castile.codegen.runtime\nprint('torch' in sys.modules)") == "False"
 
