@@ -145,7 +145,9 @@ def _registers(paths: list[Path], cascades: Path, seed: int, json: bool) -> None
     from ..autotune.compiled import register_scores
 
     found = register_scores(_compiled(paths, cascades), seed)
-    if json or not found:
+    if not found:
+        fail("the rows tell of too few examples to leave some out", "give more files: --compiled A --compiled B")
+    if json:
         emit(found)
         return
     from rich.table import Table

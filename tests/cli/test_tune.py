@@ -221,6 +221,15 @@ def test_reads_outside_are_told_where_they_stand(castile: Any, tmp_path: Path) -
         assert f"{path}:2:12: `x[n + 1]` is read outside `x` at n=7" in done.err
 
 
+def test_too_few_compiled_rows(castile: Any, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((root / "benchmarks" / "results" / "cross_compile.jsonl").read_text().splitlines()[0])
+    done = castile("costmodel", "eval", "--compiled", rows, "--cascades", root / "examples" / "cascades")
+    assert (done.code, done.out) == (2, "")
+    assert "too few examples" in done.err
+
+
 def test_no_hint_leads_in_a_circle(castile: Any) -> None:
     for words in ((), ("--offline",)):
         done = castile("tune", "softmax", "--target", "interpret", *words)
