@@ -79,7 +79,7 @@ def record_of(data: Any) -> Record:
         )
     given = {"detail": "", "session": "", "at": "", "uid": "", "kind": "trial", "status": "ok", **data}
     for name in ("cascade", "target", "device", "status", "detail", "kind", "session", "at", "uid"):
-        if not isinstance(given.get(name), str) or len(given[name]) > LONGEST_TEXT:
+        if not _is_text(given.get(name)):
             raise InputError(f"a record's `{name}` is no text", got=type(given.get(name)).__name__)
     for name, allowed in (("status", STATUSES), ("kind", KINDS)):
         if given[name] not in allowed:
@@ -136,6 +136,16 @@ def described(record: Record, c: Cascade) -> Record:
     return replace(record, key=_key(c), name=c.name, ranks=tuple(c.ranks))
 
 
+def _is_text(given: Any) -> bool:
+    """Whether something is a text that is not too long and has bytes: half a pair of surrogates has none."""
+    return isinstance(given, str) and len(given) <= LONGEST_TEXT and given == storable(given)
+
+
+def storable(text: str) -> str:
+    """A text with something in place of what has no bytes, as what a system says of a path that is no text."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _mapping(given: Any, c: Cascade) -> Tuned:
     mapping = Tuned.from_json(given if isinstance(given, dict) else {} if given is None else str(given))
     for rank in (*mapping.tiles, *mapping.splits):
@@ -170,7 +180,7 @@ def _times(given: Any) -> tuple[float, ...]:
 def _texts(given: Any) -> dict[str, str]:
     if not isinstance(given, dict) or len(given) > 100:
         raise InputError("a record's versions are no dictionary")
-    return {str(k)[:200]: str(v)[:200] for k, v in given.items()}
+    return {storable(str(k)[:200]): storable(str(v)[:200]) for k, v in given.items()}
 
 
 def standing(r: Record) -> tuple[float, float]:

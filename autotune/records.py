@@ -26,7 +26,7 @@ from ..ir.errors import CastileError, InputError, UsageError
 from ..ir.key import content_key
 from ..ir.mapping import Mapping as Tuned
 from .places import have_records, records_path
-from .record import MOST_TIMES, Record, described, is_spoken, parsed, record_of, renamed, standing
+from .record import MOST_TIMES, Record, described, is_spoken, parsed, record_of, renamed, standing, storable
 
 # "CAST": how SQLite's header tells that a file is ours.
 APPLICATION = 0x43415354
@@ -201,7 +201,7 @@ class Records:
                 json.dumps(dict(sorted(r.shapes.items()))),
                 r.mapping.to_json(),
                 r.status,
-                r.detail[:2000],
+                storable(r.detail[:2000]),
                 r.time_s,
                 json.dumps(list(r.times[:MOST_TIMES])),
                 json.dumps(dict(r.versions)),

@@ -52,6 +52,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert imported(export([first, second])) == [first, second]
 
 
+def test_what_a_system_says_of_strange_paths_is_kept(tmp_path: Path) -> None:
+    with Records(tmp_path / "r") as r:
+        r.add([record(status="compile_error", time_s=None, times=(), detail=os.fsdecode(b"/tmp/\xff: no"))])
+        assert [x.detail for x in r.all()] == ["/tmp/?: no"]
+    (found,) = imported(export([record(versions={"compiler": "\ud800"})]))
+    assert found.versions == {"compiler": "?"}
+
+
 def test_import_and_merge_add_nothing_twice(tmp_path: Path) -> None:
     with Records(tmp_path / "a") as a, Records(tmp_path / "b") as b:
         a.add([record(), record(kind="final")])
@@ -185,6 +193,7 @@ def test_mappings_of_another_castile_are_passed_over(tmp_path: Path, mapping: di
         {"shapes": {"zz": 1}},
         {"cascade": "import os"},
         {"cascade": 3},
+        {"device": "\ud800"},
         {"extra": 1},
         {"versions": []},
     ],
