@@ -162,7 +162,8 @@ class _Session:
         return self.end - monotonic()
 
     def take_up(self) -> None:
-        """Tell the search what earlier sessions measured here."""
+        """Tell the search what earlier sessions measured here. A default that failed is tried again: what killed it
+        may be gone, and without it nothing is known to be faster."""
         places = {m: i for i, m in enumerate(self.mappings)}
         known = self.records.all(key=content_key(self.cascade), target=self.target, device=device_name(self.target))
         for r in known:
@@ -172,6 +173,8 @@ class _Session:
             if r.versions != versions():
                 continue  # another castile or compiler makes another kernel
             time = Outcome(r.status, times=r.times).quiet_s
+            if place == 0 and time is None:
+                continue
             self.outcomes[place] = time if time is not None else math.inf
             self.searcher.tell(place, time)
 

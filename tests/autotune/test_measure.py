@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -183,6 +184,17 @@ def test_tuning_with_faults_everywhere(tmp_path: Path, monkeypatch: pytest.Monke
     again = tune(SOFTMAX, SHAPES, budget_s=60, trials=3, path=path, measurer=faulty(2))
     measured = {r.mapping for r in first}
     assert all(r.mapping not in measured for r in again.records if r.kind == "trial")
+
+
+def test_a_default_that_failed_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    default = tune(SOFTMAX, SHAPES, budget_s=60, trials=1, path=path, measurer=faulty(2)).best
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE trial SET status = 'memory', time_s = NULL, times = '[]', kind = 'trial'")
+    db.close()
+    again = tune(SOFTMAX, SHAPES, budget_s=60, trials=2, path=path, measurer=faulty(2))
+    assert again.records[0].mapping == default.mapping
+    assert again.default is not None
 
 
 def test_tuning_a_real_kernel(tmp_path: Path) -> None:
