@@ -169,15 +169,15 @@ def compilers() -> list[Finding]:
 
 def has_openmp(compiler: Sequence[str]) -> bool:
     """Whether a program with OpenMP builds and runs."""
-    with tempfile.TemporaryDirectory(prefix="castile-doctor-") as folder:
-        source, program = Path(folder, "openmp.cpp"), Path(folder, "openmp")
-        source.write_text(_OPENMP)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="castile-doctor-") as folder:
+            source, program = Path(folder, "openmp.cpp"), Path(folder, "openmp")
+            source.write_text(_OPENMP)
             for command in ([*compiler, "-fopenmp", str(source), "-o", str(program)], [str(program)]):
                 if subprocess.run(command, capture_output=True, timeout=30, check=False).returncode != 0:
                     return False
-        except (OSError, subprocess.TimeoutExpired):
-            return False
+    except (OSError, subprocess.TimeoutExpired):
+        return False
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def test_a_compiler_without_openmp(castile: Any, monkeypatch: pytest.MonkeyPatch
     assert found["c++ -m64"]["state"] == "ok"
     assert found["OpenMP"]["state"] == "missing"
     assert "start their threads" in found["OpenMP"]["costs"]
+
+
+def test_nowhere_to_build(castile: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert findings(castile("doctor", "--json"))["OpenMP"]["state"] == "missing"
 
 
 def test_the_compiler_is_the_one_that_kernels_are_built_with(castile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
