@@ -46,7 +46,7 @@ def list_records(
         sizes = " ".join(f"{k}={v}" for k, v in row["shapes"].items())
         mapping = row["mapping_text"] or ""
         trials, failed = str(row["trials"]), str(row["failed"])
-        table.add_row(row["cascade"], row["target"], sizes, trials, failed, spelled(row["time_s"]), mapping)
+        table.add_row(row["cascade"], _plain(row["target"]), sizes, trials, failed, spelled(row["time_s"]), mapping)
     out().print(table)
 
 
@@ -66,7 +66,7 @@ def show(
         result = (
             spelled(r.time_s) if r.status == "ok" else f"{r.status}: {r.detail.splitlines()[0] if r.detail else ''}"
         )
-        say(f"{r.at}  {r.kind:6}  {r.name}  {sizes}  {r.mapping}  {result}")
+        say(_plain(f"{r.at}  {r.kind:6}  {r.name}  {sizes}  {r.mapping}  {result}"))
 
 
 @app.command("import")
@@ -168,6 +168,11 @@ def _read(path: Path | None, **where: str | None) -> list[Record]:
         fail(f"no trial ends as `{status[:40]}`", did_you_mean(status, STATUSES) or f"one of {', '.join(STATUSES)}")
     with Records(path, read_only=True) as opened:
         return opened.all(**where)
+
+
+def _plain(text: str) -> str:
+    """A line without what moves a terminal's cursor or colours it: records come from strangers, too."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _added(new: int, of: int, json: bool) -> None:

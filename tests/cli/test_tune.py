@@ -101,6 +101,15 @@ def test_list_show_export_import_merge(castile: Any, filled: Path, tmp_path: Pat
     assert castile("records", "merge", filled, "--records", other, "--json").json == {"read": 3, "added": 0}
 
 
+def test_records_do_not_steer_the_terminal(castile: Any, own_records: Path) -> None:
+    with Records() as r:
+        r.add([Record(TEXT, "cpu\x1b[2J", "a", {"n": 64}, Mapping(), "crash", "\x1b[2J\x9b", at="\x1b[2J")])
+    listed, shown = castile("records", "list").out, castile("records", "show").out
+    assert "\x1b" not in listed + shown
+    assert "cpu?[2J" in listed
+    assert shown.endswith("crash: ?[2J?\n")
+
+
 def test_t4_and_replay(castile: Any, filled: Path, tmp_path: Path) -> None:
     table = tmp_path / "t4.json"
     assert castile("records", "export", "--t4", "-o", table).code == 0
