@@ -131,8 +131,8 @@ def wanted_folder() -> Path:
 
 def cache_folder() -> Path | None:
     """The cache's folder, made if need be; None where there is none of ours that only we write to."""
-    folder = wanted_folder()
     try:
+        folder = wanted_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

@@ -424,3 +424,12 @@ def test_a_compiler_that_keeps_no_header(folder: Path, tmp_path: Path, monkeypat
     assert [kernel(n) for n in range(5)] == [0, 1, 2, 3, 4]
     assert ahead(folder) == []
     assert tries.read_text() == "x\n"
+
+
+def test_a_cache_named_from_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("CASTILE_CACHE_DIR", "here")
+    assert build.cache_folder() is None
