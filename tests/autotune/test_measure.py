@@ -186,6 +186,7 @@ def test_tuning_with_faults_everywhere(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(r.mapping not in measured for r in again.records if r.kind == "trial")
 
 
+@pytest.mark.slow
 def test_a_default_that_failed_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "r"
     default = tune(SOFTMAX, SHAPES, budget_s=60, trials=1, path=path, measurer=faulty(2)).best

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ir"))
 from strategies import hides_nan, random_case
 
 # Random cascades in CI, and each night; in blocks, so that workers share them.
-BLOCK, CI, NIGHTLY = 250, 1500, 50000
+BLOCK, CI, NIGHTLY = 250, 1000, 50000
 
 
 # Seeds at which a form was wrong once: what masks leave empty, captured ranks, guards of reads, integers' types, signs
